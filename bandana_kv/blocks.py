@@ -1,0 +1,149 @@
+"""The block format: a 32-byte header, the rows, zeros up to the engine's payload.
+
+``docs/block-format.md`` shows it byte by byte. A block says which table version and
+which block number it is, so that a block read under a wrong key is noticed as well as
+a flipped bit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bandana_kv.checksum import xxh64
+from bandana_kv.compiled import kernel
+from bandana_kv.errors import BlockCorruptError, InputError
+
+__all__ = ["HEADER_BYTES", "rows_per_block", "rows_in_blocks", "seal", "verify"]
+
+HEADER_BYTES = 32
+FORMAT_VERSION = 1
+MAGIC = int.from_bytes(b"BKVB", "little")
+MAX_ROWS_PER_BLOCK = 65535
+
+_REASONS = {
+    1: "its checksum does not match (a torn write, a flipped bit, or a failing device)",
+    2: "it is not a bandana_kv block",
+    3: "its format version is not the one this release reads",
+    4: "it belongs to another table, version or block number",
+    5: "its row size or row count is not the table's",
+}
+
+
+def rows_per_block(payload_bytes: int, row_bytes: int) -> int:
+    """Return how many rows of `row_bytes` fit a value of `payload_bytes`.
+
+    Raises
+    ------
+    InputError
+        When not a single row fits.
+    """
+    rows = min((payload_bytes - HEADER_BYTES) // row_bytes, MAX_ROWS_PER_BLOCK)
+    if rows < 1:
+        raise InputError(
+            f"a row of {row_bytes} bytes does not fit a value of {payload_bytes} bytes "
+            f"with its {HEADER_BYTES}-byte header; use blocks of more pages"
+        )
+    return rows
+
+
+def rows_in_blocks(
+    blocks: NDArray[np.uint64], rows: int, per_block: int
+) -> NDArray[np.uint16]:
+    """Return how many of the table's `rows` each of `blocks` holds (the last one: the rest)."""
+    first = blocks.astype(np.int64) * per_block
+    return np.clip(rows - first, 0, per_block).astype(np.uint16)
+
+
+@kernel
+def _seal(
+    payloads: np.ndarray, space: int, blocks: np.ndarray, counts: np.ndarray, row_bytes: int
+) -> None:
+    for i in range(blocks.size):
+        block = payloads[i]
+        words = block[:HEADER_BYTES].view(np.uint64)
+        words[1] = (
+            np.uint64(MAGIC)
+            | (np.uint64(FORMAT_VERSION) << np.uint64(32))
+            | (np.uint64(counts[i]) << np.uint64(48))
+        )
+        words[2] = np.uint64(row_bytes) | (np.uint64(space) << np.uint64(32))
+        words[3] = np.uint64(blocks[i])
+        words[0] = xxh64(block[8:])
+
+
+@kernel
+def _first_bad(
+    payloads: np.ndarray, space: int, blocks: np.ndarray, counts: np.ndarray, row_bytes: int
+) -> tuple[int, int]:
+    for i in range(blocks.size):
+        block = payloads[i]
+        words = block[:HEADER_BYTES].view(np.uint64)
+        reason = 0
+        if words[0] != xxh64(block[8:]):
+            reason = 1
+        elif np.uint32(words[1]) != np.uint32(MAGIC):
+            reason = 2
+        elif np.uint16(words[1] >> np.uint64(32)) != np.uint16(FORMAT_VERSION):
+            reason = 3
+        elif words[3] != np.uint64(blocks[i]) or (words[2] >> np.uint64(32)) != np.uint64(space):
+            reason = 4
+        elif np.uint32(words[2]) != np.uint32(row_bytes) or (
+            words[1] >> np.uint64(48)
+        ) != np.uint64(counts[i]):
+            reason = 5
+        if reason:
+            return i, reason
+    return -1, 0
+
+
+def seal(
+    payloads: NDArray[np.uint8],
+    space: int,
+    blocks: NDArray[np.uint64],
+    counts: NDArray[np.uint16],
+    row_bytes: int,
+) -> None:
+    """Write the headers of blocks whose rows are already in place.
+
+    Parameters
+    ----------
+    payloads
+        uint8 (n, payload_bytes), C-contiguous; rows start at byte 32, the rest is zero.
+    space
+        Key space of the table version.
+    blocks
+        uint64 (n,), the block numbers.
+    counts
+        uint16 (n,), rows in each block.
+    row_bytes
+        Bytes of a row.
+    """
+    _seal(payloads, space, blocks, counts, row_bytes)
+
+
+def verify(
+    payloads: NDArray[np.uint8],
+    space: int,
+    blocks: NDArray[np.uint64],
+    counts: NDArray[np.uint16],
+    row_bytes: int,
+    table: str,
+) -> None:
+    """Check header and checksum of every block; parameters as in :func:`seal`.
+
+    Raises
+    ------
+    BlockCorruptError
+        Names the table, the block and what is wrong with it.
+
+    Notes
+    -----
+    Cost: one pass over the bytes, about 1 us a 4 KiB block, without the GIL.
+    """
+    bad, reason = _first_bad(payloads, space, blocks, counts, row_bytes)
+    if bad >= 0:
+        raise BlockCorruptError(
+            f"table {table!r}, block {int(blocks[bad])}: {_REASONS[reason]}; "
+            "load the table again from its source"
+        )

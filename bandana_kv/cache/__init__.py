@@ -1,0 +1,1 @@
+"""Rows in DRAM: eviction and admission as small compiled kernels over arrays."""

@@ -1,0 +1,172 @@
+"""One request against a cache: look up, find the blocks that are missing, admit rows.
+
+These three kernels are all that happens to a cache. The store calls them with row data
+beside them; :mod:`bandana_kv.simulate` calls them alone, so that simulated and live
+hits are equal by construction.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bandana_kv.cache.lru import LruState, find, insert, touch
+from bandana_kv.compiled import kernel
+
+__all__ = ["BLOCK_READS", "COUNTERS", "admit", "blocks_of", "look_up", "missing", "new_counters"]
+
+COUNTERS = (
+    "lookups",
+    "hits",
+    "block_reads",
+    "neighbours_admitted",
+    "neighbours_hit",
+)
+LOOKUPS, HITS, BLOCK_READS, ADMITTED, NEIGHBOURS_HIT = range(len(COUNTERS))
+
+
+def new_counters() -> NDArray[np.int64]:
+    """Return counters at zero, int64, in the order of :data:`COUNTERS`."""
+    return np.zeros(len(COUNTERS), np.int64)
+
+
+@kernel
+def look_up(
+    state: LruState, positions: np.ndarray, slots: np.ndarray, counters: np.ndarray
+) -> int:
+    """Find each position's slot (-1: missed), mark what is found as used.
+
+    Parameters
+    ----------
+    state
+        The cache.
+    positions
+        Integer (n,), what the request looks up.
+    slots
+        int64 (n,), written: the slot of each position or -1.
+    counters
+        int64, in the order of :data:`COUNTERS`; updated.
+
+    Returns
+    -------
+    int
+        How many lookups missed.
+    """
+    missed = 0
+    for i in range(positions.size):
+        slot = find(state, np.int64(positions[i]))
+        slots[i] = slot
+        if slot < 0:
+            missed += 1
+            continue
+        touch(state, slot)
+        if state.unasked[slot]:
+            state.unasked[slot] = 0
+            counters[NEIGHBOURS_HIT] += 1
+    counters[LOOKUPS] += positions.size
+    counters[HITS] += positions.size - missed
+    return missed
+
+
+@kernel
+def missing(positions: np.ndarray, slots: np.ndarray, missed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the missed positions, in request order and sorted without repeats (both int64)."""
+    asked = np.empty(missed, np.int64)
+    at = 0
+    for i in range(positions.size):
+        if slots[i] < 0:
+            asked[at] = positions[i]
+            at += 1
+    ordered = np.sort(asked)
+    distinct = 0
+    for i in range(missed):
+        if i == 0 or ordered[i] != ordered[i - 1]:
+            ordered[distinct] = ordered[i]
+            distinct += 1
+    return asked, ordered[:distinct]
+
+
+@kernel
+def blocks_of(ordered: np.ndarray, rows_per_block: int) -> np.ndarray:
+    """Return the distinct blocks (int64, sorted) of sorted positions."""
+    blocks = np.empty(ordered.size, np.int64)
+    distinct = 0
+    for i in range(ordered.size):
+        block = ordered[i] // rows_per_block
+        if distinct == 0 or blocks[distinct - 1] != block:
+            blocks[distinct] = block
+            distinct += 1
+    return blocks[:distinct]
+
+
+@kernel
+def admit(
+    state: LruState,
+    asked: np.ndarray,
+    ordered: np.ndarray,
+    blocks: np.ndarray,
+    rows_per_block: int,
+    heat: np.ndarray,
+    least_heat: int,
+    fills: np.ndarray,
+    counters: np.ndarray,
+) -> int:
+    """Let the rows of freshly read blocks in: worthy neighbours first, asked rows on top.
+
+    Parameters
+    ----------
+    state
+        The cache.
+    asked, ordered
+        The missed positions as :func:`missing` answers them.
+    blocks
+        int64, sorted: the blocks that this request read. Their neighbours are considered.
+    rows_per_block
+        Rows in a block.
+    heat
+        uint8 (rows,), by position: how often the training log looked a row up
+        (:mod:`bandana_kv.heat`). Its length says how many rows the table has.
+    least_heat
+        A neighbour enters if its heat is at least this (0: all enter, 256: none).
+    fills
+        int64 (k, 2), written: (slot, position) of every row that got a slot, in order;
+        a slot may come twice, then the last one counts. k is at least
+        ``len(blocks) * rows_per_block + len(asked)``.
+    counters
+        int64, in the order of :data:`COUNTERS`; updated.
+
+    Returns
+    -------
+    int
+        How many entries of `fills` were written.
+    """
+    filled = 0
+    if least_heat < 256:
+        next_asked = 0
+        for block in blocks:
+            first = block * rows_per_block
+            for position in range(first, min(first + rows_per_block, heat.size)):
+                while next_asked < ordered.size and ordered[next_asked] < position:
+                    next_asked += 1
+                if next_asked < ordered.size and ordered[next_asked] == position:
+                    continue
+                if heat[position] < least_heat or find(state, position) >= 0:
+                    continue
+                slot = insert(state, position)
+                if slot >= 0:
+                    state.unasked[slot] = 1
+                    counters[ADMITTED] += 1
+                    fills[filled, 0] = slot
+                    fills[filled, 1] = position
+                    filled += 1
+    for position in asked:
+        slot = find(state, position)
+        if slot >= 0:
+            touch(state, slot)
+            continue
+        slot = insert(state, position)
+        if slot >= 0:
+            fills[filled, 0] = slot
+            fills[filled, 1] = position
+            filled += 1
+    return filled

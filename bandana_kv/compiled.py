@@ -1,0 +1,87 @@
+"""The one place that knows how kernels are compiled, cached and announced.
+
+Kernels are numba functions over numpy arrays. They release the GIL, and their machine
+code is kept beside the module, or in the user's cache directory when the installation
+is read-only (numba chooses; ``NUMBA_CACHE_DIR`` overrides).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+from numba.core import caching, event
+
+__all__ = ["kernel"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_PACKAGE = Path(__file__).resolve().parent
+_log = logging.getLogger("bandana_kv")
+
+
+def _package_stamp() -> tuple[float, int]:
+    """Return the newest change and the total size of the package's modules."""
+    stats = [path.stat() for path in _PACKAGE.rglob("*.py")]
+    return max(stat.st_mtime for stat in stats), sum(stat.st_size for stat in stats)
+
+
+_STAMP = _package_stamp()
+
+
+def kernel(function: F) -> F:
+    """Compile `function` on first call, without the GIL, and cache the machine code.
+
+    Parameters
+    ----------
+    function
+        A function over numpy arrays and scalars that numba can compile.
+
+    Returns
+    -------
+    callable
+        The dispatcher, typed as the function it stands for.
+
+    Notes
+    -----
+    numba watches only the file a kernel is written in. Kernels call kernels of other
+    files, so the cache is stamped with the whole package: after an edit or an upgrade
+    anywhere, nothing old is linked in.
+    """
+    dispatcher: Any = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    cache = dispatcher._cache
+    cache._cache_file = caching.IndexDataCacheFile(
+        cache_path=cache._cache_path,
+        filename_base=cache._impl.filename_base,
+        source_stamp=_STAMP,
+    )
+    typed: F = dispatcher
+    return typed
+
+
+class _Announce(event.Listener):  # type: ignore[misc]  # numba ships no types
+    """Says once per process that kernels are being compiled."""
+
+    def __init__(self) -> None:
+        self.announced = False
+
+    def on_start(self, event: Any) -> None:
+        if self.announced:
+            return
+        dispatcher = event.data.get("dispatcher")
+        module = getattr(getattr(dispatcher, "py_func", None), "__module__", "")
+        if module.startswith("bandana_kv"):
+            self.announced = True
+            _log.warning(
+                "compiling kernels; this happens once per machine and release, "
+                "and takes up to a minute"
+            )
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+event.register("numba:compile", _Announce())

@@ -1,0 +1,71 @@
+"""Every error the library raises on purpose.
+
+One root, so that a server can catch :class:`BandanaError` and nothing else; each
+subclass also derives from the built-in a Python programmer would expect. Messages
+name the thing that is wrong and the way out.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AdapterError",
+    "BandanaError",
+    "BlockCorruptError",
+    "BlockMissingError",
+    "DiskFullError",
+    "FormatError",
+    "IdError",
+    "InputError",
+    "LoadInProgressError",
+    "MissingExtraError",
+    "StoreNotFoundError",
+    "TableNotFoundError",
+]
+
+
+class BandanaError(Exception):
+    """Root of all errors raised by bandana_kv."""
+
+
+class InputError(BandanaError, ValueError):
+    """An argument or an input file is not what it should be."""
+
+
+class IdError(BandanaError, IndexError):
+    """A row id is out of range, negative, or not an integer."""
+
+
+class TableNotFoundError(BandanaError, LookupError):
+    """The store has no table of that name."""
+
+
+class StoreNotFoundError(BandanaError, FileNotFoundError):
+    """The path holds no store."""
+
+
+class FormatError(BandanaError, ValueError):
+    """A file of the store is damaged, or of a format this release cannot read."""
+
+
+class BlockMissingError(BandanaError, LookupError):
+    """The engine has no value under a block's key."""
+
+
+class BlockCorruptError(BandanaError, ValueError):
+    """A block's header or checksum does not match what was written."""
+
+
+class DiskFullError(BandanaError, OSError):
+    """The device has no room for what was to be written."""
+
+
+class LoadInProgressError(BandanaError, RuntimeError):
+    """Another process is loading into the same store."""
+
+
+class AdapterError(BandanaError, RuntimeError):
+    """The engine failed, or refuses what was asked of it."""
+
+
+class MissingExtraError(BandanaError, ImportError):
+    """An optional package is not installed."""

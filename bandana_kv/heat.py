@@ -1,0 +1,45 @@
+"""Heat: how often the training log looked a row up, in one byte.
+
+Counts up to 128 are kept exactly; above, sixteen levels a doubling reach past 30,000.
+The order of counts is kept, so "looked up more than t times" is one byte compared.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["ALL", "NONE", "count_lookups", "heat_of_counts", "least_heat"]
+
+ALL = 0
+NONE = 256
+_EXACT = 128
+_LEVELS_PER_DOUBLING = 16
+
+
+def count_lookups(ids: NDArray[np.integer], rows: int) -> NDArray[np.int64]:
+    """Return how often each of `rows` ids occurs in `ids`: int64 (rows,).
+
+    Cost: 8 bytes a row, and chunks of the log, which may be memory-mapped.
+    """
+    counts = np.zeros(rows, np.int64)
+    chunk = 1 << 24
+    for start in range(0, ids.size, chunk):
+        counts += np.bincount(ids[start : start + chunk], minlength=rows)
+    return counts
+
+
+def heat_of_counts(counts: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """Return the heat of each count: uint8, of the shape of `counts`."""
+    above = np.maximum(counts, _EXACT).astype(np.float64) / _EXACT
+    levels = _EXACT + np.floor(_LEVELS_PER_DOUBLING * np.log2(above))
+    heat = np.where(counts < _EXACT, counts, np.minimum(levels, 255))
+    return heat.astype(np.uint8)
+
+
+def least_heat(threshold: int) -> int:
+    """Return the least heat of rows looked up more than `threshold` times.
+
+    Exact up to 128; above, the threshold acts as the next level of heat does.
+    """
+    return int(heat_of_counts(np.array([threshold]))[0]) + 1

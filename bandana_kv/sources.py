@@ -1,0 +1,195 @@
+"""Where a load takes its rows from: arrays in memory, or .npy files of any size."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+from numba import types
+from numpy.typing import NDArray
+
+from bandana_kv.compiled import kernel
+from bandana_kv.errors import InputError
+
+__all__ = ["ArrayRows", "NpyRows", "RowSource", "open_rows"]
+
+_KINDS = "biufc"
+
+# Called by name from compiled code: the C library's, so that rows are read without the
+# GIL and without mapping the file (mapped pages would count as resident memory).
+_pread = types.ExternalFunction(
+    "pread", types.int64(types.int32, types.voidptr, types.uint64, types.int64)
+)
+
+
+class RowSource(Protocol):
+    """Rows by id. `rows`, `dim`, `dtype` describe the table; `gather` reads."""
+
+    rows: int
+    dim: int
+    dtype: np.dtype[np.generic]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        ...
+
+    def gather(self, ids: NDArray[np.integer], out: NDArray[np.uint8]) -> None:
+        """Copy the rows of `ids` (n,) into `out`, uint8 (n, row_bytes)."""
+        ...
+
+    def close(self) -> None:
+        """Release what is held open."""
+        ...
+
+
+class _Rows:
+    rows: int
+    dim: int
+    dtype: np.dtype[np.generic]
+
+    def _describe(self, name: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
+        if dtype.hasobject or dtype.kind not in _KINDS:
+            raise InputError(f"{name}: dtype {dtype} is not numeric; tables hold numbers")
+        if len(shape) != 2:
+            raise InputError(f"{name}: shape {shape} is not (rows, dim); reshape it")
+        if shape[0] < 1 or shape[1] < 1:
+            raise InputError(f"{name}: shape {shape} holds no row")
+        if shape[0] >= 1 << 32:
+            raise InputError(f"{name}: {shape[0]} rows; a table holds less than 2**32")
+        self.rows, self.dim = shape
+        self.dtype = dtype
+
+    @property
+    def row_bytes(self) -> int:
+        return int(self.dim * self.dtype.itemsize)
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class ArrayRows(_Rows):
+    """Rows of an array (rows, dim) in memory.
+
+    Raises
+    ------
+    InputError
+        Not two-dimensional, empty, or not numeric.
+    """
+
+    def __init__(self, name: str, array: NDArray[np.generic]) -> None:
+        self._describe(name, array.shape, array.dtype)
+        self._array = np.ascontiguousarray(array)
+
+    def gather(self, ids: NDArray[np.integer], out: NDArray[np.uint8]) -> None:
+        """Copy the rows of `ids` (n,) into `out`, uint8 (n, row_bytes)."""
+        out[:] = self._array[ids].view(np.uint8).reshape(ids.size, self.row_bytes)
+
+
+@kernel
+def _pread_rows(
+    file: int, first_byte: int, row_bytes: int, ids: np.ndarray, out: np.ndarray
+) -> int:
+    for i in range(ids.size):
+        at = first_byte + np.int64(ids[i]) * row_bytes
+        row = out[i]
+        if _pread(np.int32(file), row.ctypes, np.uint64(row_bytes), at) != row_bytes:
+            return i
+    return -1
+
+
+class NpyRows(_Rows):
+    """Rows of a .npy file, read by position; resident memory does not grow with the file.
+
+    Raises
+    ------
+    InputError
+        Missing, truncated, in Fortran order, not two-dimensional, or not numeric.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = open(path, "rb")  # noqa: SIM115 - closed by close()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be opened ({error.strerror})") from error
+        self._path = path
+        try:
+            self._read_header()
+        except BaseException:
+            self.close()
+            raise
+
+    def _read_header(self) -> None:
+        try:
+            version = np.lib.format.read_magic(self._file)
+            read = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
+            shape, fortran, dtype = read(self._file)
+        except (ValueError, EOFError) as error:
+            raise InputError(f"{self._path}: not a readable .npy file ({error})") from error
+        self._describe(str(self._path), shape, dtype)
+        if fortran:
+            raise InputError(
+                f"{self._path}: stored column by column (Fortran order); "
+                "save np.ascontiguousarray(table) instead"
+            )
+        self._first_byte = self._file.tell()
+        need = self._first_byte + self.rows * self.row_bytes
+        size = os.fstat(self._file.fileno()).st_size
+        if size < need:
+            raise InputError(
+                f"{self._path}: truncated: {size} bytes, its header promises {need}; copy it again"
+            )
+
+    def gather(self, ids: NDArray[np.integer], out: NDArray[np.uint8]) -> None:
+        """Copy the rows of `ids` (n,) into `out`, uint8 (n, row_bytes).
+
+        Raises
+        ------
+        InputError
+            The file became shorter, or the device failed, while it was read.
+        """
+        bad = _pread_rows(self._file.fileno(), self._first_byte, self.row_bytes, ids, out)
+        if bad >= 0:
+            raise InputError(f"{self._path}: row {int(ids[bad])} cannot be read any more")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def open_rows(name: str, table: str | os.PathLike[str] | NDArray[np.generic]) -> ArrayRows | NpyRows:
+    """Return the rows of a table given as an array or as the path of a .npy file.
+
+    Raises
+    ------
+    InputError
+        Names the table or the file and what is wrong with it.
+    """
+    if isinstance(table, np.ndarray):
+        return ArrayRows(f"table {name!r}", table)
+    if isinstance(table, (str, os.PathLike)):
+        path = Path(table)
+        if path.suffix != ".npy":
+            raise InputError(f"table {name!r}: {path} is not a .npy file, nor an array in memory")
+        return NpyRows(path)
+    raise InputError(
+        f"table {name!r}: {type(table).__name__} is neither an array nor the path of a .npy file"
+    )

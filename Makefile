@@ -1,0 +1,83 @@
+# make setup | demo | test | test-all | lint | bench | clean
+# Every target sets up what it needs. Another interpreter: make PYTHON=/path/to/python3.12 setup
+# Demo on your own log: make demo LOG=path/to/log.npz [ORDERED=1]
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.set-up
+EXTRAS := dev
+VERSIONS := 3.11 3.12 3.13 3.14
+
+# pip into the virtual environment $(1); setuptools first, so that the pinned one builds
+install = $(1)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt setuptools && \
+	$(1)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt \
+	--no-build-isolation -e '.[$(EXTRAS)]'
+
+.PHONY: setup demo test test-all lint bench clean
+.DEFAULT_GOAL := setup
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "bandana-kv needs Python 3.11 or newer, and '$(PYTHON)' is not one:" \
+	       "say make PYTHON=/path/to/python3.11 (or newer)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  version=$$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'); \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "installing $$version"; export DEBIAN_FRONTEND=noninteractive; \
+	    apt-get update -qq && apt-get install -y -qq $$version >/dev/null; \
+	  else echo "python3's venv is missing: apt-get install $$version" >&2; exit 1; fi; }
+	@command -v fio >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    export DEBIAN_FRONTEND=noninteractive; \
+	    { apt-get update -qq && apt-get install -y -qq fio; } >/dev/null 2>&1; fi; \
+	  command -v fio >/dev/null || \
+	    echo "note: fio is missing, only profiling a device needs it: apt-get install fio"; }
+	@[ -x $(PY) ] || $(PYTHON) -m venv $(VENV)
+	@echo "installing packages into $(VENV)"
+	@$(call install,$(VENV))
+	@touch $@
+
+demo: $(STAMP)
+	@$(PY) tools/demo.py $(if $(LOG),--log '$(LOG)') $(if $(ORDERED),--ordered)
+
+test: $(STAMP)
+	@$(PY) -m pytest
+
+# mypy cannot see that adapters/ and tools/ live inside bandana_kv: it checks the built wheel
+lint: $(STAMP)
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@rm -rf build && mkdir -p build
+	@$(PY) -m build --wheel --no-isolation --outdir build/wheel . >build/log 2>&1 || \
+	  { cat build/log >&2; exit 1; }
+	@$(PY) -m zipfile -e build/wheel/*.whl build/installed
+	@cd build/installed && ../../$(PY) -m mypy --config-file ../../pyproject.toml \
+	  --cache-dir ../../.mypy_cache -p bandana_kv
+
+# the suite on every supported CPython that is on PATH or under pyenv
+test-all:
+	@failed=; summary=; for version in $(VERSIONS); do \
+	  python=; \
+	  for found in python$$version "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$$version*/bin/python; do \
+	    if "$$found" -c 'import ensurepip, venv' 2>/dev/null; then python=$$found; break; fi; \
+	  done; \
+	  if [ -z "$$python" ]; then summary+="python$$version: not found"$$'\n'; continue; fi; \
+	  venv=.venv-$$version; \
+	  echo "== python$$version ($$python)"; \
+	  if { [ -x $$venv/bin/python ] || "$$python" -m venv $$venv; } && \
+	     $(call install,$$venv) && $$venv/bin/python -m pytest -q; \
+	  then summary+="python$$version: passed"$$'\n'; \
+	  else summary+="python$$version: FAILED"$$'\n'; failed=1; fi; \
+	done; printf '\n%s' "$$summary"; [ -z "$$failed" ]
+
+bench: $(STAMP)
+	@for file in bench/bench_*.py; do \
+	  [ -e "$$file" ] || continue; echo "== $$file"; $(PY) "$$file" || exit 1; done
+
+clean:
+	@rm -rf build dist *.egg-info .venv .venv-3.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

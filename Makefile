@@ -11,8 +11,8 @@ EXTRAS := dev
 VERSIONS := 3.11 3.12 3.13 3.14
 
 # pip into the virtual environment $(1); setuptools first, so that the pinned one builds
-install = $(1)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt setuptools && \
-	$(1)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt \
+install = $(1)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt setuptools && \
+	$(1)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt \
 	--no-build-isolation -e '.[$(EXTRAS)]'
 
 .PHONY: setup demo test test-all lint bench clean

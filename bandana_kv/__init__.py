@@ -1,0 +1,15 @@
+"""Embedding tables served from NVM or SSD at a fraction of the DRAM.
+
+Rows that are read together share a 4 KiB block; blocks are single values in a key-value
+store; a small DRAM cache admits the rows that earn their place. Implements the method of
+Bandana (Eisenman et al., MLSys 2019).
+"""
+
+from bandana_kv.access_log import AccessLog
+from bandana_kv.errors import BandanaError
+from bandana_kv.loader import load
+from bandana_kv.store import EmbeddingStore, open
+
+__all__ = ["AccessLog", "BandanaError", "EmbeddingStore", "__version__", "load", "open"]
+
+__version__ = "0.1.0"

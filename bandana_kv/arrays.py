@@ -97,7 +97,8 @@ def map_array(path: Path, kind: str, dtype: DTypeLike, items: int) -> NDArray[np
         raise FormatError(f"{path}: its checksum does not match; load the table again")
     if items == 0:
         return np.zeros(0, wanted)
-    return np.memmap(path, wanted, "r", offset=_HEADER.size, shape=(items,))
+    # A plain array, not a memmap: kernels recognise its type faster.
+    return np.asarray(np.memmap(path, wanted, "r", offset=_HEADER.size, shape=(items,)))
 
 
 def _check_header(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.cache.lru import LruState, find, insert, touch
+from bandana_kv.cache.lru import UNASKED, LruState, find, insert, touch
 from bandana_kv.compiled import kernel
 
 __all__ = ["BLOCK_READS", "COUNTERS", "admit", "blocks_of", "look_up", "missing", "new_counters"]
@@ -52,16 +52,17 @@ def look_up(
     int
         How many lookups missed.
     """
+    buckets, kept, ends = state
     missed = 0
     for i in range(positions.size):
-        slot = find(state, np.int64(positions[i]))
+        slot = find(buckets, ends, np.int64(positions[i]))
         slots[i] = slot
         if slot < 0:
             missed += 1
             continue
-        touch(state, slot)
-        if state.unasked[slot]:
-            state.unasked[slot] = 0
+        touch(kept, ends, slot)
+        if kept[slot, UNASKED]:
+            kept[slot, UNASKED] = 0
             counters[NEIGHBOURS_HIT] += 1
     counters[LOOKUPS] += positions.size
     counters[HITS] += positions.size - missed
@@ -140,6 +141,7 @@ def admit(
     int
         How many entries of `fills` were written.
     """
+    buckets, kept, ends = state
     filled = 0
     if least_heat < 256:
         next_asked = 0
@@ -150,21 +152,21 @@ def admit(
                     next_asked += 1
                 if next_asked < ordered.size and ordered[next_asked] == position:
                     continue
-                if heat[position] < least_heat or find(state, position) >= 0:
+                if heat[position] < least_heat or find(buckets, ends, position) >= 0:
                     continue
-                slot = insert(state, position)
+                slot = insert(buckets, kept, ends, position)
                 if slot >= 0:
-                    state.unasked[slot] = 1
+                    kept[slot, UNASKED] = 1
                     counters[ADMITTED] += 1
                     fills[filled, 0] = slot
                     fills[filled, 1] = position
                     filled += 1
     for position in asked:
-        slot = find(state, position)
+        slot = find(buckets, ends, position)
         if slot >= 0:
-            touch(state, slot)
+            touch(kept, ends, slot)
             continue
-        slot = insert(state, position)
+        slot = insert(buckets, kept, ends, position)
         if slot >= 0:
             fills[filled, 0] = slot
             fills[filled, 1] = position

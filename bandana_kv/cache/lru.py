@@ -3,7 +3,9 @@
 The state knows positions and slots, never row data; the live cache copies rows by the
 slots these kernels answer, and the simulator runs the same kernels without any data.
 Positions are found through an open-addressing table (linear probing, deletion by
-backward shift), so that the index costs DRAM by what is cached, not by what exists.
+backward shift), so that the index costs DRAM by what is cached, not by what exists. Where
+there is a bucket for every position, each is at home in its own and nothing is probed:
+so it is in simulations, whose memory is nobody's budget, and with very large caches.
 """
 
 from __future__ import annotations
@@ -15,70 +17,90 @@ from numpy.typing import NDArray
 
 from bandana_kv.compiled import kernel
 
-__all__ = ["LruState", "bookkeeping_bytes", "check", "find", "insert", "make_state", "touch"]
+__all__ = [
+    "UNASKED",
+    "LruState",
+    "bookkeeping_bytes",
+    "check",
+    "find",
+    "insert",
+    "make_state",
+    "positions",
+    "touch",
+]
 
 NONE = -1
-USED, NEWEST, OLDEST = 0, 1, 2
+USED, NEWEST, OLDEST, DIRECT = 0, 1, 2, 3
+POSITION, NEWER, OLDER, UNASKED = 0, 1, 2, 3
 _BUCKETS_PER_SLOT = 1.6
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class LruState(NamedTuple):
-    """Arrays of one table's cache of `capacity` rows.
+    """Arrays of one table's cache.
+
+    Kernels unpack it once and hand the arrays on: reference counts of a tuple's members
+    cost more than the work, when they are taken for every row.
 
     Attributes
     ----------
-    buckets : uint64 (about 1.6 x capacity + 1,)
+    buckets : uint64 (about 1.6 x capacity + 1,), or one for each row of the table
         ``position << 32 | slot + 1``; 0 is empty.
-    position_of_slot : uint32 (capacity,)
-    newer, older : int32 (capacity,)
-        The recency list; -1 ends it.
-    unasked : uint8 (capacity,)
-        1 while a row came along as a neighbour and nobody has asked for it yet.
-    ends : int64 (3,)
-        Slots in use, newest slot, oldest slot.
+    slots : int32 (capacity, 4)
+        Of each slot: its row's position (the bits of a uint32); the next newer and the next
+        older slot, -1 at the ends; and 1 while the row, which came along as a neighbour,
+        has not been asked for.
+    ends : int64 (4,)
+        Slots in use, newest slot, oldest slot, 1 if every position has its own bucket.
     """
 
     buckets: NDArray[np.uint64]
-    position_of_slot: NDArray[np.uint32]
-    newer: NDArray[np.int32]
-    older: NDArray[np.int32]
-    unasked: NDArray[np.uint8]
+    slots: NDArray[np.int32]
     ends: NDArray[np.int64]
 
 
-def _bucket_count(capacity_rows: int) -> int:
-    return int(_BUCKETS_PER_SLOT * capacity_rows) + 1
+def _bucket_count(capacity_rows: int, rows: int) -> int:
+    return min(rows, int(_BUCKETS_PER_SLOT * capacity_rows) + 1)
 
 
-def bookkeeping_bytes(capacity_rows: int) -> int:
-    """Return the bytes that :func:`make_state` allocates for `capacity_rows`."""
-    return 8 * _bucket_count(capacity_rows) + (4 + 4 + 4 + 1) * capacity_rows + 3 * 8
+def bookkeeping_bytes(capacity_rows: int, rows: int) -> int:
+    """Return the bytes that :func:`make_state` allocates."""
+    return 8 * _bucket_count(capacity_rows, rows) + 16 * capacity_rows + 4 * 8
 
 
-def make_state(capacity_rows: int) -> LruState:
-    """Return the state of an empty cache of `capacity_rows` rows (0: it never holds any)."""
+def make_state(capacity_rows: int, rows: int, *, frugal: bool = True) -> LruState:
+    """Return the state of an empty cache.
+
+    Parameters
+    ----------
+    capacity_rows
+        Rows it holds when full; 0: it never holds any.
+    rows
+        Rows of the table.
+    frugal
+        Spend index memory by the capacity. False spends it by `rows`, for speed; the
+        cache decides the same.
+    """
+    buckets = _bucket_count(capacity_rows, rows) if frugal else rows
     return LruState(
-        np.zeros(_bucket_count(capacity_rows), np.uint64),
-        np.zeros(capacity_rows, np.uint32),
-        np.zeros(capacity_rows, np.int32),
-        np.zeros(capacity_rows, np.int32),
-        np.zeros(capacity_rows, np.uint8),
-        np.array([0, NONE, NONE], np.int64),
+        np.zeros(buckets, np.uint64),
+        np.zeros((capacity_rows, 4), np.int32),
+        np.array([0, NONE, NONE, buckets == rows], np.int64),
     )
 
 
 @kernel
-def _home(state: LruState, position: int) -> int:
+def _home(buckets: np.ndarray, ends: np.ndarray, position: int) -> int:
+    if ends[DIRECT]:
+        return position
     scattered = (np.uint64(position) * _GOLDEN) >> np.uint64(32)
-    return np.int64((scattered * np.uint64(state.buckets.size)) >> np.uint64(32))
+    return np.int64((scattered * np.uint64(buckets.size)) >> np.uint64(32))
 
 
 @kernel
-def find(state: LruState, position: int) -> int:
+def find(buckets: np.ndarray, ends: np.ndarray, position: int) -> int:
     """Return the slot that holds `position`, or -1."""
-    buckets = state.buckets
-    at = _home(state, position)
+    at = _home(buckets, ends, position)
     while True:
         entry = buckets[at]
         if entry == np.uint64(0):
@@ -91,9 +113,8 @@ def find(state: LruState, position: int) -> int:
 
 
 @kernel
-def _index(state: LruState, position: int, slot: int) -> None:
-    buckets = state.buckets
-    at = _home(state, position)
+def _index(buckets: np.ndarray, ends: np.ndarray, position: int, slot: int) -> None:
+    at = _home(buckets, ends, position)
     while buckets[at] != np.uint64(0):
         at += 1
         if at == buckets.size:
@@ -102,81 +123,88 @@ def _index(state: LruState, position: int, slot: int) -> None:
 
 
 @kernel
-def _unindex(state: LruState, position: int) -> None:
+def _unindex(buckets: np.ndarray, ends: np.ndarray, position: int) -> None:
     """Remove `position` and close the gap, so that no tombstone slows later searches."""
-    buckets = state.buckets
     size = buckets.size
-    gap = _home(state, position)
-    while buckets[gap] >> np.uint64(32) != np.uint64(position) or buckets[gap] == np.uint64(0):
+    gap = _home(buckets, ends, position)
+    while buckets[gap] >> np.uint64(32) != np.uint64(position):
         gap = gap + 1 if gap + 1 < size else 0
     at = gap
-    while True:
+    while not ends[DIRECT]:
         at = at + 1 if at + 1 < size else 0
         entry = buckets[at]
         if entry == np.uint64(0):
             break
-        home = _home(state, np.int64(entry >> np.uint64(32)))
+        home = _home(buckets, ends, np.int64(entry >> np.uint64(32)))
+        from_home = at - home if at >= home else at - home + size
+        from_gap = at - gap if at >= gap else at - gap + size
         # The entry may fall back into the gap only if its home is not after the gap.
-        if (at - home + size) % size >= (at - gap + size) % size:
+        if from_home >= from_gap:
             buckets[gap] = entry
             gap = at
     buckets[gap] = np.uint64(0)
 
 
 @kernel
-def _unlink(state: LruState, slot: int) -> None:
-    newer, older = state.newer[slot], state.older[slot]
+def _unlink(slots: np.ndarray, ends: np.ndarray, slot: int) -> None:
+    newer, older = slots[slot, NEWER], slots[slot, OLDER]
     if newer == NONE:
-        state.ends[NEWEST] = older
+        ends[NEWEST] = older
     else:
-        state.older[newer] = older
+        slots[newer, OLDER] = older
     if older == NONE:
-        state.ends[OLDEST] = newer
+        ends[OLDEST] = newer
     else:
-        state.newer[older] = newer
+        slots[older, NEWER] = newer
 
 
 @kernel
-def _link_newest(state: LruState, slot: int) -> None:
-    newest = state.ends[NEWEST]
-    state.newer[slot] = NONE
-    state.older[slot] = newest
+def _link_newest(slots: np.ndarray, ends: np.ndarray, slot: int) -> None:
+    newest = ends[NEWEST]
+    slots[slot, NEWER] = NONE
+    slots[slot, OLDER] = newest
     if newest == NONE:
-        state.ends[OLDEST] = slot
+        ends[OLDEST] = slot
     else:
-        state.newer[newest] = slot
-    state.ends[NEWEST] = slot
+        slots[newest, NEWER] = slot
+    ends[NEWEST] = slot
 
 
 @kernel
-def touch(state: LruState, slot: int) -> None:
+def touch(slots: np.ndarray, ends: np.ndarray, slot: int) -> None:
     """Make `slot` the most recently used."""
-    if state.ends[NEWEST] != slot:
-        _unlink(state, slot)
-        _link_newest(state, slot)
+    if ends[NEWEST] != slot:
+        _unlink(slots, ends, slot)
+        _link_newest(slots, ends, slot)
 
 
 @kernel
-def insert(state: LruState, position: int) -> int:
+def insert(buckets: np.ndarray, slots: np.ndarray, ends: np.ndarray, position: int) -> int:
     """Give `position`, which must not be cached, a slot; evict the oldest row when full.
 
     Returns the slot, or -1 where the capacity is 0.
     """
-    capacity = state.position_of_slot.size
+    capacity = slots.shape[0]
     if capacity == 0:
         return NONE
-    slot = state.ends[USED]
+    slot = ends[USED]
     if slot < capacity:
-        state.ends[USED] += 1
+        ends[USED] += 1
     else:
-        slot = state.ends[OLDEST]
-        _unlink(state, slot)
-        _unindex(state, state.position_of_slot[slot])
-    state.position_of_slot[slot] = position
-    state.unasked[slot] = 0
-    _index(state, position, slot)
-    _link_newest(state, slot)
+        slot = ends[OLDEST]
+        _unlink(slots, ends, slot)
+        _unindex(buckets, ends, np.int64(np.uint32(slots[slot, POSITION])))
+    slots[slot, POSITION] = np.int32(np.uint32(position))
+    slots[slot, UNASKED] = 0
+    _index(buckets, ends, position, slot)
+    _link_newest(slots, ends, slot)
     return slot
+
+
+def positions(state: LruState) -> NDArray[np.int64]:
+    """Return the position that each slot in use holds: int64 (used,)."""
+    used = int(state.ends[USED])
+    return state.slots[:used, POSITION].astype(np.uint32).astype(np.int64)
 
 
 def check(state: LruState) -> None:
@@ -187,18 +215,19 @@ def check(state: LruState) -> None:
     AssertionError
         Says which invariant is broken.
     """
-    used = int(state.ends[USED])
-    assert 0 <= used <= state.position_of_slot.size, "more slots in use than there are"
-    positions = state.position_of_slot[:used]
-    assert np.unique(positions).size == used, "a position is cached twice"
-    assert np.count_nonzero(state.buckets) == used, "index and slots disagree in number"
-    for slot, position in enumerate(positions):
-        assert find(state, int(position)) == slot, "the index does not find a cached position"
+    buckets, slots, ends = state
+    used = int(ends[USED])
+    assert 0 <= used <= slots.shape[0], "more slots in use than there are"
+    held = positions(state)
+    assert np.unique(held).size == used, "a position is cached twice"
+    assert np.count_nonzero(buckets) == used, "index and slots disagree in number"
+    for slot, position in enumerate(held.tolist()):
+        assert find(buckets, ends, position) == slot, "the index misses a cached position"
     seen = []
-    slot, newer = int(state.ends[NEWEST]), NONE
+    slot, newer = int(ends[NEWEST]), NONE
     while slot != NONE and len(seen) <= used:
-        assert state.newer[slot] == newer, "the recency list is not its own mirror image"
+        assert slots[slot, NEWER] == newer, "the recency list is not its own mirror image"
         seen.append(slot)
-        slot, newer = int(state.older[slot]), slot
-    assert newer == state.ends[OLDEST], "the recency list does not end at the oldest slot"
+        slot, newer = int(slots[slot, OLDER]), slot
+    assert newer == ends[OLDEST], "the recency list does not end at the oldest slot"
     assert sorted(seen) == list(range(used)), "the recency list misses slots"

@@ -127,7 +127,7 @@ def replay(
     """
     if heat is None:
         heat = np.zeros(placement.rows, np.uint8)
-    state = make_state(capacity_rows)
+    state = make_state(capacity_rows, placement.rows, frugal=False)
     counters = new_counters()
     for first, last in ((0, warm_requests), (warm_requests, log.requests)):
         counters[:] = 0

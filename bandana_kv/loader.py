@@ -1,0 +1,390 @@
+"""Rows + plan -> a version in a store directory."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bandana_kv import adapters, blocks, manifest
+from bandana_kv.arrays import write_array
+from bandana_kv.errors import AdapterError, DiskFullError, InputError
+from bandana_kv.heat import count_lookups, heat_of_counts
+from bandana_kv.placement import Placement, methods, place
+from bandana_kv.plan import Admission, PlannedPoint, TablePlan, parse_admission
+from bandana_kv.progress import Progress
+from bandana_kv.simulate.tune import LEARN_SHARE, tune
+from bandana_kv.sources import ArrayRows, NpyRows, open_rows
+
+if TYPE_CHECKING:
+    from bandana_kv.access_log import AccessLog
+    from bandana_kv.adapters.contract import Adapter, Keys, Payloads
+
+__all__ = ["load"]
+
+_CHUNK_BYTES = 8 << 20
+_MOST_ROW_BYTES = 1 << 20
+# What a block costs beside its rows, at most: our header, and the engine's own.
+_OVERHEAD_BYTES = blocks.HEADER_BYTES + 64
+_SPACES_FILE = "held-spaces"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One table to load, after everything that can be checked beforehand was checked."""
+
+    name: str
+    source: ArrayRows | NpyRows
+    log: AccessLog | None
+    placement: str | Placement
+    space: int
+    pages: int
+
+    @property
+    def device_bytes(self) -> int:
+        """About what the table will take on the device."""
+        per_block = max(1, (self.pages * 4096 - _OVERHEAD_BYTES) // self.source.row_bytes)
+        return -(-self.source.rows // per_block) * self.pages * 4096 + 5 * self.source.rows
+
+
+@dataclass(frozen=True)
+class _Load:
+    """What the stages of one load share."""
+
+    root: Path
+    version: int
+    seed: int
+    admission: Admission | None
+    progress: Progress
+
+
+def load(
+    path: str | os.PathLike[str],
+    tables: Mapping[str, str | os.PathLike[str] | NDArray[Any]],
+    logs: Mapping[str, AccessLog] | None = None,
+    *,
+    adapter: str | Adapter = "lmdb",
+    placement: str | Mapping[str, str | Placement] = "shp",
+    admission: str | None = None,
+    threshold: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> int:
+    """Load tables into the store at `path`, as a new version that then is the one served.
+
+    Parameters
+    ----------
+    path
+        The store's directory; made if it is not there.
+    tables
+        Rows by table name: an array (rows, dim) in memory, or the path of a ``.npy`` file
+        of any size. Tables of the store that are not named stay as they are.
+    logs
+        Training log by table name. A table without one is placed by ``identity`` unless
+        `placement` names a method that needs none.
+    adapter
+        The engine: a name, for an engine directory inside the store, or an adapter on
+        handles that you hold.
+    placement
+        A method of :func:`bandana_kv.placement.methods`, for all tables or by table; or by
+        table a :class:`~bandana_kv.placement.Placement` made before.
+    admission, threshold
+        Which neighbours enter DRAM: ``none``, ``all`` or ``threshold`` (looked up more than
+        `threshold` times in the training log). By default simulation on a part of the
+        training log that the placement has not seen decides, for several amounts of DRAM.
+    seed
+        Of placement and simulation.
+    progress
+        Told of every stage.
+
+    Returns
+    -------
+    int
+        The number of the new version.
+
+    Raises
+    ------
+    InputError
+        A table, log or option is wrong; found before anything is written.
+    LoadInProgressError
+        Another load holds the store.
+    DiskFullError
+        No room. This and every other failure leaves the version served before in place and
+        removes what was begun.
+
+    Notes
+    -----
+    Cost: each row is read once, each block written once. Resident memory is some 25 bytes a
+    row, what placement takes (it grows with the log), and a few dozen MiB, whatever the
+    size of the rows.
+    """
+    root = Path(path)
+    fixed = None if admission is None else parse_admission(admission, threshold)
+    if fixed is None and threshold is not None:
+        raise InputError("a threshold goes with admission='threshold'; no admission was named")
+    held = None if isinstance(adapter, str) else adapter
+    if isinstance(adapter, str):
+        adapters.adapter_class(adapter)
+    with contextlib.ExitStack() as stack:
+        jobs = _checked_jobs(stack, tables, logs or {}, placement, held)
+        stack.enter_context(manifest.writer_lock(root))
+        stack.enter_context(manifest.disk_full_named(root))
+        manifest.drop_unused(root, lambda segment: _forget(root, segment, held))
+        old = manifest.read_current(root) if manifest.has_store(root) else None
+        version = manifest.next_version(root)
+        jobs = _with_spaces(jobs, 1 if old is None else old.next_space, held)
+        _check_room(root, jobs, held)
+        begun = _Load(root, version, seed, fixed, progress or Progress())
+        try:
+            new = _write_segment(begun, jobs, adapter, old)
+            manifest.switch_to(root, new)
+        except BaseException:
+            if not manifest.has_store(root) or manifest.read_current(root).version != version:
+                _forget(root, version, held)
+                shutil.rmtree(manifest.segment_path(root, version), ignore_errors=True)
+            raise
+        manifest.drop_unused(root, lambda segment: _forget(root, segment, held))
+    return version
+
+
+def _checked_jobs(
+    stack: contextlib.ExitStack,
+    tables: Mapping[str, str | os.PathLike[str] | NDArray[Any]],
+    logs: Mapping[str, AccessLog],
+    placement: str | Mapping[str, str | Placement],
+    held: Adapter | None,
+) -> list[_Job]:
+    """Return what is to be loaded; all that is wrong with it is found here."""
+    if not tables:
+        raise InputError("no tables to load; name at least one")
+    named = {} if isinstance(placement, str) else placement
+    for what, names in (("log", logs), ("placement", named)):
+        for name in names:
+            if name not in tables:
+                raise InputError(f"a {what} is given for table {name!r}, which is not loaded")
+    jobs = []
+    for name, rows in tables.items():
+        _check_table_name(name)
+        source = stack.enter_context(open_rows(name, rows))
+        log = logs.get(name)
+        if log is not None:
+            log.validate(rows=source.rows)
+        wanted = placement if isinstance(placement, str) else named.get(name, "shp")
+        pages = held.pages if held else -(-(source.row_bytes + _OVERHEAD_BYTES) // 4096)
+        job = _Job(name, source, log, _checked_placement(name, wanted, log), 0, pages)
+        _check_row_bytes(job, held)
+        jobs.append(job)
+    return jobs
+
+
+def _check_table_name(name: str) -> None:
+    if not isinstance(name, str) or not name or len(name.encode()) > 255 or not name.isprintable():
+        raise InputError(f"{name!r} cannot name a table: use 1 to 255 printable bytes")
+
+
+def _checked_placement(
+    name: str, wanted: str | Placement, log: AccessLog | None
+) -> str | Placement:
+    if isinstance(wanted, str):
+        if wanted not in methods():
+            raise InputError(
+                f"placement {wanted!r} is unknown; choose one of {', '.join(methods())}"
+            )
+        if log is None and wanted not in ("identity", "shuffled"):
+            return "identity"
+    return wanted
+
+
+def _check_row_bytes(job: _Job, held: Adapter | None) -> None:
+    if job.source.row_bytes > _MOST_ROW_BYTES:
+        raise InputError(
+            f"table {job.name!r}: rows of {job.source.row_bytes} bytes; "
+            f"a row has at most {_MOST_ROW_BYTES}"
+        )
+    if held is not None:
+        blocks.rows_per_block(held.payload_bytes, job.source.row_bytes)
+
+
+def _with_spaces(jobs: list[_Job], first: int, held: Adapter | None) -> list[_Job]:
+    """Give each table a key space of its own: never used before, and empty."""
+    spaced = []
+    for job in jobs:
+        while held is not None and not held.space_is_empty(first):
+            first += 1
+        spaced.append(replace(job, space=first))
+        first += 1
+    return spaced
+
+
+def _check_room(root: Path, jobs: list[_Job], held: Adapter | None) -> None:
+    """Refuse early what cannot fit; a device that fills up later is caught as well."""
+    need = sum(job.device_bytes for job in jobs)
+    free = shutil.disk_usage(root).free
+    if held is None and need > free:
+        raise DiskFullError(
+            errno.ENOSPC,
+            f"{root}: the load needs about {need >> 20} MiB and {free >> 20} MiB are free; "
+            "free some and load again, nothing was lost",
+        )
+
+
+def _write_segment(
+    begun: _Load, jobs: list[_Job], adapter: str | Adapter, old: manifest.Manifest | None
+) -> manifest.Manifest:
+    """Write the tables' blocks and arrays; return the manifest that makes them a version."""
+    directory = manifest.segment_path(begun.root, begun.version)
+    directory.mkdir(parents=True)
+    payload_bytes: dict[int, int] = {}
+    tables = dict(old.tables) if old else {}
+    if not isinstance(adapter, str):
+        (directory / _SPACES_FILE).write_text("".join(f"{job.space}\n" for job in jobs))
+    for pages in sorted({job.pages for job in jobs}):
+        alike = [job for job in jobs if job.pages == pages]
+        with _engine(begun, alike, adapter) as engine:
+            payload_bytes[pages] = engine.payload_bytes
+            for job in alike:
+                tables[job.name] = _write_table(begun, job, engine)
+    manifest.sync_directory(directory)
+    manifest.sync_directory(directory.parent)
+    name = adapter if isinstance(adapter, str) else adapter.name
+    segments = {
+        begun.version: manifest.Segment(name, isinstance(adapter, str), payload_bytes),
+        **{table.segment: old.segments[table.segment] for table in tables.values() if old
+           and table.segment != begun.version},
+    }
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    next_space = 1 + max(job.space for job in jobs)
+    return manifest.Manifest(
+        manifest.FORMAT_VERSION, begun.version, now, next_space, segments, tables
+    )
+
+
+@contextlib.contextmanager
+def _engine(begun: _Load, jobs: list[_Job], adapter: str | Adapter) -> Iterator[Adapter]:
+    if not isinstance(adapter, str):
+        yield adapter
+        return
+    path = manifest.engine_path(begun.root, begun.version, jobs[0].pages)
+    size_bytes = sum(job.device_bytes for job in jobs)
+    with adapters.create(
+        adapter, path, size_hint_bytes=size_bytes, pages=jobs[0].pages
+    ) as engine:
+        yield engine
+
+
+def _write_table(begun: _Load, job: _Job, engine: Adapter) -> manifest.Table:
+    source = job.source
+    per_block = blocks.rows_per_block(engine.payload_bytes, source.row_bytes)
+    placement, plan = _placed_and_planned(begun, job, per_block)
+    counts = np.zeros(source.rows, np.int64)
+    if job.log is not None:
+        counts = count_lookups(job.log.ids, source.rows)
+    heat = np.empty(source.rows, np.uint8)
+    heat[placement.position_of_id] = heat_of_counts(counts)
+    touched = int(np.count_nonzero(counts)) if job.log is not None else source.rows
+    del counts
+    file = partial(manifest.table_file, begun.root, begun.version, job.space)
+    write_array(file("positions"), "positions", placement.position_of_id)
+    write_array(file("heat"), "heat", heat)
+    begun.progress.start(f"load {job.name}", placement.blocks, "blocks")
+    engine.bulk_load(
+        _sealed_blocks(begun, job, placement, engine.payload_bytes), placement.blocks
+    )
+    begun.progress.finish()
+    return manifest.Table(
+        segment=begun.version,
+        space=job.space,
+        pages=job.pages,
+        rows=source.rows,
+        dim=source.dim,
+        dtype=source.dtype.str,
+        rows_per_block=per_block,
+        placement=placement.method,
+        looked_up_rows=touched,
+        plan=plan,
+    )
+
+
+def _placed_and_planned(begun: _Load, job: _Job, per_block: int) -> tuple[Placement, TablePlan]:
+    """Return the placement from the whole log, and the plan from a part held back from it."""
+    rows = job.source.rows
+
+    def placed(log: AccessLog | None) -> Placement:
+        if not isinstance(job.placement, str):
+            _check_fits(job, per_block)
+            return job.placement
+        return place(
+            log,
+            rows=rows,
+            rows_per_block=per_block,
+            method=job.placement,
+            seed=begun.seed,
+            progress=begun.progress,
+        )
+
+    if begun.admission is not None:
+        # One choice for any amount of DRAM; no simulation says what it would read.
+        point = PlannedPoint(1.0, begun.admission, None)
+        return placed(job.log), TablePlan((point,))
+    if job.log is None:
+        return placed(None), TablePlan()
+    learn, validate = job.log.split(train=LEARN_SHARE, ordered=True)
+    plan = tune(learn, validate, placed(learn), seed=begun.seed, progress=begun.progress)
+    return placed(job.log), plan
+
+
+def _check_fits(job: _Job, per_block: int) -> None:
+    given = job.placement
+    assert isinstance(given, Placement)
+    if (given.rows, given.rows_per_block) != (job.source.rows, per_block):
+        raise InputError(
+            f"table {job.name!r}: the placement is for {given.rows} rows, "
+            f"{given.rows_per_block} a block; the table has {job.source.rows} rows, "
+            f"{per_block} a block in this engine"
+        )
+
+
+def _sealed_blocks(
+    begun: _Load, job: _Job, placement: Placement, payload_bytes: int
+) -> Iterator[tuple[Keys, Payloads]]:
+    """Gather rows in the order of their positions and seal them, a few MiB at a time."""
+    source, per_block = job.source, placement.rows_per_block
+    row_bytes = source.row_bytes
+    id_of_position = placement.id_of_position()
+    chunk = max(1, _CHUNK_BYTES // payload_bytes)
+    for first in range(0, placement.blocks, chunk):
+        last = min(first + chunk, placement.blocks)
+        numbers = np.arange(first, last, dtype=np.uint64)
+        ids = id_of_position[first * per_block : last * per_block]
+        rows = np.zeros((numbers.size * per_block, row_bytes), np.uint8)
+        source.gather(ids, rows[: ids.size])
+        payloads = np.zeros((numbers.size, payload_bytes), np.uint8)
+        end = blocks.HEADER_BYTES + per_block * row_bytes
+        payloads[:, blocks.HEADER_BYTES : end] = rows.reshape(numbers.size, -1)
+        counts = blocks.rows_in_blocks(numbers, source.rows, per_block)
+        blocks.seal(payloads, job.space, numbers, counts, row_bytes)
+        yield adapters.block_keys(job.space, numbers), payloads
+        begun.progress.advance(numbers.size)
+
+
+def _forget(root: Path, segment: int, held: Adapter | None) -> bool:
+    """Delete a segment's blocks from an engine that the user holds, where it is at hand."""
+    spaces = manifest.segment_path(root, segment) / _SPACES_FILE
+    if not spaces.exists():
+        return True
+    if held is None:
+        return False
+    with contextlib.suppress(AdapterError):
+        for space in spaces.read_text().split():
+            held.delete_space(int(space))
+    return True

@@ -1,0 +1,339 @@
+"""Versions of a store directory, and the atomic switch between them.
+
+    DIR/CURRENT                 the number of the version that `open` serves
+    DIR/manifests/000003.json   what version 3 is made of; never changed once written
+    DIR/segments/000003/        what the load that made version 3 wrote: the engine's files,
+                                and per table the positions and the heat of its rows
+    DIR/lock                    held by a load, so that there is one at a time
+
+A version may use segments of earlier loads: loading one table leaves the others where they
+are. The switch is one rename of ``CURRENT``; a segment that no manifest names, because its
+load died, is litter that the next load removes. Paths are made from numbers only, so that
+no manifest can point outside the store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import xxhash
+
+from bandana_kv.errors import (
+    BandanaError,
+    DiskFullError,
+    FormatError,
+    InputError,
+    LoadInProgressError,
+    StoreNotFoundError,
+)
+from bandana_kv.plan import TablePlan
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Manifest",
+    "Segment",
+    "Table",
+    "disk_full_named",
+    "drop_unused",
+    "engine_path",
+    "has_store",
+    "next_version",
+    "read_current",
+    "segment_path",
+    "switch_to",
+    "table_file",
+    "writer_lock",
+]
+
+FORMAT_VERSION = 1
+_KEEP_VERSIONS = 2
+
+
+class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a load stored its blocks.
+
+    Attributes
+    ----------
+    adapter : str
+        Name of the engine's adapter.
+    owned : bool
+        The engine's files lie in the segment; False: the user holds the engine.
+    payload_bytes : dict of int to int
+        Bytes of a block's value, by the 4 KiB device pages that it takes. There is one
+        engine for each.
+    """
+
+    adapter: str
+    owned: bool
+    payload_bytes: dict[int, int]
+
+
+class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One table of a version.
+
+    Attributes
+    ----------
+    segment : int
+        The load that wrote it.
+    space : int
+        Its key space in the engine; never used twice in a store.
+    pages : int
+        4 KiB device pages of a block.
+    rows, dim, dtype
+        Shape and numpy dtype of the rows.
+    rows_per_block : int
+    placement : str
+        The method that placed the rows.
+    looked_up_rows : int
+        Rows that the training log asked for; all rows where there was no log.
+    plan : TablePlan
+    """
+
+    segment: int
+    space: int
+    pages: int
+    rows: int
+    dim: int
+    dtype: str
+    rows_per_block: int
+    placement: str
+    looked_up_rows: int
+    plan: TablePlan
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A version: its tables, the segments they lie in, and the next free key space."""
+
+    format: int
+    version: int
+    created: str
+    next_space: int
+    segments: dict[int, Segment]
+    tables: dict[str, Table]
+
+
+class _File(msgspec.Struct):
+    checksum: str
+    manifest: msgspec.Raw
+
+
+class _Format(msgspec.Struct):
+    format: int
+
+
+def segment_path(root: Path, segment: int) -> Path:
+    """Return the directory of what one load wrote."""
+    return root / "segments" / f"{segment:06d}"
+
+
+def engine_path(root: Path, segment: int, pages: int) -> Path:
+    """Return the directory of the segment's engine for blocks of `pages` pages."""
+    return segment_path(root, segment) / f"blocks-{pages}"
+
+
+def table_file(root: Path, segment: int, space: int, kind: str) -> Path:
+    """Return the file that holds the positions or the heat of a table."""
+    return segment_path(root, segment) / f"{kind}-{space}"
+
+
+def _manifest_path(root: Path, version: int) -> Path:
+    return root / "manifests" / f"{version:06d}.json"
+
+
+def has_store(root: Path) -> bool:
+    """Return whether some version was ever switched to at `root`."""
+    return (root / "CURRENT").exists()
+
+
+def read_current(root: Path) -> Manifest:
+    """Return the manifest of the version to serve.
+
+    Raises
+    ------
+    StoreNotFoundError
+        The path is mistyped, or holds no store.
+    FormatError
+        The store is damaged, or of a newer format.
+    """
+    try:
+        text = (root / "CURRENT").read_text("ascii")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        what = "holds no store" if root.is_dir() else "does not exist"
+        raise StoreNotFoundError(f"{root} {what}; make one with bandana_kv.load") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise FormatError(f"{root / 'CURRENT'}: cannot be read ({error})") from error
+    if not re.fullmatch(r"[1-9][0-9]{0,8}\n", text):
+        raise FormatError(f"{root / 'CURRENT'}: damaged; it should hold a version number")
+    return _read_manifest(_manifest_path(root, int(text)), int(text))
+
+
+def _read_manifest(path: Path, version: int) -> Manifest:
+    try:
+        file = msgspec.json.decode(path.read_bytes(), type=_File)
+        body = bytes(file.manifest)
+        found = msgspec.json.decode(body, type=_Format).format
+        if found > FORMAT_VERSION:
+            raise FormatError(
+                f"{path}: format {found} is newer than this release reads "
+                f"({FORMAT_VERSION}); upgrade bandana_kv"
+            )
+        if file.checksum != xxhash.xxh3_64_hexdigest(body):
+            raise FormatError(f"{path}: its checksum does not match; restore it from a backup")
+        manifest = msgspec.json.decode(body, type=Manifest)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise FormatError(f"{path}: damaged ({error}); restore it from a backup") from error
+    _check(path, manifest, version)
+    return manifest
+
+
+def _check(path: Path, manifest: Manifest, version: int) -> None:
+    """Check what the types cannot: numbers that later size arrays or name directories."""
+    good = manifest.version == version and 0 < manifest.next_space < 1 << 24
+    for table in manifest.tables.values():
+        segment = manifest.segments.get(table.segment)
+        good = (
+            good
+            and segment is not None
+            and 0 < table.segment <= version
+            and 0 < table.space < manifest.next_space
+            and 0 < table.rows < 1 << 32
+            and 0 < table.dim < 1 << 32
+            and 0 < table.rows_per_block <= segment.payload_bytes.get(table.pages, 0) < 1 << 24
+            and 0 <= table.looked_up_rows <= table.rows
+        )
+    if not good:
+        raise FormatError(f"{path}: its numbers contradict each other; restore it from a backup")
+
+
+def switch_to(root: Path, manifest: Manifest) -> None:
+    """Make `manifest` the version that `open` serves.
+
+    The switch is the rename of ``CURRENT``: before it the old version is served, after it
+    the new one, whatever happens to the process or the machine.
+    """
+    (root / "manifests").mkdir(exist_ok=True)
+    body = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    file = _File(xxhash.xxh3_64_hexdigest(body), msgspec.Raw(body))
+    _write_durably(_manifest_path(root, manifest.version), msgspec.json.encode(file) + b"\n")
+    sync_directory(root)
+    _write_durably(root / "CURRENT", f"{manifest.version}\n".encode())
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".new")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames and new names in a directory durable."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _numbers_in(directory: Path) -> list[int]:
+    """Return the numbers that name the entries of a directory of manifests or segments."""
+    if not directory.is_dir():
+        return []
+    stems = (path.name.removesuffix(".json") for path in directory.iterdir())
+    return sorted(int(stem) for stem in stems if re.fullmatch(r"[0-9]{6,9}", stem))
+
+
+def next_version(root: Path) -> int:
+    """Return a version number that neither a version nor litter bears."""
+    numbers = _numbers_in(root / "manifests") + _numbers_in(root / "segments")
+    return 1 + max(numbers, default=0)
+
+
+def drop_unused(root: Path, forget: Callable[[int], bool]) -> None:
+    """Drop all but the newest two versions, and the segments that neither of them uses.
+
+    Only with the writer's lock held. Open files outlive their names, so that a process
+    that still serves an older version is not disturbed.
+
+    Parameters
+    ----------
+    root
+        The store.
+    forget
+        Called with each segment before its directory is removed; False keeps it for now.
+    """
+    current = read_current(root).version if has_store(root) else 0
+    versions = [v for v in _numbers_in(root / "manifests") if v <= current]
+    for version in set(_numbers_in(root / "manifests")) - set(versions[-_KEEP_VERSIONS:]):
+        _manifest_path(root, version).unlink()
+    used: set[int] = set()
+    for version in versions[-_KEEP_VERSIONS:]:
+        with contextlib.suppress(BandanaError):
+            used |= set(_read_manifest(_manifest_path(root, version), version).segments)
+    for segment in _numbers_in(root / "segments"):
+        if segment not in used and forget(segment):
+            shutil.rmtree(segment_path(root, segment))
+
+
+@contextlib.contextmanager
+def writer_lock(root: Path) -> Iterator[None]:
+    """Hold the store's writer lock; makes the directory, and removes it again if unused.
+
+    Raises
+    ------
+    LoadInProgressError
+        Another process holds it. A process that died does not.
+    """
+    made = [path for path in (root, *root.parents) if not path.exists()]
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        handle = os.open(root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise InputError(f"{root}: cannot be made a store directory ({error.strerror})") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LoadInProgressError(
+                f"{root}: another process is loading into it; wait for it or stop it"
+            ) from None
+        yield
+    finally:
+        if not (root / "CURRENT").exists():
+            _remove_unused(root, made)
+        os.close(handle)
+
+
+def _remove_unused(root: Path, made: list[Path]) -> None:
+    """Leave nothing behind of a store that never came to be."""
+    (root / "lock").unlink(missing_ok=True)
+    for name in ("segments", "manifests"):
+        with contextlib.suppress(OSError):
+            (root / name).rmdir()
+    for path in made:
+        with contextlib.suppress(OSError):
+            path.rmdir()
+
+
+@contextlib.contextmanager
+def disk_full_named(root: Path) -> Iterator[None]:
+    """Turn "no space left on device" into the library's own error."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(
+                error.errno, f"{root}: no space left; free some and load again, nothing was lost"
+            ) from error
+        raise

@@ -1,0 +1,383 @@
+"""What a user holds: rows by table and id, from DRAM or from blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bandana_kv import adapters, manifest
+from bandana_kv.arrays import map_array
+from bandana_kv.errors import IdError, InputError, TableNotFoundError
+from bandana_kv.plan import Admission, parse_admission
+from bandana_kv.reader import BlockReader, StoredTable
+from bandana_kv.table import ServedTable, capacity_for
+
+if TYPE_CHECKING:
+    from bandana_kv.adapters.contract import Adapter
+
+__all__ = ["EmbeddingStore", "open"]
+
+DEFAULT_CACHE_BYTES = 64 << 20
+DEFAULT_READERS = 16
+
+
+class EmbeddingStore:
+    """Embedding tables served from one version of a store; made by :func:`open`.
+
+    Safe to use from many threads. Use it as a context manager, or call :meth:`close`.
+    """
+
+    def __init__(
+        self,
+        version: int,
+        tables: Mapping[str, ServedTable],
+        reader: BlockReader,
+        resources: contextlib.ExitStack,
+    ) -> None:
+        self._version = version
+        self._tables = dict(tables)
+        self._reader = reader
+        self._resources = resources
+        self._closed = False
+
+    @property
+    def version(self) -> int:
+        """The version that is served."""
+        return self._version
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of the tables."""
+        return tuple(self._tables)
+
+    def get(self, table: str, id: int) -> NDArray[Any]:
+        """Return the row of one id: (dim,), of the table's dtype.
+
+        Raises, and costs, as :meth:`multi_get` does.
+        """
+        return self.multi_get(table, [id])[0]
+
+    @overload
+    def multi_get(
+        self, table: str, ids: ArrayLike, *, out: NDArray[Any] | None = None
+    ) -> NDArray[Any]: ...
+
+    @overload
+    def multi_get(self, table: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]: ...
+
+    def multi_get(
+        self,
+        table: str | Mapping[str, ArrayLike],
+        ids: ArrayLike | None = None,
+        *,
+        out: NDArray[Any] | None = None,
+    ) -> NDArray[Any] | dict[str, NDArray[Any]]:
+        """Return rows, in the order of `ids`, repeats included.
+
+        Parameters
+        ----------
+        table
+            Name of the table; or ids by table name, and no `ids`.
+        ids
+            Integers (n,); an empty list is fine.
+        out
+            Where to put the rows: (n, dim), the table's dtype, C-contiguous.
+
+        Returns
+        -------
+        ndarray or dict of ndarray
+            (n, dim), the table's dtype; by table name where ids were given so.
+
+        Raises
+        ------
+        TableNotFoundError
+            Names the tables there are.
+        IdError
+            An id is out of range, negative, or not an integer; nothing was read.
+        InputError
+            `ids` or `out` has another shape or type, or the store is closed.
+        BlockCorruptError, BlockMissingError, AdapterError
+            The device or the engine failed; names table and block. Never a wrong row.
+
+        Notes
+        -----
+        Cost: rows in DRAM cost one kernel call, without the GIL. The others cost one
+        device read per distinct block, in parallel slices; a block that another thread
+        is reading already is waited for, not read again.
+        """
+        if isinstance(table, str):
+            served = self._served(table)
+            wanted = _checked_ids(table, ids)
+            rows = _checked_out(served, wanted.size, out)
+            if wanted.size:
+                flat = rows.view(np.uint8).reshape(wanted.size, served.stored.row_bytes)
+                served.multi_get(self._reader, wanted, flat)
+            return rows
+        if ids is not None or out is not None:
+            raise InputError("give ids by table alone, without ids= and out=")
+        for name in table:
+            self._served(name)
+        return {name: self.multi_get(name, of_table) for name, of_table in table.items()}
+
+    def _served(self, table: str) -> ServedTable:
+        if self._closed:
+            raise InputError("the store is closed")
+        served = self._tables.get(table)
+        if served is None:
+            raise TableNotFoundError(
+                f"no table {table!r} in this store; it has {', '.join(map(repr, self._tables))}"
+            )
+        return served
+
+    def stats(self) -> dict[str, dict[str, int]]:
+        """Return counters since the store was opened, by table.
+
+        Returns
+        -------
+        dict
+            By table name: ``lookups``, ``hits`` (answered from DRAM), ``block_reads``,
+            ``neighbours_admitted``, ``neighbours_hit`` (first lookups of rows that came
+            along with another's read), ``bytes_read`` (block reads x payload).
+        """
+        return {name: served.stats() for name, served in self._tables.items()}
+
+    @property
+    def cache_bytes(self) -> int:
+        """DRAM that the caches take when full, rows and bookkeeping."""
+        return sum(served.cache_bytes for served in self._tables.values())
+
+    def admission(self, table: str) -> Admission:
+        """Return which neighbours the table's cache admits."""
+        return self._served(table).admission
+
+    def capacity_rows(self, table: str) -> int:
+        """Return how many rows the table's cache holds when full."""
+        return self._served(table).capacity_rows
+
+    def check(self) -> None:
+        """Assert every invariant of the caches, and that cached rows equal stored ones.
+
+        Raises
+        ------
+        AssertionError
+            Says what is broken. Cost: reads the blocks of all cached rows.
+        """
+        for served in self._tables.values():
+            served.check(self._reader)
+
+    def close(self) -> None:
+        """Wait for running reads, then release threads, files and engines."""
+        if not self._closed:
+            self._closed = True
+            self._resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open(
+    path: str | os.PathLike[str],
+    cache_bytes: int | Mapping[str, int] = DEFAULT_CACHE_BYTES,
+    *,
+    adapter: Adapter | None = None,
+    admission: str | None = None,
+    threshold: int | None = None,
+    readers: int = DEFAULT_READERS,
+    coalesce: bool = True,
+) -> EmbeddingStore:
+    """Open the newest version of the store at `path` for serving.
+
+    Parameters
+    ----------
+    path
+        A directory that :func:`bandana_kv.load` made.
+    cache_bytes
+        DRAM for cached rows and their bookkeeping. One number is shared out among the
+        tables by the bytes of the rows that their training logs looked up.
+    adapter
+        The adapter on your own handles, for a store that was loaded through one.
+    admission, threshold
+        Override the plan for all tables, as in :func:`bandana_kv.load`.
+    readers
+        Threads that read; with engines that read one block after the other in a thread,
+        this is the queue depth that the device sees.
+    coalesce
+        Read a block once for a request. False reads one block for each missed row, which
+        is what a store without blocks costs: a yardstick.
+
+    Returns
+    -------
+    EmbeddingStore
+
+    Raises
+    ------
+    StoreNotFoundError
+        The path is mistyped, or holds no store; nothing is created.
+    FormatError
+        The store is damaged, or newer than this release.
+    MissingExtraError
+        The store's engine is not installed.
+    InputError
+        An option is wrong.
+
+    Notes
+    -----
+    Cost: reads the id index once to check it (5 bytes a row) and maps it; no row is read.
+    Beside `cache_bytes`, the index is page cache that all processes share.
+    """
+    root = Path(path)
+    override = None if admission is None else parse_admission(admission, threshold)
+    if override is None and threshold is not None:
+        raise InputError("a threshold goes with admission='threshold'; no admission was named")
+    if readers < 1:
+        raise InputError(f"readers must be at least 1, not {readers}")
+    current = manifest.read_current(root)
+    shares = _shares(current, cache_bytes)
+    with contextlib.ExitStack() as stack:
+        engines = _engines(stack, root, current, adapter)
+        tables = {
+            name: _serve(root, name, entry, engines, shares[name], override, coalesce)
+            for name, entry in current.tables.items()
+        }
+        reader = BlockReader(readers)
+        stack.callback(reader.close)
+        return EmbeddingStore(current.version, tables, reader, stack.pop_all())
+    raise AssertionError  # an ExitStack does not swallow errors
+
+
+def _engines(
+    stack: contextlib.ExitStack, root: Path, current: manifest.Manifest, held: Adapter | None
+) -> dict[tuple[int, int], Adapter]:
+    """Open every engine that some table needs, by segment and pages of a block."""
+    engines: dict[tuple[int, int], Adapter] = {}
+    for table in current.tables.values():
+        key = (table.segment, table.pages)
+        if key in engines:
+            continue
+        segment = current.segments[table.segment]
+        if segment.owned:
+            path = manifest.engine_path(root, *key)
+            engine = adapters.open_existing(segment.adapter, path, pages=table.pages)
+            engines[key] = stack.enter_context(engine)
+        elif held is None:
+            raise InputError(
+                f"{root}: its blocks lie in a {segment.adapter} engine that you hold; "
+                "pass adapter=, on the same handle that it was loaded through"
+            )
+        else:
+            engines[key] = held
+        expected = segment.payload_bytes[table.pages]
+        if engines[key].payload_bytes != expected:
+            raise InputError(
+                f"{root}: loaded with blocks of {expected} bytes, this engine's are "
+                f"{engines[key].payload_bytes}; open it with the engine it was loaded with"
+            )
+    return engines
+
+
+def _serve(
+    root: Path,
+    name: str,
+    entry: manifest.Table,
+    engines: Mapping[tuple[int, int], Adapter],
+    cache_bytes: int,
+    override: Admission | None,
+    coalesce: bool,
+) -> ServedTable:
+    dtype = np.dtype(entry.dtype)
+    row_bytes = entry.dim * dtype.itemsize
+    stored = StoredTable(
+        name,
+        engines[entry.segment, entry.pages],
+        entry.space,
+        entry.rows,
+        row_bytes,
+        entry.rows_per_block,
+    )
+    positions = manifest.table_file(root, entry.segment, entry.space, "positions")
+    heat = manifest.table_file(root, entry.segment, entry.space, "heat")
+    capacity = capacity_for(cache_bytes, row_bytes, entry.rows)
+    return ServedTable(
+        stored,
+        dtype,
+        entry.dim,
+        map_array(positions, "positions", np.uint32, entry.rows),
+        map_array(heat, "heat", np.uint8, entry.rows),
+        capacity,
+        override or entry.plan.admission_at(capacity / entry.rows),
+        coalesce=coalesce,
+    )
+
+
+def _shares(current: manifest.Manifest, cache_bytes: int | Mapping[str, int]) -> dict[str, int]:
+    """Return the DRAM of each table."""
+    if isinstance(cache_bytes, Mapping):
+        for name in cache_bytes:
+            if name not in current.tables:
+                raise InputError(f"cache_bytes names table {name!r}, which the store has not")
+        return {name: _checked_bytes(cache_bytes.get(name, 0)) for name in current.tables}
+    total = _checked_bytes(cache_bytes)
+    used = {
+        name: table.looked_up_rows * table.dim * np.dtype(table.dtype).itemsize
+        for name, table in current.tables.items()
+    }
+    whole = max(1, sum(used.values()))
+    return {name: total * part // whole for name, part in used.items()}
+
+
+def _checked_bytes(cache_bytes: int) -> int:
+    if not isinstance(cache_bytes, (int, np.integer)) or cache_bytes < 0:
+        raise InputError(f"cache_bytes {cache_bytes!r} is not a whole number from 0 up")
+    return int(cache_bytes)
+
+
+def _checked_ids(table: str, ids: ArrayLike | None) -> NDArray[np.integer[Any]]:
+    if ids is None:
+        raise InputError(f"table {table!r}: no ids given")
+    try:
+        array = np.asarray(ids)
+    except (ValueError, OverflowError) as error:
+        raise IdError(f"table {table!r}: ids are not an array of integers ({error})") from error
+    if array.ndim != 1:
+        raise InputError(f"table {table!r}: ids must be one-dimensional, not {array.shape}")
+    if array.size == 0:
+        return np.zeros(0, np.int64)
+    if array.dtype.kind not in "iu":
+        raise IdError(f"table {table!r}: ids must be integers, not {array.dtype}")
+    if array.dtype not in (np.int64, np.int32, np.uint32):
+        # Few dtypes reach the kernels, so that few are compiled. Ids of 2**63 and more wrap
+        # to negative numbers and are refused as such.
+        array = array.astype(np.int64)
+    return np.ascontiguousarray(array)
+
+
+def _checked_out(served: ServedTable, count: int, out: NDArray[Any] | None) -> NDArray[Any]:
+    shape = (count, served.dim)
+    if out is None:
+        return np.empty(shape, served.dtype)
+    if (
+        not isinstance(out, np.ndarray)
+        or out.shape != shape
+        or out.dtype != served.dtype
+        or not out.flags.c_contiguous
+        or not out.flags.writeable
+    ):
+        raise InputError(
+            f"out must be a writeable C-contiguous array of shape {shape} and dtype {served.dtype}"
+        )
+    return out

@@ -1,0 +1,297 @@
+"""One table as it is served: its cache in DRAM, and the blocks behind it."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bandana_kv.blocks import HEADER_BYTES
+from bandana_kv.cache.batch import (
+    BLOCK_READS,
+    COUNTERS,
+    admit,
+    blocks_of,
+    look_up,
+    missing,
+    new_counters,
+)
+from bandana_kv.cache.lru import LruState, bookkeeping_bytes, check, make_state
+from bandana_kv.cache.lru import positions as cached_positions
+from bandana_kv.compiled import kernel
+from bandana_kv.errors import IdError
+from bandana_kv.inflight import Claim, InFlight
+from bandana_kv.plan import Admission
+from bandana_kv.reader import BlockReader, StoredTable
+
+__all__ = ["ServedTable", "cache_bytes_of", "capacity_for"]
+
+
+def cache_bytes_of(capacity_rows: int, row_bytes: int, rows: int) -> int:
+    """Return the DRAM that a cache of `capacity_rows` rows takes, bookkeeping included."""
+    return capacity_rows * row_bytes + bookkeeping_bytes(capacity_rows, rows)
+
+
+def capacity_for(cache_bytes: int, row_bytes: int, rows: int) -> int:
+    """Return how many of `rows` rows, with all bookkeeping, fit `cache_bytes`."""
+    low, high = 0, rows
+    while low < high:
+        middle = (low + high + 1) // 2
+        if cache_bytes_of(middle, row_bytes, rows) <= cache_bytes:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+@kernel
+def _to_positions(ids: np.ndarray, position_of_id: np.ndarray, positions: np.ndarray) -> int:
+    """Translate ids; return the index of the first that is out of range, or -1."""
+    for i in range(ids.size):
+        if ids[i] < 0 or ids[i] >= position_of_id.size:
+            return i
+        positions[i] = position_of_id[ids[i]]
+    return -1
+
+
+@kernel
+def _look_up_rows(
+    state: LruState,
+    data: np.ndarray,
+    positions: np.ndarray,
+    slots: np.ndarray,
+    out: np.ndarray,
+    counters: np.ndarray,
+) -> int:
+    missed = look_up(state, positions, slots, counters)
+    for i in range(positions.size):
+        slot = slots[i]
+        if slot >= 0:
+            for byte in range(data.shape[1]):
+                out[i, byte] = data[slot, byte]
+    return missed
+
+
+@kernel
+def _answer_missed(
+    payloads: np.ndarray,
+    blocks: np.ndarray,
+    rows_per_block: int,
+    positions: np.ndarray,
+    slots: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    row_bytes = out.shape[1]
+    for i in range(positions.size):
+        if slots[i] < 0:
+            block = positions[i] // rows_per_block
+            index = np.searchsorted(blocks, block)
+            start = HEADER_BYTES + (positions[i] - block * rows_per_block) * row_bytes
+            for byte in range(row_bytes):
+                out[i, byte] = payloads[index, start + byte]
+
+
+@kernel
+def _admit_rows(
+    state: LruState,
+    data: np.ndarray,
+    asked: np.ndarray,
+    ordered: np.ndarray,
+    read: np.ndarray,
+    blocks: np.ndarray,
+    payloads: np.ndarray,
+    rows_per_block: int,
+    heat: np.ndarray,
+    least_heat: int,
+    counters: np.ndarray,
+) -> None:
+    fills = np.empty((read.size * rows_per_block + asked.size, 2), np.int64)
+    filled = admit(
+        state, asked, ordered, read, rows_per_block, heat, least_heat, fills, counters
+    )
+    row_bytes = data.shape[1]
+    for i in range(filled):
+        slot, position = fills[i, 0], fills[i, 1]
+        block = position // rows_per_block
+        index = np.searchsorted(blocks, block)
+        start = HEADER_BYTES + (position - block * rows_per_block) * row_bytes
+        for byte in range(row_bytes):
+            data[slot, byte] = payloads[index, start + byte]
+
+
+class ServedTable:
+    """Answers lookups of one table; safe to call from many threads.
+
+    Parameters
+    ----------
+    stored
+        Where the blocks lie.
+    dtype, dim
+        Of the rows.
+    position_of_id
+        uint32 (rows,), read-only.
+    heat
+        uint8 (rows,), by position.
+    capacity_rows
+        Rows that DRAM holds.
+    admission
+        Which neighbours enter DRAM.
+    coalesce
+        Read a block once for a request; False reads one block per distinct missed row.
+    """
+
+    def __init__(
+        self,
+        stored: StoredTable,
+        dtype: np.dtype[Any],
+        dim: int,
+        position_of_id: NDArray[np.uint32],
+        heat: NDArray[np.uint8],
+        capacity_rows: int,
+        admission: Admission,
+        *,
+        coalesce: bool,
+    ) -> None:
+        self.stored = stored
+        self.dtype = dtype
+        self.dim = dim
+        self.capacity_rows = capacity_rows
+        self.admission = admission
+        self._coalesce = coalesce
+        self._position_of_id = position_of_id
+        self._heat = heat
+        self._least_heat = admission.least_heat
+        self._state = make_state(capacity_rows, stored.rows)
+        self._data = np.empty((capacity_rows, stored.row_bytes), np.uint8)
+        self._counters = new_counters()
+        self._in_flight = InFlight()
+        # Guards state, data, counters and in-flight reads. Held for a kernel call, never
+        # during a read.
+        self._lock = threading.Lock()
+
+    @property
+    def cache_bytes(self) -> int:
+        """DRAM that the cache takes when full: rows and bookkeeping."""
+        return cache_bytes_of(self.capacity_rows, self.stored.row_bytes, self.stored.rows)
+
+    def multi_get(
+        self, reader: BlockReader, ids: NDArray[np.integer[Any]], out: NDArray[np.uint8]
+    ) -> None:
+        """Put the rows of `ids` (n,) into `out`, uint8 (n, row_bytes); checked by the store."""
+        positions = np.empty(ids.size, np.int64)
+        slots = np.empty(ids.size, np.int64)
+        bad = _to_positions(ids, self._position_of_id, positions)
+        if bad >= 0:
+            raise IdError(
+                f"table {self.stored.name!r}: id {int(ids[bad])} is out of range; "
+                f"it has rows 0 to {self.stored.rows - 1}"
+            )
+        per_block = self.stored.rows_per_block
+        with self._lock:
+            missed = _look_up_rows(
+                self._state, self._data, positions, slots, out, self._counters
+            )
+            if not missed:
+                return
+            asked, ordered = missing(positions, slots, missed)
+            blocks = blocks_of(ordered, per_block)
+            claim = self._in_flight.claim(blocks)
+        try:
+            payloads = self._fetch(reader, claim, blocks, ordered)
+            _answer_missed(payloads, blocks, per_block, positions, slots, out)
+            with self._lock:
+                _admit_rows(
+                    self._state,
+                    self._data,
+                    asked,
+                    ordered,
+                    blocks[claim.mine],
+                    blocks,
+                    payloads,
+                    per_block,
+                    self._heat,
+                    self._least_heat,
+                    self._counters,
+                )
+                # Under the same lock: whoever misses these rows from now on finds them
+                # either in the cache or in nobody's hands, never read twice at once.
+                self._in_flight.release(claim, blocks)
+        except BaseException:
+            with self._lock:
+                self._in_flight.release(claim, blocks)
+            raise
+
+    def _fetch(
+        self,
+        reader: BlockReader,
+        claim: Claim,
+        blocks: NDArray[np.int64],
+        ordered: NDArray[np.int64],
+    ) -> NDArray[np.uint8]:
+        """Read what this request claimed, wait for what others read: one payload a block."""
+        reads = 0
+        try:
+            if claim.mine.size:
+                mine = blocks[claim.mine]
+                claim.reading.payloads = self._read(reader, mine, ordered)
+                reads = mine.size if self._coalesce else ordered.size
+        finally:
+            # Waiters must never hang: after a failure they find no payloads and read on
+            # their own. Own reads come before waiting, so that no two wait for each other.
+            claim.reading.done.set()
+        own = claim.reading.payloads
+        payloads = own
+        if claim.others or own is None:
+            payloads = np.empty((blocks.size, self.stored.adapter.payload_bytes), np.uint8)
+            if own is not None:
+                payloads[claim.mine] = own
+            for index, reading, row in claim.others:
+                reading.done.wait()
+                if reading.payloads is None:
+                    payloads[index] = reader.read(self.stored, blocks[index : index + 1])[0]
+                    reads += 1
+                else:
+                    payloads[index] = reading.payloads[row]
+        with self._lock:
+            self._counters[BLOCK_READS] += reads
+        return payloads
+
+    def _read(
+        self, reader: BlockReader, blocks: NDArray[np.int64], ordered: NDArray[np.int64]
+    ) -> NDArray[np.uint8]:
+        if self._coalesce:
+            return reader.read(self.stored, blocks)
+        each = ordered // self.stored.rows_per_block
+        payloads = reader.read(self.stored, each)
+        return payloads[np.searchsorted(each, blocks)]
+
+    def stats(self) -> dict[str, int]:
+        """Return the counters, with `bytes_read` from the engine, as plain numbers."""
+        with self._lock:
+            counts = dict(zip(COUNTERS, self._counters.tolist(), strict=True))
+        counts["bytes_read"] = counts["block_reads"] * self.stored.adapter.payload_bytes
+        return counts
+
+    def check(self, reader: BlockReader) -> None:
+        """Assert that the cache is sound and that every cached row equals its block's.
+
+        Raises
+        ------
+        AssertionError
+            Says what is broken.
+        """
+        with self._lock:
+            check(self._state)
+            positions = cached_positions(self._state)
+            cached = self._data[: positions.size].copy()
+        per_block, row_bytes = self.stored.rows_per_block, self.stored.row_bytes
+        blocks = np.unique(positions // per_block)
+        if not blocks.size:
+            return
+        payloads = reader.read(self.stored, blocks)
+        rows = payloads[:, HEADER_BYTES : HEADER_BYTES + per_block * row_bytes]
+        rows = rows.reshape(blocks.size, per_block, row_bytes)
+        there = rows[np.searchsorted(blocks, positions // per_block), positions % per_block]
+        assert np.array_equal(there, cached), "a cached row differs from its block's"

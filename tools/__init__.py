@@ -1,0 +1,1 @@
+"""Command lines: arguments in, library calls, a table or a picture out."""

@@ -1,0 +1,77 @@
+"""Load tables into a store: rows and access logs in, a new version out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import bandana_kv
+from bandana_kv import adapters
+from bandana_kv.placement import methods
+from bandana_kv.tools.console import Bar, by_table, errors_named, out
+
+__all__ = ["main"]
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--table",
+    "tables",
+    metavar="NAME=ROWS.npy",
+    multiple=True,
+    required=True,
+    callback=by_table,
+    help="A table and its rows, an array (rows, dim). Repeat for more tables.",
+)
+@click.option(
+    "--log",
+    "logs",
+    metavar="NAME=LOG",
+    multiple=True,
+    callback=by_table,
+    help="The table's access log: .npz, .parquet, .csv or .txt.",
+)
+@click.option("--adapter", default="lmdb", show_default=True, help=", ".join(adapters.names()))
+@click.option("--placement", default="shp", show_default=True, help=", ".join(methods()))
+@click.option(
+    "--admission",
+    type=click.Choice(["none", "all", "threshold"]),
+    help="Which neighbours enter DRAM.  [default: simulation on the log decides]",
+)
+@click.option("--threshold", type=int, help="For --admission threshold: lookups in the log.")
+@click.option("--seed", default=0, show_default=True, help="Of placement and simulation.")
+@errors_named
+def main(
+    directory: Path,
+    tables: dict[str, str],
+    logs: dict[str, str],
+    adapter: str,
+    placement: str,
+    admission: str | None,
+    threshold: int | None,
+    seed: int,
+) -> None:
+    """Load tables into the store in DIRECTORY as a new version, and switch to it.
+
+    Tables of the store that are not named stay as they are. If anything fails, or this
+    command is stopped, the version that was served before goes on being served.
+    """
+    read = {name: bandana_kv.AccessLog.read(path) for name, path in logs.items()}
+    version = bandana_kv.load(
+        directory,
+        tables,
+        read,
+        adapter=adapter,
+        placement=placement,
+        admission=admission,
+        threshold=threshold,
+        seed=seed,
+        progress=Bar(),
+    )
+    out.print(f"{directory}: version {version} is served, with {', '.join(tables)} new")
+
+
+if __name__ == "__main__":
+    main()

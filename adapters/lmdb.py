@@ -145,16 +145,15 @@ class LmdbAdapter(Adapter):
         where = environment.path()
         try:
             with environment.begin() as txn:
-                flags = database.flags(txn)  # type: ignore[attr-defined]
-            read_ahead = environment.flags()["readahead"]
+                unfit = [flag for flag, on in database.flags(txn).items() if on]  # type: ignore[attr-defined]
+            opened = environment.flags()
         except cls.engine_errors as error:
             raise AdapterError(f"{cls.name} at {where} cannot be used: {error}") from error
-        unfit = [flag for flag, on in flags.items() if on]
         if unfit:
             raise InputError(
                 f"the sub-database in {where} has {', '.join(unfit)}; blocks need a plain one"
             )
-        if strict and read_ahead:
+        if strict and opened["readahead"]:
             raise InputError(
                 f"the environment {where} reads ahead, dozens of pages per lookup: open it "
                 "with readahead=False, or pass strict=False"
@@ -162,7 +161,7 @@ class LmdbAdapter(Adapter):
         return cls(
             _Environment.of_user(environment),
             pages=pages,
-            read_only=read_only or environment.readonly,
+            read_only=read_only or opened["readonly"],
             database=database,
         )
 
@@ -313,7 +312,7 @@ class _Environment:
         self.is_users = True
         self.references = 1
         self.handle = handle
-        self._read_only = handle.readonly
+        self._read_only = handle.flags()["readonly"]
         self._map_bytes = 0
         self._process = os.getpid()
         self._open_now = True

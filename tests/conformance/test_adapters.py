@@ -1,0 +1,125 @@
+"""Every adapter of this repository keeps the contract, on paths and on users' handles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lmdb
+import rocksdict
+from bandana_kv.adapters import Adapter, block_keys
+from bandana_kv.adapters.lmdb import LmdbAdapter
+from bandana_kv.adapters.memory import MemoryAdapter
+from bandana_kv.adapters.rocksdb import RocksdbAdapter
+
+from bandana_kv.testing import AdapterConformance
+
+
+class TestMemory(AdapterConformance):
+    adapter_name = "memory"
+
+
+class TestLmdb(AdapterConformance):
+    adapter_name = "lmdb"
+
+
+class TestRocksdb(AdapterConformance):
+    adapter_name = "rocksdb"
+
+
+def users_pairs() -> dict[bytes, bytes]:
+    """Keys that a user may have, some within the very range of a space of blocks."""
+    pairs = {f"user:{number}".encode(): b"v" * number for number in range(100)}
+    for space in (3, 4):
+        inside = int(block_keys(space, 50)).to_bytes(8, "big")
+        pairs |= {inside[:4]: b"shorter", inside + b"x": b"longer" * 1000}
+    return pairs
+
+
+class TestLmdbBesideUsersKeys(AdapterConformance):
+    """In the same sub-database as the user's keys, and with another one beside it."""
+
+    adapter_name = "lmdb"
+    engine = 0
+    environment: lmdb.Environment | None = None
+
+    def create(self, path: Path, pages: int = 1) -> Adapter:
+        environment = lmdb.open(
+            str(path),
+            map_size=1 << 28,
+            max_dbs=2,
+            readahead=False,
+            **({"lib_version": self.engine} if self.engine else {}),
+        )
+        self.environment = environment
+        self.databases = [environment.open_db(name) for name in (b"shared", b"other")]
+        for database in self.databases:
+            with environment.begin(db=database, write=True) as txn:
+                for key, value in users_pairs().items():
+                    txn.put(key, value)
+        return LmdbAdapter.on(environment, self.databases[0], pages=pages)
+
+    def reopen(self, path: Path, *, read_only: bool = True, pages: int = 1) -> Adapter:
+        assert self.environment is not None
+        return LmdbAdapter.on(self.environment, self.databases[0], pages=pages, read_only=read_only)
+
+    def check_after(self, path: Path) -> None:
+        assert self.environment is not None
+        # Still open: it was not the adapter's to close.
+        with self.environment, self.environment.begin() as txn:
+            assert dict(txn.cursor(self.databases[1])) == users_pairs()
+            for key, value in users_pairs().items():
+                assert txn.get(key, db=self.databases[0]) == value
+
+
+class TestLmdbOfTheNewerEngine(TestLmdbBesideUsersKeys):
+    """In the format of LMDB 1.0, whose page headers are larger."""
+
+    engine = 1
+
+
+class TestRocksdbBesideUsersKeys(AdapterConformance):
+    """In a column family with keys of the user's, beside the default one with more."""
+
+    adapter_name = "rocksdb"
+    family = "blocks"
+    database: rocksdict.Rdict | None = None
+
+    def create(self, path: Path, pages: int = 1) -> Adapter:
+        def options() -> rocksdict.Options:
+            made = rocksdict.Options(raw_mode=True)
+            made.set_compression_type(rocksdict.DBCompressionType.none())
+            made.set_use_direct_reads(True)
+            made.create_missing_column_families(True)
+            return made
+
+        families = {name: options() for name in {"default", self.family}}
+        self.database = rocksdict.Rdict(str(path), options(), column_families=families)
+        self.columns = self.database.get_column_family(self.family)
+        for columns in (self.database, self.columns):
+            for key, value in users_pairs().items():
+                columns[key] = value
+        return self.reopen(path, read_only=False, pages=pages)
+
+    def reopen(self, path: Path, *, read_only: bool = True, pages: int = 1) -> Adapter:
+        return RocksdbAdapter.on(self.columns, pages=pages, read_only=read_only)
+
+    def check_after(self, path: Path) -> None:
+        assert self.database is not None
+        for columns in (self.database, self.columns):
+            for key, value in users_pairs().items():
+                assert columns.get(key) == value
+        if self.family != "default":
+            assert dict(self.database.items()) == users_pairs()
+        self.columns.close()
+        self.database.close()
+
+
+class TestRocksdbInTheDefaultFamily(TestRocksdbBesideUsersKeys):
+    family = "default"
+
+
+def test_memory_forgets(tmp_path: Path) -> None:
+    MemoryAdapter.create(tmp_path, size_hint_bytes=0, pages=1).close()
+    MemoryAdapter.open_existing(tmp_path, read_only=True, pages=1).close()
+    MemoryAdapter.forget(tmp_path)
+    MemoryAdapter.create(tmp_path, size_hint_bytes=0, pages=1).close()

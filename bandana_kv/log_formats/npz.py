@@ -1,0 +1,149 @@
+"""Access logs in .npz: the two arrays as they are, memory-mapped where they lie uncompressed."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bandana_kv.errors import InputError
+from bandana_kv.progress import Progress
+
+__all__ = ["read", "write"]
+
+_NAMES = ("offsets", "ids")
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., length of the name, of the extra field
+_LOCAL_MAGIC = b"PK\x03\x04"
+_ZIP64_EXTRA_BYTES = 20
+_PADDING = struct.Struct("<HH")  # an extra field: its kind, the bytes that follow
+_PADDING_KIND = 0xD935  # the one that zipalign uses
+_ALIGN_BYTES = 64
+# np.savez leaves arrays at odd addresses. Kernels are compiled once more for such arrays,
+# which pays only when copying them is out of the question.
+_COPY_BELOW_BYTES = 64 << 20
+_READ_BYTES = 16 << 20
+
+
+def read(
+    path: Path, columns: Mapping[str, str] | None, progress: Progress
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Read `offsets` and `ids` of an .npz file.
+
+    Raises
+    ------
+    InputError
+        Not a zip file, truncated, an array is missing or holds Python objects.
+
+    Notes
+    -----
+    Arrays stored without compression are mapped, not read: do not write into the file
+    while the log is in use, replace it.
+    """
+    if columns:
+        raise InputError(f"{path}: an .npz log has no columns to name")
+    progress.start(f"read {path.name}", path.stat().st_size, "bytes")
+    try:
+        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+            offsets, ids = (_read_array(path, file, archive, name, progress) for name in _NAMES)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise InputError(f"{path}: not a complete .npz file ({error}); copy it again") from error
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not a readable .npz file ({error})") from error
+    finally:
+        progress.finish()
+    return offsets, ids
+
+
+def _read_array(
+    path: Path, file: IO[bytes], archive: zipfile.ZipFile, name: str, progress: Progress
+) -> NDArray[Any]:
+    member = _member(path, archive, name)
+    if member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1:
+        array = _map_array(path, file, member)
+    else:
+        with archive.open(member) as stream:
+            shape, dtype = _header(path, name, stream)
+            array = np.empty(shape, dtype)
+            _fill(path, name, stream, array)
+    progress.advance(member.compress_size)
+    return array
+
+
+def _member(path: Path, archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+    try:
+        return archive.getinfo(f"{name}.npy")
+    except KeyError:
+        there = ", ".join(entry.removesuffix(".npy") for entry in archive.namelist()) or "none"
+        raise InputError(
+            f"{path}: has no array {name!r}; the arrays in it: {there}. Write one with "
+            "np.savez(path, offsets=..., ids=...)"
+        ) from None
+
+
+def _header(path: Path, name: str, stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(stream)
+    read_header = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    shape, _, dtype = read_header(stream)
+    if dtype.hasobject:
+        raise InputError(f"{path}: {name} holds Python objects; write it as integers")
+    if len(shape) != 1:
+        raise InputError(f"{path}: {name} must have one dimension, it has {len(shape)}")
+    return shape, dtype
+
+
+def _fill(path: Path, name: str, stream: IO[bytes], array: NDArray[Any]) -> None:
+    """Read the array's bytes, and to the end, where the zip's checksum is compared."""
+    target = memoryview(array.view(np.uint8).data)
+    done = 0
+    while part := stream.read(_READ_BYTES):
+        if done + len(part) > target.nbytes:
+            break
+        target[done : done + len(part)] = part
+        done += len(part)
+    if part or done != target.nbytes:
+        raise InputError(f"{path}: {name} is not as long as its header says")
+
+
+def _map_array(path: Path, file: IO[bytes], member: zipfile.ZipInfo) -> NDArray[Any]:
+    name = member.filename.removesuffix(".npy")
+    file.seek(member.header_offset)
+    signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+    if signature != _LOCAL_MAGIC:
+        raise zipfile.BadZipFile(f"no header of {name}")
+    begin = file.seek(name_bytes + extra_bytes, 1)
+    shape, dtype = _header(path, name, file)
+    at = file.tell()
+    if at + shape[0] * dtype.itemsize != begin + member.file_size:
+        raise InputError(f"{path}: {name} is not as long as its header says")
+    if path.stat().st_size < begin + member.file_size:
+        raise zipfile.BadZipFile(f"{name} is cut short")
+    if shape[0] == 0:
+        return np.empty(shape, dtype)
+    array: NDArray[Any] = np.memmap(path, dtype=dtype, mode="r", offset=at, shape=shape)
+    return array.copy() if not array.flags.aligned and array.nbytes < _COPY_BELOW_BYTES else array
+
+
+def write(path: Path, offsets: NDArray[Any], ids: NDArray[Any]) -> None:
+    """Write the arrays uncompressed and aligned, so that reading maps them."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in zip(_NAMES, (offsets, ids), strict=True):
+            member = zipfile.ZipInfo(f"{name}.npy")  # a fixed date: same log, same bytes
+            assert archive.fp is not None
+            header = archive.fp.tell() + 30 + len(member.filename) + _ZIP64_EXTRA_BYTES
+            padding = -(header + _PADDING.size) % _ALIGN_BYTES
+            member.extra = _PADDING.pack(_PADDING_KIND, padding) + bytes(padding)
+            # force_zip64: the length of an array may need it, and fixes the header's length
+            with archive.open(member, "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, array, allow_pickle=False)

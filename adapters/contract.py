@@ -447,6 +447,25 @@ class Adapter(ABC):
 
     # -- for implementations ------------------------------------------------------------
 
+    @classmethod
+    def _make_directory(cls, path: Path) -> None:
+        """Make the directory of a new store; it may exist if it is empty."""
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            taken = any(path.iterdir())
+        except (FileExistsError, NotADirectoryError):
+            taken = True
+        except OSError as error:
+            raise AdapterError(f"{cls.name} cannot make the directory {path}: {error}") from error
+        if taken:
+            raise InputError(f"cannot create a {cls.name} store at {path}: it exists")
+
+    @classmethod
+    def _cannot_open(cls, where: str, error: Exception) -> BandanaError:
+        """Return the library's error for what the engine raised at opening."""
+        kind = DiskFullError if _is_full(error) else AdapterError
+        return kind(f"{cls.name} at {where} cannot be opened: {error}")
+
     def _missing(self, key: int) -> BlockMissingError:
         return BlockMissingError(f"{self.name} at {self._where} has no {describe_key(key)}")
 
@@ -463,10 +482,9 @@ class Adapter(ABC):
 
     def _translate(self, error: Exception) -> BandanaError:
         """Return the library's error for one of the engine's."""
-        text = str(error)
-        if any(sign in text.lower() for sign in _FULL):
-            return DiskFullError(f"{self.name} at {self._where}: no room for more: {text}")
-        return AdapterError(f"{self.name} at {self._where} failed: {text}")
+        if _is_full(error):
+            return DiskFullError(f"{self.name} at {self._where}: no room for more: {error}")
+        return AdapterError(f"{self.name} at {self._where} failed: {error}")
 
     def _call(self, work: Callable[[], T]) -> T:
         """Run `work` inside the gate, translating and if possible repairing errors."""
@@ -548,6 +566,12 @@ class Adapter(ABC):
                     f"{self.name} at {self._where} already has {describe_key(found)}; "
                     "a bulk load takes new keys only"
                 )
+
+
+def _is_full(error: Exception) -> bool:
+    """Return whether an engine's message says that the device, or a quota, is full."""
+    text = str(error).lower()
+    return any(sign in text for sign in _FULL)
 
 
 def _checked_keys(keys: Keys) -> Keys:

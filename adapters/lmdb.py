@@ -77,9 +77,7 @@ class LmdbAdapter(Adapter):
     @classmethod
     def create(cls, path: Path, *, size_hint_bytes: int, pages: int) -> Self:
         """Make a new, empty environment at `path` and open it for writing."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InputError(f"cannot create an {cls.name} store at {path}: it exists")
-        path.mkdir(parents=True, exist_ok=True)
+        cls._make_directory(path)
         # Leaf and branch pages add under 1 %; the rest is room for the free list.
         map_bytes = _rounded_map(size_hint_bytes + size_hint_bytes // 16 + _MAP_STEP)
         return cls._on_path(path, read_only=False, pages=pages, map_bytes=map_bytes)
@@ -96,7 +94,7 @@ class LmdbAdapter(Adapter):
         try:
             environment = _acquire(path, read_only=read_only, map_bytes=map_bytes)
         except cls.engine_errors as error:
-            raise AdapterError(f"{cls.name} at {path} cannot be opened: {error}") from error
+            raise cls._cannot_open(str(path), error) from error
         try:
             return cls(environment, pages=pages, read_only=read_only)
         except BaseException:
@@ -193,6 +191,11 @@ class LmdbAdapter(Adapter):
                 f"{self.name} at {self._where}: no room for more: the environment's map is "
                 "full; its owner may enlarge it with set_mapsize"
             )
+        if "input/output error" in str(error).lower():
+            # A write cut short by a full disk reaches us as an input/output error.
+            found = os.statvfs(self._where)
+            if found.f_bavail * found.f_frsize < _MAP_STEP:
+                return DiskFullError(f"{self.name} at {self._where}: no room for more: {error}")
         return super()._translate(error)
 
     def _begin(self, *, write: bool = False) -> lmdb.Transaction[memoryview]:

@@ -16,6 +16,7 @@ Traps this module steers around, all of them measured:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import os
@@ -37,7 +38,7 @@ from bandana_kv.adapters.contract import (
 )
 from bandana_kv.adapters.gate import Gate, StaleHandleError
 
-from bandana_kv.errors import AdapterError, InputError, StoreNotFoundError
+from bandana_kv.errors import InputError, StoreNotFoundError
 
 __all__ = ["RocksdbAdapter"]
 
@@ -91,9 +92,7 @@ class RocksdbAdapter(Adapter):
     @classmethod
     def create(cls, path: Path, *, size_hint_bytes: int, pages: int) -> Self:
         """Make a new, empty database at `path` and open it for writing."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InputError(f"cannot create a {cls.name} store at {path}: it exists")
-        path.mkdir(parents=True, exist_ok=True)
+        cls._make_directory(path)
         del size_hint_bytes  # files grow as they are written
         return cls._on_path(path, read_only=False, pages=pages)
 
@@ -110,7 +109,7 @@ class RocksdbAdapter(Adapter):
         try:
             handle = _open_to_read(where) if read_only else _open_to_write(where)
         except Exception as error:
-            raise AdapterError(f"{cls.name} at {where} cannot be opened: {error}") from error
+            raise cls._cannot_open(where, error) from error
         return cls(handle, where, pages=pages, read_only=read_only)
 
     @classmethod
@@ -303,9 +302,13 @@ class RocksdbAdapter(Adapter):
     def _close(self) -> None:
         if self._is_users or self._process != os.getpid():
             return
-        if self._unflushed:
-            self._handle.flush()  # else every read-only open replays the log
-        self._handle.close()
+        # On a full disk flushing fails, on its own and within the closing. Nothing is lost
+        # by that: what a write promised is in the log, which was synced.
+        with contextlib.suppress(Exception):
+            if self._unflushed:
+                self._handle.flush()  # else every read-only open replays the log
+        with contextlib.suppress(Exception):
+            self._handle.close()
 
 
 class _Writer:

@@ -482,6 +482,28 @@ class AdapterConformance:
                 assert in_child(reads_on)
                 np.testing.assert_array_equal(reader.multi_get(keys), expected)
 
+    def test_a_fork_may_come_while_threads_read(self, loaded: Adapter, path: Path) -> None:
+        loaded.close()
+        keys = block_keys(3, np.arange(100))
+        with self.reopen(path) as reader:
+            survives = reader.capabilities.survives_fork
+            expected = _expected(reader, keys)
+            done = threading.Event()
+
+            def reads_on() -> bool:
+                return not survives or np.array_equal(reader.multi_get(keys), expected)
+
+            def work(number: int) -> None:
+                if number == 0:
+                    try:
+                        assert all(in_child(reads_on) for _ in range(10))
+                    finally:
+                        done.set()
+                while not done.is_set():
+                    np.testing.assert_array_equal(reader.multi_get(keys), expected)
+
+            _in_threads(5, work)
+
     # -- registry -------------------------------------------------------------------------
 
     def test_a_mistyped_path_is_an_error_and_stays_empty(self, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -47,7 +48,8 @@ _MAP_STEP = 16 << 20
 _MAP_AS_RECORDED = 0
 _MAX_READERS = 1024
 _KEY_BYTES = 8
-_DELETE_CHUNK = 1 << 16
+_DELETE_PIECE = 1 << 14
+_TOUCH_THREADS = 16
 _SPARE_PAGES = 1024
 
 
@@ -228,21 +230,45 @@ class LmdbAdapter(Adapter):
             return _seek(cursor, first, last)
 
     def _delete_range(self, first: int, last: int) -> None:
-        # In pieces: a transaction keeps every page it touches in memory.
-        low: int | None = first
+        # In pieces: a transaction keeps every page that it changes in memory.
+        low = self._first_key(first, last)
         while low is not None:
-            low = self._delete_some(low, last)
+            high = min(low + _DELETE_PIECE - 1, last)
+            self._touch(low, high)
+            with self._begin(write=True) as txn:
+                for key in self._keys_within(txn, low, high):
+                    txn.delete(key)
+            low = self._first_key(high, last)
 
-    def _delete_some(self, first: int, last: int) -> int | None:
-        """Delete up to a chunk of keys; return where to go on, or None at the end."""
-        with self._begin(write=True) as txn, txn.cursor() as cursor:
-            key = _seek(cursor, first, last)
-            for _ in range(_DELETE_CHUNK):
-                if key is None:
-                    return None
-                txn.delete(key.to_bytes(_KEY_BYTES, "big"))
-                key = _seek(cursor, key, last)
-            return key
+    def _keys_within(self, txn: lmdb.Transaction[memoryview], first: int, last: int) -> list[bytes]:
+        """Return the 8-byte keys stored within first..last."""
+        keys: list[bytes] = []
+        with txn.cursor() as cursor:
+            found = cursor.set_range(first.to_bytes(_KEY_BYTES, "big"))
+            end = last.to_bytes(_KEY_BYTES, "big")
+            while found and (key := bytes(cursor.key())) <= end:
+                if len(key) == _KEY_BYTES:
+                    keys.append(key)
+                found = cursor.next()
+        return keys
+
+    def _touch(self, first: int, last: int) -> None:
+        """Bring the values of consecutive keys into memory, at the device's queue depth.
+
+        Deleting reads what it deletes: a cursor faults in each value it moves to, and the
+        engine frees a value by way of its page's header. By itself that is one read after
+        the other. Keys that are not there cost no read.
+        """
+
+        def read(numbers: range) -> None:
+            with self._begin() as txn:
+                for number in numbers:
+                    txn.get(number.to_bytes(_KEY_BYTES, "big"))
+
+        parts = [range(at, last + 1, _TOUCH_THREADS) for at in range(first, first + _TOUCH_THREADS)]
+        with ThreadPoolExecutor(_TOUCH_THREADS) as pool:
+            for _ in pool.map(read, parts):
+                pass
 
     def _close(self) -> None:
         _release(self._environment)

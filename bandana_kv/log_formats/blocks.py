@@ -94,7 +94,7 @@ class Blocks:
         """
         want = BLOCK_BYTES
         if not self._left:
-            self._left = self._read(want).removeprefix(_BYTE_ORDER_MARK)
+            self._left = self._read(max(want, len(_BYTE_ORDER_MARK))).removeprefix(_BYTE_ORDER_MARK)
         while True:
             more = self._read(want)
             text = self._left + more

@@ -12,7 +12,8 @@ __all__ = ["ISO", "NUMBER", "read_time", "read_whole"]
 NUMBER = 1
 ISO = 2
 
-_MOST_DIGITS = 18  # of an int64 that cannot overflow
+_MOST_DIGITS = 19  # of an int64
+_MOST_TENTH = (2**63 - 1) // 10
 
 
 @kernel
@@ -23,10 +24,10 @@ def _digits(text: np.ndarray, begin: int, end: int) -> int:
     value = 0
     for at in range(begin, end):
         digit = text[at] - 48
-        if digit < 0 or digit > 9:
+        if digit < 0 or digit > 9 or value > _MOST_TENTH:
             return -1
         value = value * 10 + digit
-    return value
+    return max(value, -1)  # negative: the last digit was too large
 
 
 @kernel

@@ -47,32 +47,40 @@ def read(
     """
     if columns:
         raise InputError(f"{path}: an .npz log has no columns to name")
-    progress.start(f"read {path.name}", path.stat().st_size, "bytes")
     try:
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-            offsets, ids = (_read_array(path, file, archive, name, progress) for name in _NAMES)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            members = [_member(path, archive, name) for name in _NAMES]
+            total = sum(member.compress_size for member in members)
+            progress.start(f"read {path.name}", total, "bytes")
+            try:
+                offsets, ids = (
+                    _read_array(path, file, archive, member, progress) for member in members
+                )
+            finally:
+                progress.finish()
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError) as error:
         raise InputError(f"{path}: not a complete .npz file ({error}); copy it again") from error
     except (ValueError, RuntimeError, NotImplementedError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: not a readable .npz file ({error})") from error
-    finally:
-        progress.finish()
     return offsets, ids
 
 
 def _read_array(
-    path: Path, file: IO[bytes], archive: zipfile.ZipFile, name: str, progress: Progress
+    path: Path,
+    file: IO[bytes],
+    archive: zipfile.ZipFile,
+    member: zipfile.ZipInfo,
+    progress: Progress,
 ) -> NDArray[Any]:
-    member = _member(path, archive, name)
     if member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1:
         array = _map_array(path, file, member)
     else:
         with archive.open(member) as stream:
-            shape, dtype = _header(path, name, stream)
-            array = np.empty(shape, dtype)
-            _fill(path, name, stream, array)
+            items, dtype = _header(path, member, stream, 0)
+            array = np.empty(items, dtype)
+            _fill(path, member, stream, array)
     progress.advance(member.compress_size)
     return array
 
@@ -88,22 +96,34 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
         ) from None
 
 
-def _header(path: Path, name: str, stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    version = np.lib.format.read_magic(stream)
-    read_header = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-    )
-    shape, _, dtype = read_header(stream)
+def _header(
+    path: Path, member: zipfile.ZipInfo, stream: IO[bytes], begin: int
+) -> tuple[int, np.dtype[Any]]:
+    """Read the header of an array whose member begins at `begin`; return items and dtype."""
+    name = member.filename.removesuffix(".npy")
+    try:
+        version = np.lib.format.read_magic(stream)
+        read_header = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read_header(stream)
+    except zipfile.BadZipFile:
+        raise
+    except Exception as error:
+        # damaged headers meet Python's own tokenizer, which raises what it pleases
+        raise InputError(f"{path}: {name} has no readable header; copy the file again") from error
     if dtype.hasobject:
-        raise InputError(f"{path}: {name} holds Python objects; write it as integers")
+        raise InputError(f"{path}: {name} holds Python objects; write integers")
     if len(shape) != 1:
         raise InputError(f"{path}: {name} must have one dimension, it has {len(shape)}")
-    return shape, dtype
+    if stream.tell() - begin + shape[0] * dtype.itemsize != member.file_size:
+        raise InputError(f"{path}: {name} is not as long as its header says; copy the file again")
+    return shape[0], dtype
 
 
-def _fill(path: Path, name: str, stream: IO[bytes], array: NDArray[Any]) -> None:
+def _fill(path: Path, member: zipfile.ZipInfo, stream: IO[bytes], array: NDArray[Any]) -> None:
     """Read the array's bytes, and to the end, where the zip's checksum is compared."""
     target = memoryview(array.view(np.uint8).data)
     done = 0
@@ -113,25 +133,21 @@ def _fill(path: Path, name: str, stream: IO[bytes], array: NDArray[Any]) -> None
         target[done : done + len(part)] = part
         done += len(part)
     if part or done != target.nbytes:
-        raise InputError(f"{path}: {name} is not as long as its header says")
+        raise InputError(f"{path}: {member.filename} is not as long as the file says")
 
 
 def _map_array(path: Path, file: IO[bytes], member: zipfile.ZipInfo) -> NDArray[Any]:
-    name = member.filename.removesuffix(".npy")
     file.seek(member.header_offset)
     signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
     if signature != _LOCAL_MAGIC:
-        raise zipfile.BadZipFile(f"no header of {name}")
+        raise zipfile.BadZipFile(f"no header of {member.filename}")
     begin = file.seek(name_bytes + extra_bytes, 1)
-    shape, dtype = _header(path, name, file)
-    at = file.tell()
-    if at + shape[0] * dtype.itemsize != begin + member.file_size:
-        raise InputError(f"{path}: {name} is not as long as its header says")
+    items, dtype = _header(path, member, file, begin)
     if path.stat().st_size < begin + member.file_size:
-        raise zipfile.BadZipFile(f"{name} is cut short")
-    if shape[0] == 0:
-        return np.empty(shape, dtype)
-    array: NDArray[Any] = np.memmap(path, dtype=dtype, mode="r", offset=at, shape=shape)
+        raise zipfile.BadZipFile(f"{member.filename} is cut short")
+    if items == 0:
+        return np.empty(items, dtype)
+    array: NDArray[Any] = np.memmap(file, dtype, mode="r", offset=file.tell(), shape=(items,))
     return array.copy() if not array.flags.aligned and array.nbytes < _COPY_BELOW_BYTES else array
 
 

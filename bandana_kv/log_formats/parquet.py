@@ -61,7 +61,7 @@ def read(
                 return _read_interactions(path, arrow, file, names, columns, progress)
             finally:
                 progress.finish()
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, InputError):
             raise
         reason = str(error).splitlines()[0]
@@ -80,7 +80,8 @@ def _list_column(arrow: Any, schema: Any, columns: Mapping[str, str] | None) -> 
         if name in schema.names and _is_list(arrow, schema.field(name).type):
             return name
     lists = [field.name for field in schema if _is_list(arrow, field.type)]
-    return lists[0] if len(lists) == 1 and not columns else None
+    only = len(lists) == 1 and not columns and "request" not in schema.names
+    return lists[0] if only else None
 
 
 def _batches(file: Any, names: list[str], progress: Progress) -> Iterator[tuple[int, Any]]:

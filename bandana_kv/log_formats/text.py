@@ -27,7 +27,7 @@ def _parse(
 ) -> tuple[int, int, int, int]:
     """Parse the complete lines of `block`.
 
-    Returns the bytes used, the ids and the requests found, and where what is not an id
+    Returns the bytes used, the ids and the requests in them, and where what is not an id
     begins (-1: nowhere).
     """
     found = requests = used = 0
@@ -42,7 +42,7 @@ def _parse(
                 value = 0
             value = value * 10 + (byte - 48)
             if value > most_id:
-                return used, found, requests, token
+                return used, before, requests, token
         elif byte in (32, 9, 44, 13, 10):  # blank, tab, comma, carriage return, newline
             if token >= 0:
                 ids[found] = value
@@ -55,7 +55,7 @@ def _parse(
                 before = found
                 used = at + 1
         else:
-            return used, found, requests, token if token >= 0 else at
+            return used, before, requests, token if token >= 0 else at
     # the line that is not complete comes again with the next block
     return used, before, requests, -1
 
@@ -73,7 +73,7 @@ class _Lines:
         ids = np.empty(block.size // 2 + 1, np.int32)
         sizes = np.empty(block.size // 2 + 1, np.int64)
         used, found, requests, bad = _parse(block, MOST_ID, ids, sizes)
-        if bad >= 0:
+        if bad >= 0 and (block[bad:] == 10).any():  # else it may be cut; it comes again
             self._refuse(block, bad)
         self.ids.append(ids[:found])
         self.sizes.append(sizes[:requests])

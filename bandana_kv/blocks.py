@@ -14,7 +14,7 @@ from bandana_kv.checksum import xxh64
 from bandana_kv.compiled import kernel
 from bandana_kv.errors import BlockCorruptError, InputError
 
-__all__ = ["HEADER_BYTES", "rows_per_block", "rows_in_blocks", "seal", "verify"]
+__all__ = ["HEADER_BYTES", "rows_per_block", "seal", "verify"]
 
 HEADER_BYTES = 32
 FORMAT_VERSION = 1
@@ -47,17 +47,15 @@ def rows_per_block(payload_bytes: int, row_bytes: int) -> int:
     return rows
 
 
-def rows_in_blocks(
-    blocks: NDArray[np.uint64], rows: int, per_block: int
-) -> NDArray[np.uint16]:
-    """Return how many of the table's `rows` each of `blocks` holds (the last one: the rest)."""
-    first = blocks.astype(np.int64) * per_block
-    return np.clip(rows - first, 0, per_block).astype(np.uint16)
+@kernel
+def _rows_in(block: int, rows: int, per_block: int) -> int:
+    """Return how many of the table's rows a block holds: the last one, what remains."""
+    return min(per_block, rows - np.int64(block) * per_block)
 
 
 @kernel
 def _seal(
-    payloads: np.ndarray, space: int, blocks: np.ndarray, counts: np.ndarray, row_bytes: int
+    payloads: np.ndarray, space: int, blocks: np.ndarray, rows: int, per_block: int, row_bytes: int
 ) -> None:
     for i in range(blocks.size):
         block = payloads[i]
@@ -65,7 +63,7 @@ def _seal(
         words[1] = (
             np.uint64(MAGIC)
             | (np.uint64(FORMAT_VERSION) << np.uint64(32))
-            | (np.uint64(counts[i]) << np.uint64(48))
+            | (np.uint64(_rows_in(blocks[i], rows, per_block)) << np.uint64(48))
         )
         words[2] = np.uint64(row_bytes) | (np.uint64(space) << np.uint64(32))
         words[3] = np.uint64(blocks[i])
@@ -74,7 +72,7 @@ def _seal(
 
 @kernel
 def _first_bad(
-    payloads: np.ndarray, space: int, blocks: np.ndarray, counts: np.ndarray, row_bytes: int
+    payloads: np.ndarray, space: int, blocks: np.ndarray, rows: int, per_block: int, row_bytes: int
 ) -> tuple[int, int]:
     for i in range(blocks.size):
         block = payloads[i]
@@ -90,7 +88,7 @@ def _first_bad(
             reason = 4
         elif np.uint32(words[2]) != np.uint32(row_bytes) or (
             words[1] >> np.uint64(48)
-        ) != np.uint64(counts[i]):
+        ) != np.uint64(_rows_in(blocks[i], rows, per_block)):
             reason = 5
         if reason:
             return i, reason
@@ -100,8 +98,9 @@ def _first_bad(
 def seal(
     payloads: NDArray[np.uint8],
     space: int,
-    blocks: NDArray[np.uint64],
-    counts: NDArray[np.uint16],
+    blocks: NDArray[np.int64],
+    rows: int,
+    per_block: int,
     row_bytes: int,
 ) -> None:
     """Write the headers of blocks whose rows are already in place.
@@ -113,20 +112,21 @@ def seal(
     space
         Key space of the table version.
     blocks
-        uint64 (n,), the block numbers.
-    counts
-        uint16 (n,), rows in each block.
+        int64 (n,), the block numbers.
+    rows, per_block
+        Rows of the table, and of a full block.
     row_bytes
         Bytes of a row.
     """
-    _seal(payloads, space, blocks, counts, row_bytes)
+    _seal(payloads, space, blocks, rows, per_block, row_bytes)
 
 
 def verify(
     payloads: NDArray[np.uint8],
     space: int,
-    blocks: NDArray[np.uint64],
-    counts: NDArray[np.uint16],
+    blocks: NDArray[np.int64],
+    rows: int,
+    per_block: int,
     row_bytes: int,
     table: str,
 ) -> None:
@@ -141,7 +141,7 @@ def verify(
     -----
     Cost: one pass over the bytes, about 1 us a 4 KiB block, without the GIL.
     """
-    bad, reason = _first_bad(payloads, space, blocks, counts, row_bytes)
+    bad, reason = _first_bad(payloads, space, blocks, rows, per_block, row_bytes)
     if bad >= 0:
         raise BlockCorruptError(
             f"table {table!r}, block {int(blocks[bad])}: {_REASONS[reason]}; "

@@ -17,14 +17,17 @@ class Reading:
 
     Attributes
     ----------
+    blocks : ndarray
+        int64 (n,), sorted: what it reads.
+    payloads : ndarray or None
+        uint8 (n, payload_bytes), once `done` is set; None after a failure.
     done : Event
         Set when `payloads` is there, or will never be.
-    payloads : ndarray or None
-        uint8 (n, payload_bytes) of the blocks it was begun for; None after a failure.
     """
 
-    done: threading.Event = field(default_factory=threading.Event)
+    blocks: NDArray[np.int64]
     payloads: NDArray[np.uint8] | None = None
+    done: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(frozen=True)
@@ -33,42 +36,36 @@ class Claim:
 
     Attributes
     ----------
-    mine : ndarray
-        int64, indices of the blocks that this request must read.
-    reading : Reading
-        Its own read.
-    others : list of (int, Reading, int)
-        Index of the block, the read that fetches it, its row in there.
+    mine : Reading
+        The read that this request must do itself, of no block perhaps.
+    others : list of (int, Reading)
+        The remaining blocks, each with the read that fetches it.
     """
 
-    mine: NDArray[np.int64]
-    reading: Reading
-    others: list[tuple[int, Reading, int]]
+    mine: Reading
+    others: list[tuple[int, Reading]]
 
 
 class InFlight:
     """The blocks of one table that are being read; the caller holds the table's lock."""
 
     def __init__(self) -> None:
-        self._readings: dict[int, tuple[Reading, int]] = {}
+        self._readings: dict[int, Reading] = {}
 
     def claim(self, blocks: NDArray[np.int64]) -> Claim:
-        """Join the reads that are under way, and register one for the remaining blocks."""
-        mine: list[int] = []
-        others: list[tuple[int, Reading, int]] = []
-        reading = Reading()
-        for index, block in enumerate(blocks.tolist()):
-            under_way = self._readings.get(block)
-            if under_way is None:
-                self._readings[block] = (reading, len(mine))
-                mine.append(index)
-            else:
-                others.append((index, *under_way))
-        return Claim(np.array(mine, np.int64), reading, others)
+        """Join the reads of `blocks` (sorted) that are under way; register one for the rest."""
+        wanted = blocks.tolist()
+        others: list[tuple[int, Reading]] = []
+        mine = Reading(blocks)
+        if not self._readings.keys().isdisjoint(wanted):
+            others = [(block, self._readings[block]) for block in wanted if block in self._readings]
+            wanted = [block for block in wanted if block not in self._readings]
+            mine = Reading(np.array(wanted, np.int64))
+        self._readings.update(dict.fromkeys(wanted, mine))
+        return Claim(mine, others)
 
-    def release(self, claim: Claim, blocks: NDArray[np.int64]) -> None:
-        """Forget the read that `claim` registered for its share of `blocks`."""
-        for block in blocks[claim.mine].tolist():
-            under_way = self._readings.get(block)
-            if under_way is not None and under_way[0] is claim.reading:
+    def release(self, claim: Claim) -> None:
+        """Forget the read that `claim` registered; a second call does nothing."""
+        for block in claim.mine.blocks.tolist():
+            if self._readings.get(block) is claim.mine:
                 del self._readings[block]

@@ -364,15 +364,14 @@ def _sealed_blocks(
     chunk = max(1, _CHUNK_BYTES // payload_bytes)
     for first in range(0, placement.blocks, chunk):
         last = min(first + chunk, placement.blocks)
-        numbers = np.arange(first, last, dtype=np.uint64)
+        numbers = np.arange(first, last, dtype=np.int64)
         ids = id_of_position[first * per_block : last * per_block]
         rows = np.zeros((numbers.size * per_block, row_bytes), np.uint8)
         source.gather(ids, rows[: ids.size])
         payloads = np.zeros((numbers.size, payload_bytes), np.uint8)
         end = blocks.HEADER_BYTES + per_block * row_bytes
         payloads[:, blocks.HEADER_BYTES : end] = rows.reshape(numbers.size, -1)
-        counts = blocks.rows_in_blocks(numbers, source.rows, per_block)
-        blocks.seal(payloads, job.space, numbers, counts, row_bytes)
+        blocks.seal(payloads, job.space, numbers, source.rows, per_block, row_bytes)
         yield adapters.block_keys(job.space, numbers), payloads
         begun.progress.advance(numbers.size)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,9 +20,14 @@ if TYPE_CHECKING:
 
 __all__ = ["BlockReader", "StoredTable"]
 
-# Handing a slice to another thread costs about as much as reading this many blocks that
-# the page cache holds; smaller slices are not worth a thread.
-_LEAST_SLICE_BLOCKS = 4
+# A slice should keep its thread busy this long: handing it over costs some 50 us, and more
+# where threads wait for the GIL.
+_SLICE_US = 200.0
+# What a block is assumed to cost until reads have been timed: a random read of an SSD.
+_FIRST_BLOCK_US = 100.0
+# The estimate falls fast and rises slowly, since waiting for the GIL or for a busy device
+# makes a read look slower than it is, and slicing even finer would make that worse.
+_FALL, _RISE = 0.3, 0.02
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,11 @@ class StoredTable:
     row_bytes: int
     rows_per_block: int
 
+    @cached_property
+    def first_key(self) -> np.uint64:
+        """The key of block 0."""
+        return np.uint64(block_keys(self.space, 0))
+
 
 class BlockReader:
     """Reads blocks with up to `threads` reads in flight, shared by all calling threads.
@@ -53,6 +66,7 @@ class BlockReader:
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
+        self._block_us = _FIRST_BLOCK_US
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="bandana-kv-read")
 
     def read(self, table: StoredTable, blocks: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -69,36 +83,45 @@ class BlockReader:
         while the device works and while checksums are computed.
         """
         payloads = np.empty((blocks.size, table.adapter.payload_bytes), np.uint8)
-        slices = max(1, min(self._threads, blocks.size // _LEAST_SLICE_BLOCKS))
-        edges = np.linspace(0, blocks.size, slices + 1).astype(np.int64).tolist()
-        parts = [slice(first, last) for first, last in zip(edges, edges[1:], strict=False)]
+        parts = self._slices(blocks.size)
         others = [
             self._pool.submit(_read_slice, table, blocks[part], payloads[part])
             for part in parts[1:]
         ]
+        begun = time.perf_counter()
         try:
             _read_slice(table, blocks[parts[0]], payloads[parts[0]])
+            self._learn(parts[0], time.perf_counter() - begun)
         finally:
-            errors = [_error_of(other) for other in others]
+            # Also after an error: their threads write into memory about to be given up.
+            errors = [other.exception() for other in others]
         for error in errors:
             if error is not None:
                 raise error
         return payloads
+
+    def _slices(self, count: int) -> list[slice]:
+        """Cut `count` blocks into slices that are worth a thread each."""
+        worth = int(count * self._block_us / _SLICE_US)
+        slices = max(1, min(self._threads, count, worth))
+        edges = [count * part // slices for part in range(slices + 1)]
+        return [slice(first, last) for first, last in pairwise(edges)]
+
+    def _learn(self, part: slice, seconds: float) -> None:
+        """Follow what a block costs; racing threads may lose an update, which does no harm."""
+        difference = 1e6 * seconds / (part.stop - part.start) - self._block_us
+        self._block_us += (_FALL if difference < 0 else _RISE) * difference
 
     def close(self) -> None:
         """Wait for running reads and end the threads."""
         self._pool.shutdown()
 
 
-def _error_of(other: Future[None]) -> BaseException | None:
-    """Wait for a slice: its thread writes into memory that the caller is about to give up."""
-    return other.exception()
-
-
 def _read_slice(
     table: StoredTable, blocks: NDArray[np.int64], payloads: NDArray[np.uint8]
 ) -> None:
-    table.adapter.multi_get(block_keys(table.space, blocks), out=payloads)
-    numbers = blocks.astype(np.uint64)
-    counts = block_format.rows_in_blocks(numbers, table.rows, table.rows_per_block)
-    block_format.verify(payloads, table.space, numbers, counts, table.row_bytes, table.name)
+    keys = blocks.astype(np.uint64) | table.first_key
+    table.adapter.multi_get(keys, out=payloads)
+    block_format.verify(
+        payloads, table.space, blocks, table.rows, table.rows_per_block, table.row_bytes, table.name
+    )

@@ -207,7 +207,7 @@ class ServedTable:
                     self._data,
                     asked,
                     ordered,
-                    blocks[claim.mine],
+                    claim.mine.blocks,
                     blocks,
                     payloads,
                     per_block,
@@ -217,10 +217,10 @@ class ServedTable:
                 )
                 # Under the same lock: whoever misses these rows from now on finds them
                 # either in the cache or in nobody's hands, never read twice at once.
-                self._in_flight.release(claim, blocks)
+                self._in_flight.release(claim)
         except BaseException:
             with self._lock:
-                self._in_flight.release(claim, blocks)
+                self._in_flight.release(claim)
             raise
 
     def _fetch(
@@ -230,30 +230,29 @@ class ServedTable:
         blocks: NDArray[np.int64],
         ordered: NDArray[np.int64],
     ) -> NDArray[np.uint8]:
-        """Read what this request claimed, wait for what others read: one payload a block."""
-        reads = 0
+        """Read what this request claimed, then take what others read: one payload a block."""
+        mine = claim.mine
+        reads = mine.blocks.size if self._coalesce else ordered.size
         try:
-            if claim.mine.size:
-                mine = blocks[claim.mine]
-                claim.reading.payloads = self._read(reader, mine, ordered)
-                reads = mine.size if self._coalesce else ordered.size
+            if mine.blocks.size:
+                mine.payloads = self._read(reader, mine.blocks, ordered)
         finally:
-            # Waiters must never hang: after a failure they find no payloads and read on
+            # Waiters must never hang: after a failure they find no payloads, and read on
             # their own. Own reads come before waiting, so that no two wait for each other.
-            claim.reading.done.set()
-        own = claim.reading.payloads
-        payloads = own
-        if claim.others or own is None:
+            mine.done.set()
+        payloads = mine.payloads
+        if claim.others or payloads is None:
             payloads = np.empty((blocks.size, self.stored.adapter.payload_bytes), np.uint8)
-            if own is not None:
-                payloads[claim.mine] = own
-            for index, reading, row in claim.others:
+            if mine.payloads is not None:
+                payloads[np.searchsorted(blocks, mine.blocks)] = mine.payloads
+            for block, reading in claim.others:
+                at = np.searchsorted(blocks, block)
                 reading.done.wait()
                 if reading.payloads is None:
-                    payloads[index] = reader.read(self.stored, blocks[index : index + 1])[0]
+                    payloads[at] = reader.read(self.stored, blocks[at : at + 1])[0]
                     reads += 1
                 else:
-                    payloads[index] = reading.payloads[row]
+                    payloads[at] = reading.payloads[np.searchsorted(reading.blocks, block)]
         with self._lock:
             self._counters[BLOCK_READS] += reads
         return payloads

@@ -152,7 +152,7 @@ class AccessLog:
         cls,
         path: str | os.PathLike[str],
         *,
-        format: str | None = None,  # noqa: A002 - what a caller would call it
+        format: str | None = None,
         columns: Mapping[str, str] | None = None,
         progress: Progress | None = None,
     ) -> Self:

@@ -19,7 +19,6 @@ from bandana_kv.adapters.contract import (
     block_keys,
     describe_key,
 )
-
 from bandana_kv.errors import InputError, MissingExtraError
 
 __all__ = [

@@ -22,8 +22,8 @@ from typing import ClassVar, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from bandana_kv.adapters.gate import Gate, StaleHandleError
 
+from bandana_kv.adapters.gate import Gate, StaleHandleError
 from bandana_kv.errors import (
     AdapterError,
     BandanaError,

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 import lmdb
+
 from bandana_kv.adapters.contract import (
     PAGE_BYTES,
     Adapter,
@@ -32,7 +33,6 @@ from bandana_kv.adapters.contract import (
     key_bytes,
 )
 from bandana_kv.adapters.gate import Gate, StaleHandleError
-
 from bandana_kv.errors import (
     AdapterError,
     BandanaError,

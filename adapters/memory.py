@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 import numpy as np
+
 from bandana_kv.adapters.contract import (
     PAGE_BYTES,
     Adapter,
@@ -16,7 +17,6 @@ from bandana_kv.adapters.contract import (
     Keys,
     Payloads,
 )
-
 from bandana_kv.errors import InputError, StoreNotFoundError
 
 __all__ = ["MemoryAdapter"]

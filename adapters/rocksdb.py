@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import rocksdict
+
 from bandana_kv.adapters.contract import (
     PAGE_BYTES,
     Adapter,
@@ -34,11 +35,11 @@ from bandana_kv.adapters.contract import (
     Capabilities,
     Keys,
     Payloads,
+    describe_key,
     key_bytes,
 )
 from bandana_kv.adapters.gate import Gate, StaleHandleError
-
-from bandana_kv.errors import InputError, StoreNotFoundError
+from bandana_kv.errors import AdapterError, InputError, StoreNotFoundError
 
 __all__ = ["RocksdbAdapter"]
 
@@ -235,18 +236,21 @@ class RocksdbAdapter(Adapter):
                 raise self._damaged(key, error) from error
 
     def _write(self, keys: Keys, payloads: Payloads) -> None:
-        batch = self._batch()
+        batch = rocksdict.WriteBatch(raw_mode=True)
+        family = self._family()
         for key, row in zip(key_bytes(keys), payloads, strict=True):
-            batch.put(key, row.tobytes())
+            batch.put(key, row.tobytes(), family)
         self._commit(batch)
 
-    def _batch(self) -> rocksdict.WriteBatch:
-        batch = rocksdict.WriteBatch(raw_mode=True)
-        if self._is_users:
-            # Without this a batch goes to "default", whichever handle it is written to.
-            name = _column_family_name(self._handle)
-            batch.set_default_column_family(self._handle.get_column_family_handle(name))
-        return batch
+    def _family(self) -> rocksdict.ColumnFamily | None:
+        """Return the column family that each entry of a batch must name.
+
+        Else the entry goes to "default", whichever handle the batch is written to. A batch
+        has a default of its own, but deletions ignore that in rocksdict 0.3.27.
+        """
+        if not self._is_users:
+            return None
+        return self._handle.get_column_family_handle(_column_family_name(self._handle))
 
     def _commit(self, batch: rocksdict.WriteBatch) -> None:
         durable = rocksdict.WriteOptions()
@@ -277,7 +281,7 @@ class RocksdbAdapter(Adapter):
             return
         low = first.to_bytes(_KEY_BYTES, "big")
         end = last.to_bytes(_KEY_BYTES, "big") + b"\0"
-        batch = self._batch()
+        batch = rocksdict.WriteBatch(raw_mode=True)
         batch.delete_range(low, end)
         self._commit(batch)
         # Until a compaction the space on the device is not free.
@@ -287,17 +291,20 @@ class RocksdbAdapter(Adapter):
         """Delete 8-byte keys one by one: a range may enclose a user's longer keys."""
         key = self._first_key(first, last)
         while key is not None:
-            batch = self._batch()
+            batch = rocksdict.WriteBatch(raw_mode=True)
+            family = self._family()
             cursor = self._handle.iter()
             cursor.seek(key.to_bytes(_KEY_BYTES, "big"))
             end = last.to_bytes(_KEY_BYTES, "big")
             while cursor.valid() and cursor.key() <= end and len(batch) < _DELETE_CHUNK:
                 if len(cursor.key()) == _KEY_BYTES:
-                    batch.delete(cursor.key())
+                    batch.delete(cursor.key(), family)
                 cursor.next()
             cursor.status()
             self._commit(batch)
-            key = self._first_key(key, last)
+            deleted, key = key, self._first_key(key, last)
+            if key == deleted:
+                raise AdapterError(f"{self.name} at {self._where} keeps {describe_key(key)}")
 
     def _close(self) -> None:
         if self._is_users or self._process != os.getpid():

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from bandana_kv import adapters
 from bandana_kv.adapters import block_keys, describe_key
 from bandana_kv.adapters.contract import MAX_BLOCK, MAX_SPACE, key_bytes, space_bounds
 from bandana_kv.adapters.gate import Gate
 from bandana_kv.adapters.memory import MemoryAdapter
-
-from bandana_kv import adapters
 from bandana_kv.errors import InputError, MissingExtraError, StoreNotFoundError
 from bandana_kv.testing import in_child
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bandana_kv.adapters import Adapter, block_keys, create, open_existing
 
+from bandana_kv.adapters import Adapter, block_keys, create, open_existing
 from bandana_kv.testing import in_child, payloads_for
 
 PAGE = 4096

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bandana_kv.adapters import Adapter, block_keys, create, open_existing
 
+from bandana_kv.adapters import Adapter, block_keys, create, open_existing
 from bandana_kv.errors import AdapterError, BlockMissingError, DiskFullError
 from bandana_kv.testing import payloads_for
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rocksdict
+
 from bandana_kv.adapters import block_keys, create, open_existing
 from bandana_kv.adapters.rocksdb import RocksdbAdapter
-
 from bandana_kv.errors import AdapterError, BlockCorruptError, InputError
 from bandana_kv.testing import in_child, payloads_for
 

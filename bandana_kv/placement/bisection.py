@@ -10,12 +10,28 @@ and a right side; a request's *count* on a side is the number of its rows there.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv.compiled import kernel
+from bandana_kv.placement.randomness import scramble
 
-__all__ = ["arrange"]
+__all__ = [
+    "Cut",
+    "Part",
+    "Recipe",
+    "arrange",
+    "begin_cut",
+    "decay_table",
+    "request_gains",
+    "row_bins",
+    "rows_on_the_left",
+    "side_of_cut",
+    "split",
+    "swap_best",
+]
 
 # Gains fall into bins by sign, exponent and the top four bits of the mantissa.
 _BIN_SHIFT = np.uint32(19)
@@ -25,53 +41,66 @@ _ALL_BITS = np.uint32(0xFFFFFFFF)
 _HALF_BIN = np.uint32(1 << 18)
 
 
-@kernel
-def scramble(word: np.uint64) -> np.uint64:
-    """Return 64 well mixed bits of `word` (the finaliser of splitmix64, Steele et al. 2014)."""
-    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return word ^ (word >> np.uint64(31))
+class Part(NamedTuple):
+    """Rows that share a range of positions, and the requests that have two or more of them."""
+
+    offsets: NDArray[np.int64]  # (rows + 1,): row i is in requests pins[offsets[i]:offsets[i + 1]]
+    pins: NDArray[np.int32]
+    sizes: NDArray[np.int32]  # (requests,): rows of the part that each request looks up
+    vertices: NDArray[np.int32]  # (rows,): what the part's rows are called outside
+    begin: int  # first position
+
+
+class Cut(NamedTuple):
+    """A part's two sides, and room to work in."""
+
+    side: NDArray[np.uint8]  # (rows,): 0 left, 1 right
+    left: NDArray[np.int32]  # (requests,): count on the left
+    gains: NDArray[np.float32]  # (2 requests,): of moving a row off the left, off the right
+    bins: NDArray[np.uint16]  # (rows,): each row's gain, coarsely
+    chosen: NDArray[np.int32]  # (2, rows): rows to swap
+
+
+class Recipe(NamedTuple):
+    """How to bisect."""
+
+    rate: float  # p of p-fanout
+    iterations: int  # at most so many rounds of swaps for each cut
+    keep: np.uint64  # 2**32 times the chance that a row picked for a swap takes part
+    by_gain: bool  # order each side by its rows' last gains, instead of keeping their order
 
 
 @kernel
-def _decay_table(rate: float, length: int) -> NDArray[np.float32]:
-    """Return (1 - rate) ** c for counts c: p-fanout added by one more row on a side."""
-    table = np.empty(length, np.float32)
+def decay_table(sizes: NDArray[np.int32], rate: float) -> NDArray[np.float32]:
+    """Return (1 - rate) ** c for every possible count c: p-fanout that one more row adds."""
+    longest = 0
+    for size in sizes:
+        longest = max(longest, size)
+    table = np.empty(longest + 1, np.float32)
     value = 1.0
-    for count in range(length):
+    for count in range(longest + 1):
         table[count] = value
         value *= 1.0 - rate
     return table
 
 
 @kernel
-def _request_gains(
-    left: NDArray[np.int32],
-    sizes: NDArray[np.int32],
-    add_left: NDArray[np.float32],
-    add_right: NDArray[np.float32],
-    gains: NDArray[np.float32],
-) -> None:
-    """For each request, what moving one of its rows off the left or right side gains."""
-    for request in range(sizes.size):
-        on_left = left[request]
-        on_right = sizes[request] - on_left
-        gains[2 * request] = add_left[max(on_left - 1, 0)] - add_right[on_right]
-        gains[2 * request + 1] = add_right[max(on_right - 1, 0)] - add_left[on_left]
+def request_gains(part: Part, cut: Cut, decay: NDArray[np.float32], first: int, last: int) -> None:
+    """For requests `first` .. `last` - 1, what moving one of their rows gains."""
+    for request in range(first, last):
+        on_left = int(cut.left[request])
+        on_right = int(part.sizes[request]) - on_left
+        cut.gains[2 * request] = decay[max(on_left - 1, 0)] - decay[on_right]
+        cut.gains[2 * request + 1] = decay[max(on_right - 1, 0)] - decay[on_left]
 
 
 @kernel
-def _row_bins(
-    offsets: NDArray[np.int64],
-    pins: NDArray[np.int32],
-    side: NDArray[np.uint8],
-    gains: NDArray[np.float32],
-    bins: NDArray[np.uint16],
-) -> None:
-    """Sum each row's gain over its requests and put it into a bin that rises with the gain."""
+def row_bins(part: Part, cut: Cut, first: int, last: int) -> None:
+    """Sum up the gains of rows `first` .. `last` - 1; bins rise with the gain."""
+    offsets, pins, side, gains, bins = part.offsets, part.pins, cut.side, cut.gains, cut.bins
     cell = np.empty(1, np.float32)
     bits = cell.view(np.uint32)
-    for row in range(side.size):
+    for row in range(first, last):
         total = np.float32(0.0)
         own = np.int64(side[row])
         for at in range(offsets[row], offsets[row + 1]):
@@ -94,13 +123,15 @@ def _gain_of_bin(number: int) -> float:
 @kernel
 def _match_bins(
     left_bins: NDArray[np.int32], right_bins: NDArray[np.int32], top: int
-) -> tuple[int, int, int, int]:
+) -> tuple[int, int, int, int, int]:
     """Pair the best of both sides while their gains sum to more than nothing.
 
-    Returns for each side the lowest bin that takes part, and how many of its rows do.
+    Returns the number of pairs and, for each side, the lowest bin that takes part and how
+    many of its rows do.
     """
     at_left = at_right = top
     used_left = used_right = 0
+    matched = 0
     while True:
         while at_left > 0 and used_left == left_bins[at_left]:
             at_left -= 1
@@ -109,12 +140,13 @@ def _match_bins(
             at_right -= 1
             used_right = 0
         if at_left == 0 or at_right == 0:
-            return at_left, used_left, at_right, used_right
+            return matched, at_left, used_left, at_right, used_right
         if _gain_of_bin(at_left) + _gain_of_bin(at_right) <= 0:
-            return at_left, used_left, at_right, used_right
+            return matched, at_left, used_left, at_right, used_right
         pairs = min(left_bins[at_left] - used_left, right_bins[at_right] - used_right)
         used_left += pairs
         used_right += pairs
+        matched += pairs
 
 
 @kernel
@@ -163,148 +195,156 @@ def _swap(
 
 
 @kernel
-def _bisect(
-    offsets: NDArray[np.int64],
-    pins: NDArray[np.int32],
-    sizes: NDArray[np.int32],
-    left_rows: int,
-    left_blocks: int,
-    right_blocks: int,
-    rate: float,
-    iterations: int,
-    keep: np.uint64,
-    salt: np.uint64,
-    stop: NDArray[np.uint8],
-) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """Cut a part in two, beginning with its first rows on the left.
-
-    Returns the side of each row and each request's count on the left.
-    """
-    rows = offsets.size - 1
-    side = np.zeros(rows, np.uint8)
-    side[left_rows:] = 1
-    left = np.zeros(sizes.size, np.int32)
-    for at in range(offsets[left_rows]):
-        left[pins[at]] += 1
-    longest = 0
-    for size in sizes:
-        longest = max(longest, size)
-    add_left = _decay_table(rate / left_blocks, longest + 1)
-    add_right = _decay_table(rate / right_blocks, longest + 1)
-    gains = np.empty(2 * sizes.size, np.float32)
-    bins = np.empty(rows, np.uint16)
-    from_left = np.empty(rows, np.int32)
-    from_right = np.empty(rows, np.int32)
-    histogram = np.zeros((2, _BINS), np.int32)
-    for iteration in range(iterations):
-        if stop[0]:
-            break
-        _request_gains(left, sizes, add_left, add_right, gains)
-        _row_bins(offsets, pins, side, gains, bins)
-        histogram[:] = 0
-        top = 0
-        for row in range(rows):
-            histogram[side[row], bins[row]] += 1
-            top = max(top, bins[row])
-        low_left, of_left, low_right, of_right = _match_bins(histogram[0], histogram[1], top)
-        salt = scramble(salt + np.uint64(iteration + 1))
-        moves = min(
-            _choose(side, bins, 0, low_left, of_left, salt, keep, from_left),
-            _choose(side, bins, 1, low_right, of_right, salt, keep, from_right),
-        )
-        if moves == 0:
-            break
-        _swap(offsets, pins, side, left, from_left, moves, 0)
-        _swap(offsets, pins, side, left, from_right, moves, 1)
-    return side, left
+def _order_by_bin(bins: NDArray[np.uint16]) -> NDArray[np.int32]:
+    """Return the rows by falling gain, ties in the order they have."""
+    begins = np.zeros(_BINS + 1, np.int64)
+    for number in bins:
+        begins[_BINS - number] += 1
+    for i in range(_BINS):
+        begins[i + 1] += begins[i]
+    sequence = np.empty(bins.size, np.int32)
+    for row in range(bins.size):
+        slot = _BINS - 1 - bins[row]
+        sequence[begins[slot]] = row
+        begins[slot] += 1
+    return sequence
 
 
 @kernel
-def _subpart(
-    offsets: NDArray[np.int64],
-    pins: NDArray[np.int32],
-    sizes: NDArray[np.int32],
-    vertices: NDArray[np.int32],
-    side: NDArray[np.uint8],
-    left: NDArray[np.int32],
-    own: int,
-) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+def begin_cut(part: Part, left_rows: int) -> Cut:
+    """Put the first `left_rows` rows on the left, the others on the right."""
+    rows = part.vertices.size
+    requests = part.sizes.size
+    side = np.zeros(rows, np.uint8)
+    side[left_rows:] = 1
+    left = np.zeros(requests, np.int32)
+    for at in range(part.offsets[left_rows]):
+        left[part.pins[at]] += 1
+    gains = np.empty(2 * requests, np.float32)
+    chosen = np.empty((2, rows), np.int32)
+    return Cut(side, left, gains, np.empty(rows, np.uint16), chosen)
+
+
+@kernel
+def swap_best(part: Part, cut: Cut, keep: np.uint64, seed: np.uint64, iteration: int) -> bool:
+    """Swap the rows that the bins say gain; return False when there are none."""
+    where = (np.uint64(part.begin) << np.uint64(32)) + np.uint64(part.vertices.size)
+    salt = scramble(scramble(seed + scramble(where)) + np.uint64(iteration))
+    histogram = np.zeros((2, _BINS), np.int32)
+    top = 0
+    for row in range(cut.side.size):
+        histogram[cut.side[row], cut.bins[row]] += 1
+        top = max(top, int(cut.bins[row]))
+    matched, low_left, of_left, low_right, of_right = _match_bins(histogram[0], histogram[1], top)
+    if matched == 0:
+        return False
+    from_left, from_right = cut.chosen[0], cut.chosen[1]
+    moves = min(
+        _choose(cut.side, cut.bins, 0, low_left, of_left, salt, keep, from_left),
+        _choose(cut.side, cut.bins, 1, low_right, of_right, salt, keep, from_right),
+    )
+    _swap(part.offsets, part.pins, cut.side, cut.left, from_left, moves, 0)
+    _swap(part.offsets, part.pins, cut.side, cut.left, from_right, moves, 1)
+    return True
+
+
+@kernel
+def bisect(
+    part: Part, left_rows: int, recipe: Recipe, seed: np.uint64, stop: NDArray[np.uint8]
+) -> Cut:
+    """Cut a part in two, beginning with its first rows on the left."""
+    cut = begin_cut(part, left_rows)
+    decay = decay_table(part.sizes, recipe.rate)
+    for iteration in range(recipe.iterations):
+        if stop[0]:
+            break
+        request_gains(part, cut, decay, 0, part.sizes.size)
+        row_bins(part, cut, 0, part.vertices.size)
+        if not swap_best(part, cut, recipe.keep, seed, iteration):
+            break
+    return cut
+
+
+@kernel
+def side_of_cut(part: Part, cut: Cut, own: int, by_gain: bool) -> Part:
     """Copy one side out, without the requests that have fewer than two rows there."""
-    number = np.empty(sizes.size, np.int32)
+    requests = part.sizes.size
+    number = np.empty(requests, np.int32)
+    counts = np.empty(requests, np.int32)
     kept = 0
     kept_pins = 0
-    for request in range(sizes.size):
-        count = left[request] if own == 0 else sizes[request] - left[request]
+    for request in range(requests):
+        on_left = cut.left[request]
+        count = on_left if own == 0 else part.sizes[request] - on_left
         number[request] = -1
         if count >= 2:
             number[request] = kept
+            counts[kept] = count
             kept += 1
             kept_pins += count
-    own_sizes = np.empty(kept, np.int32)
-    for request in range(sizes.size):
-        if number[request] >= 0:
-            count = left[request] if own == 0 else sizes[request] - left[request]
-            own_sizes[number[request]] = count
     rows = 0
-    for row in range(side.size):
-        rows += side[row] == own
-    own_vertices = np.empty(rows, np.int32)
-    own_offsets = np.empty(rows + 1, np.int64)
-    own_pins = np.empty(kept_pins, np.int32)
-    own_offsets[0] = 0
+    for row in range(cut.side.size):
+        rows += cut.side[row] == own
+    vertices = np.empty(rows, np.int32)
+    offsets = np.zeros(rows + 1, np.int64)
+    pins = np.empty(kept_pins, np.int32)
     cursor = 0
     copied = 0
-    for row in range(side.size):
-        if side[row] != own:
+    sequence = _order_by_bin(cut.bins) if by_gain else np.arange(cut.side.size).astype(np.int32)
+    for row in sequence:
+        if cut.side[row] != own:
             continue
-        own_vertices[copied] = vertices[row]
-        for at in range(offsets[row], offsets[row + 1]):
-            if number[pins[at]] >= 0:
-                own_pins[cursor] = number[pins[at]]
+        vertices[copied] = part.vertices[row]
+        for at in range(part.offsets[row], part.offsets[row + 1]):
+            if number[part.pins[at]] >= 0:
+                pins[cursor] = number[part.pins[at]]
                 cursor += 1
         copied += 1
-        own_offsets[copied] = cursor
-    return own_offsets, own_pins, own_sizes, own_vertices
+        offsets[copied] = cursor
+    begin = part.begin if own == 0 else part.begin + cut.side.size - rows
+    return Part(offsets, pins, counts[:kept].copy(), vertices, begin)
+
+
+@kernel
+def rows_on_the_left(rows: int, rows_per_block: int) -> int:
+    """Return where to cut: after half of the blocks."""
+    blocks = (rows + rows_per_block - 1) // rows_per_block
+    return blocks // 2 * rows_per_block
+
+
+@kernel
+def split(
+    part: Part, rows_per_block: int, recipe: Recipe, seed: np.uint64, stop: NDArray[np.uint8]
+) -> tuple[Part, Part]:
+    """Cut a part in two and copy both sides out."""
+    left_rows = rows_on_the_left(part.vertices.size, rows_per_block)
+    cut = bisect(part, left_rows, recipe, seed, stop)
+    return side_of_cut(part, cut, 0, recipe.by_gain), side_of_cut(part, cut, 1, recipe.by_gain)
 
 
 @kernel
 def arrange(
-    offsets: NDArray[np.int64],
-    pins: NDArray[np.int32],
-    sizes: NDArray[np.int32],
-    vertices: NDArray[np.int32],
+    part: Part,
     rows_per_block: int,
-    rate: float,
-    look_ahead: bool,
-    iterations: int,
-    keep: np.uint64,
+    recipe: Recipe,
     seed: np.uint64,
     order: NDArray[np.int32],
     stop: NDArray[np.uint8],
     done: NDArray[np.int64],
 ) -> None:
-    """Cut a part until each piece fills one block; write the vertices by position to `order`.
+    """Cut a part until each piece fills one block; write its vertices by position to `order`.
 
-    `rate` is p, with `look_ahead` of final-p-fanout; `keep` of 2**32 is the chance that a
-    row picked for a swap takes part. `done[0]` counts the rows of the parts cut so far;
-    work ends early, with a valid order, once `stop[0]` is set.
+    `done[0]` counts the rows of the parts cut so far; work ends early, with a valid order,
+    once `stop[0]` is set.
     """
-    stack = [(offsets, pins, sizes, vertices, 0)]
+    stack = [part]
     while len(stack) > 0:
-        offsets, pins, sizes, vertices, begin = stack.pop()
-        rows = vertices.size
-        if rows <= rows_per_block:
-            order[begin : begin + rows] = vertices
+        part = stack.pop()
+        rows = part.vertices.size
+        if rows <= rows_per_block or stop[0]:
+            order[part.begin : part.begin + rows] = part.vertices
             continue
-        blocks = (rows + rows_per_block - 1) // rows_per_block
-        left_blocks = blocks // 2
-        left_rows = left_blocks * rows_per_block
-        salt = scramble(seed + (np.uint64(begin) << np.uint64(32)) + np.uint64(rows))
-        ahead = (left_blocks, blocks - left_blocks) if look_ahead else (1, 1)
-        side, left = _bisect(
-            offsets, pins, sizes, left_rows, *ahead, rate, iterations, keep, salt, stop
-        )
+        left, right = split(part, rows_per_block, recipe, seed, stop)
         done[0] += rows
-        right = _subpart(offsets, pins, sizes, vertices, side, left, 1)
-        stack.append((*right, begin + left_rows))
-        stack.append((*_subpart(offsets, pins, sizes, vertices, side, left, 0), begin))
+        stack.append(right)
+        stack.append(left)

@@ -39,7 +39,7 @@ def check(placement: Placement, rows: int, capacity: int) -> None:
     assert np.array_equal(placement.id_of_position()[positions], np.arange(rows, dtype=np.uint32))
 
 
-@pytest.mark.parametrize("method", ["identity", "popularity", "shp", "shuffled"])
+@pytest.mark.parametrize("method", ["identity", "popularity", "shp", "shp-plain", "shuffled"])
 @settings(max_examples=40)
 @given(table=tables(), seed=st.integers(0, 2**31))
 def test_permutation_with_full_blocks(

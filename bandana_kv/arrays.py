@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -37,7 +38,7 @@ def write_array(path: Path, kind: str, array: NDArray[np.generic]) -> None:
         Any fixed-size numeric dtype, (n,).
     """
     little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-    data = little.view(np.uint8)
+    data = little.view(np.uint8).data
     fields = (
         _MAGIC,
         _FORMAT_VERSION,
@@ -54,7 +55,7 @@ def write_array(path: Path, kind: str, array: NDArray[np.generic]) -> None:
         os.fsync(file.fileno())
 
 
-def map_array(path: Path, kind: str, dtype: DTypeLike, items: int) -> NDArray[np.generic]:
+def map_array(path: Path, kind: str, dtype: DTypeLike, items: int) -> NDArray[Any]:
     """Map the array that :func:`write_array` wrote, after checking every byte of it.
 
     Parameters

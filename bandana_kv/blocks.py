@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv.checksum import xxh64
-from bandana_kv.compiled import kernel
+from bandana_kv.compiled import kernel, signed
 from bandana_kv.errors import BlockCorruptError, InputError
 
 __all__ = ["HEADER_BYTES", "rows_per_block", "seal", "verify"]
@@ -50,7 +50,7 @@ def rows_per_block(payload_bytes: int, row_bytes: int) -> int:
 @kernel
 def _rows_in(block: int, rows: int, per_block: int) -> int:
     """Return how many of the table's rows a block holds: the last one, what remains."""
-    return min(per_block, rows - np.int64(block) * per_block)
+    return min(per_block, rows - signed(block) * per_block)
 
 
 @kernel

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+import numpy as np
 from numba.core import caching, event
 
-__all__ = ["kernel"]
+__all__ = ["kernel", "signed"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -53,7 +54,8 @@ def kernel(function: F) -> F:
     """
     dispatcher: Any = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     cache = dispatcher._cache
-    cache._cache_file = caching.IndexDataCacheFile(
+    index_file: Any = caching.IndexDataCacheFile
+    cache._cache_file = index_file(
         cache_path=cache._cache_path,
         filename_base=cache._impl.filename_base,
         source_stamp=_STAMP,
@@ -62,7 +64,13 @@ def kernel(function: F) -> F:
     return typed
 
 
-class _Announce(event.Listener):  # type: ignore[misc]  # numba ships no types
+@kernel
+def signed(value: Any) -> int:
+    """Return an integer as int64: numba makes float64 of int64 mixed with uint64."""
+    return np.int64(value)  # type: ignore[return-value]
+
+
+class _Announce(event.Listener):
     """Says once per process that kernels are being compiled."""
 
     def __init__(self) -> None:
@@ -84,4 +92,5 @@ class _Announce(event.Listener):  # type: ignore[misc]  # numba ships no types
         pass
 
 
-event.register("numba:compile", _Announce())
+_register: Any = event.register
+_register("numba:compile", _Announce())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
+import datetime as dt
 import errno
 import os
 import shutil
@@ -24,7 +24,7 @@ from bandana_kv.placement import Placement, methods, place
 from bandana_kv.plan import Admission, PlannedPoint, TablePlan, parse_admission
 from bandana_kv.progress import Progress
 from bandana_kv.simulate.tune import LEARN_SHARE, tune
-from bandana_kv.sources import ArrayRows, NpyRows, open_rows
+from bandana_kv.sources import RowSource, open_rows
 
 if TYPE_CHECKING:
     from bandana_kv.access_log import AccessLog
@@ -44,7 +44,7 @@ class _Job:
     """One table to load, after everything that can be checked beforehand was checked."""
 
     name: str
-    source: ArrayRows | NpyRows
+    source: RowSource
     log: AccessLog | None
     placement: str | Placement
     space: int
@@ -181,7 +181,7 @@ def _checked_jobs(
             log.validate(rows=source.rows)
         wanted = placement if isinstance(placement, str) else named.get(name, "shp")
         pages = held.pages if held else -(-(source.row_bytes + _OVERHEAD_BYTES) // 4096)
-        job = _Job(name, source, log, _checked_placement(name, wanted, log), 0, pages)
+        job = _Job(name, source, log, _checked_placement(wanted, log), 0, pages)
         _check_row_bytes(job, held)
         jobs.append(job)
     return jobs
@@ -192,9 +192,7 @@ def _check_table_name(name: str) -> None:
         raise InputError(f"{name!r} cannot name a table: use 1 to 255 printable bytes")
 
 
-def _checked_placement(
-    name: str, wanted: str | Placement, log: AccessLog | None
-) -> str | Placement:
+def _checked_placement(wanted: str | Placement, log: AccessLog | None) -> str | Placement:
     if isinstance(wanted, str):
         if wanted not in methods():
             raise InputError(
@@ -259,10 +257,13 @@ def _write_segment(
     name = adapter if isinstance(adapter, str) else adapter.name
     segments = {
         begun.version: manifest.Segment(name, isinstance(adapter, str), payload_bytes),
-        **{table.segment: old.segments[table.segment] for table in tables.values() if old
-           and table.segment != begun.version},
+        **{
+            table.segment: old.segments[table.segment]
+            for table in tables.values()
+            if old and table.segment != begun.version
+        },
     }
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     next_space = 1 + max(job.space for job in jobs)
     return manifest.Manifest(
         manifest.FORMAT_VERSION, begun.version, now, next_space, segments, tables
@@ -276,9 +277,7 @@ def _engine(begun: _Load, jobs: list[_Job], adapter: str | Adapter) -> Iterator[
         return
     path = manifest.engine_path(begun.root, begun.version, jobs[0].pages)
     size_bytes = sum(job.device_bytes for job in jobs)
-    with adapters.create(
-        adapter, path, size_hint_bytes=size_bytes, pages=jobs[0].pages
-    ) as engine:
+    with adapters.create(adapter, path, size_hint_bytes=size_bytes, pages=jobs[0].pages) as engine:
         yield engine
 
 
@@ -297,9 +296,7 @@ def _write_table(begun: _Load, job: _Job, engine: Adapter) -> manifest.Table:
     write_array(file("positions"), "positions", placement.position_of_id)
     write_array(file("heat"), "heat", heat)
     begun.progress.start(f"load {job.name}", placement.blocks, "blocks")
-    engine.bulk_load(
-        _sealed_blocks(begun, job, placement, engine.payload_bytes), placement.blocks
-    )
+    engine.bulk_load(_sealed_blocks(begun, job, placement, engine.payload_bytes), placement.blocks)
     begun.progress.finish()
     return manifest.Table(
         segment=begun.version,

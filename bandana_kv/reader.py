@@ -117,9 +117,7 @@ class BlockReader:
         self._pool.shutdown()
 
 
-def _read_slice(
-    table: StoredTable, blocks: NDArray[np.int64], payloads: NDArray[np.uint8]
-) -> None:
+def _read_slice(table: StoredTable, blocks: NDArray[np.int64], payloads: NDArray[np.uint8]) -> None:
     keys = blocks.astype(np.uint64) | table.first_key
     table.adapter.multi_get(keys, out=payloads)
     block_format.verify(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 from numba import types
@@ -20,36 +21,32 @@ _KINDS = "biufc"
 
 # Called by name from compiled code: the C library's, so that rows are read without the
 # GIL and without mapping the file (mapped pages would count as resident memory).
-_pread = types.ExternalFunction(
+_pread: Any = types.ExternalFunction(
     "pread", types.int64(types.int32, types.voidptr, types.uint64, types.int64)
 )
 
 
-class RowSource(Protocol):
-    """Rows by id. `rows`, `dim`, `dtype` describe the table; `gather` reads."""
+class RowSource(ABC):
+    """Rows by id; a context manager.
+
+    Attributes
+    ----------
+    rows, dim
+        Shape of the table.
+    dtype
+        Of its numbers.
+    """
 
     rows: int
     dim: int
     dtype: np.dtype[np.generic]
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row."""
-        ...
-
+    @abstractmethod
     def gather(self, ids: NDArray[np.integer], out: NDArray[np.uint8]) -> None:
         """Copy the rows of `ids` (n,) into `out`, uint8 (n, row_bytes)."""
-        ...
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most sources hold nothing open
         """Release what is held open."""
-        ...
-
-
-class _Rows:
-    rows: int
-    dim: int
-    dtype: np.dtype[np.generic]
 
     def _describe(self, name: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
         if dtype.hasobject or dtype.kind not in _KINDS:
@@ -65,10 +62,8 @@ class _Rows:
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of a row."""
         return int(self.dim * self.dtype.itemsize)
-
-    def close(self) -> None:
-        pass
 
     def __enter__(self) -> Self:
         return self
@@ -82,7 +77,7 @@ class _Rows:
         self.close()
 
 
-class ArrayRows(_Rows):
+class ArrayRows(RowSource):
     """Rows of an array (rows, dim) in memory.
 
     Raises
@@ -112,7 +107,7 @@ def _pread_rows(
     return -1
 
 
-class NpyRows(_Rows):
+class NpyRows(RowSource):
     """Rows of a .npy file, read by position; resident memory does not grow with the file.
 
     Raises
@@ -175,7 +170,7 @@ class NpyRows(_Rows):
         self._file.close()
 
 
-def open_rows(name: str, table: str | os.PathLike[str] | NDArray[np.generic]) -> ArrayRows | NpyRows:
+def open_rows(name: str, table: str | os.PathLike[str] | NDArray[np.generic]) -> RowSource:
     """Return the rows of a table given as an array or as the path of a .npy file.
 
     Raises

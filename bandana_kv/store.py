@@ -62,7 +62,8 @@ class EmbeddingStore:
 
         Raises, and costs, as :meth:`multi_get` does.
         """
-        return self.multi_get(table, [id])[0]
+        row: NDArray[Any] = self.multi_get(table, [id])[0]
+        return row
 
     @overload
     def multi_get(

@@ -108,9 +108,7 @@ def _admit_rows(
     counters: np.ndarray,
 ) -> None:
     fills = np.empty((read.size * rows_per_block + asked.size, 2), np.int64)
-    filled = admit(
-        state, asked, ordered, read, rows_per_block, heat, least_heat, fills, counters
-    )
+    filled = admit(state, asked, ordered, read, rows_per_block, heat, least_heat, fills, counters)
     row_bytes = data.shape[1]
     for i in range(filled):
         slot, position = fills[i, 0], fills[i, 1]
@@ -190,9 +188,7 @@ class ServedTable:
             )
         per_block = self.stored.rows_per_block
         with self._lock:
-            missed = _look_up_rows(
-                self._state, self._data, positions, slots, out, self._counters
-            )
+            missed = _look_up_rows(self._state, self._data, positions, slots, out, self._counters)
             if not missed:
                 return
             asked, ordered = missing(positions, slots, missed)

@@ -38,13 +38,16 @@ class Bar(Progress):
         )
 
     def start(self, label: str, total: int, unit: str) -> None:
+        """Draw a new bar."""
         self._bars.start()
         self._stage = self._bars.add_task(label, total=total, unit=unit)
 
     def advance(self, count: int) -> None:
+        """Move it on."""
         self._bars.advance(self._stage, count)
 
     def finish(self) -> None:
+        """Leave it as it is."""
         self._bars.stop_task(self._stage)
         self._bars.stop()
 
@@ -64,7 +67,7 @@ def errors_named(command: F) -> F:
 
 
 def by_table(
-    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+    _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
 ) -> dict[str, str]:
     """Turn repeated ``table=value`` options into a dictionary."""
     pairs: dict[str, str] = {}

@@ -182,9 +182,7 @@ def _serve(
             progress.advance(256)
     progress.finish()
     after = store.stats()["rows"]
-    lookups, hits, reads = (
-        after[key] - before[key] for key in ("lookups", "hits", "block_reads")
-    )
+    lookups, hits, reads = (after[key] - before[key] for key in ("lookups", "hits", "block_reads"))
     return {
         "block_reads": reads,
         "lookups": lookups,
@@ -231,7 +229,7 @@ def _print(summary: dict[str, Any], results: list[Served]) -> None:
         box=SIMPLE,
         title_justify="left",
         title=f"{summary['log']}: {summary['requests']:,} requests, {summary['rows']:,} rows of "
-        f"{4 * DIM} bytes, DRAM for {summary['cache_fraction']:.0%} of them"
+        f"{4 * DIM} bytes, DRAM for {summary['cache_fraction']:.0%} of them",
     )
     columns = ("engine", "served as", "reads/lookup", "gain", "hits", "MiB read", "rows/s")
     for number, column in enumerate(columns):
@@ -257,10 +255,10 @@ def _draw(path: Path, name: str, cache_fraction: float, results: list[Served]) -
     import matplotlib as mpl
 
     mpl.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plt
 
     shown = [result for result in results if result.adapter == ADAPTERS[0]]
-    figure, axes = pyplot.subplots(figsize=(7, 2.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 2.6), layout="constrained")
     reads = [result.block_reads / max(1, result.lookups) for result in shown]
     bars = axes.barh(
         [_label(result) for result in shown], reads, color=["#9aa5b1", "#6f9fc8", "#d1495b"]
@@ -272,7 +270,7 @@ def _draw(path: Path, name: str, cache_fraction: float, results: list[Served]) -
     axes.set_xlabel("4 KiB block reads per lookup (less is better); the number is the gain")
     axes.set_title(f"{name}, DRAM for {cache_fraction:.0%} of the rows", loc="left")
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

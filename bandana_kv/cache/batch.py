@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv.cache.lru import UNASKED, LruState, find, insert, touch
-from bandana_kv.compiled import kernel
+from bandana_kv.compiled import kernel, signed
 
 __all__ = ["BLOCK_READS", "COUNTERS", "admit", "blocks_of", "look_up", "missing", "new_counters"]
 
@@ -31,9 +31,7 @@ def new_counters() -> NDArray[np.int64]:
 
 
 @kernel
-def look_up(
-    state: LruState, positions: np.ndarray, slots: np.ndarray, counters: np.ndarray
-) -> int:
+def look_up(state: LruState, positions: np.ndarray, slots: np.ndarray, counters: np.ndarray) -> int:
     """Find each position's slot (-1: missed), mark what is found as used.
 
     Parameters
@@ -55,7 +53,7 @@ def look_up(
     buckets, kept, ends = state
     missed = 0
     for i in range(positions.size):
-        slot = find(buckets, ends, np.int64(positions[i]))
+        slot = find(buckets, ends, signed(positions[i]))
         slots[i] = slot
         if slot < 0:
             missed += 1

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.compiled import kernel
+from bandana_kv.compiled import kernel, signed
 
 __all__ = [
     "UNASKED",
@@ -94,7 +94,7 @@ def _home(buckets: np.ndarray, ends: np.ndarray, position: int) -> int:
     if ends[DIRECT]:
         return position
     scattered = (np.uint64(position) * _GOLDEN) >> np.uint64(32)
-    return np.int64((scattered * np.uint64(buckets.size)) >> np.uint64(32))
+    return signed((scattered * np.uint64(buckets.size)) >> np.uint64(32))
 
 
 @kernel
@@ -106,7 +106,7 @@ def find(buckets: np.ndarray, ends: np.ndarray, position: int) -> int:
         if entry == np.uint64(0):
             return NONE
         if entry >> np.uint64(32) == np.uint64(position):
-            return np.int64(entry & np.uint64(0xFFFFFFFF)) - 1
+            return signed(entry & np.uint64(0xFFFFFFFF)) - 1
         at += 1
         if at == buckets.size:
             at = 0
@@ -135,7 +135,7 @@ def _unindex(buckets: np.ndarray, ends: np.ndarray, position: int) -> None:
         entry = buckets[at]
         if entry == np.uint64(0):
             break
-        home = _home(buckets, ends, np.int64(entry >> np.uint64(32)))
+        home = _home(buckets, ends, signed(entry >> np.uint64(32)))
         from_home = at - home if at >= home else at - home + size
         from_gap = at - gap if at >= gap else at - gap + size
         # The entry may fall back into the gap only if its home is not after the gap.
@@ -187,13 +187,13 @@ def insert(buckets: np.ndarray, slots: np.ndarray, ends: np.ndarray, position: i
     capacity = slots.shape[0]
     if capacity == 0:
         return NONE
-    slot = ends[USED]
+    slot = int(ends[USED])
     if slot < capacity:
         ends[USED] += 1
     else:
-        slot = ends[OLDEST]
+        slot = int(ends[OLDEST])
         _unlink(slots, ends, slot)
-        _unindex(buckets, ends, np.int64(np.uint32(slots[slot, POSITION])))
+        _unindex(buckets, ends, signed(np.uint32(slots[slot, POSITION])))
     slots[slot, POSITION] = np.int32(np.uint32(position))
     slots[slot, UNASKED] = 0
     _index(buckets, ends, position, slot)
@@ -223,7 +223,7 @@ def check(state: LruState) -> None:
     assert np.count_nonzero(buckets) == used, "index and slots disagree in number"
     for slot, position in enumerate(held.tolist()):
         assert find(buckets, ends, position) == slot, "the index misses a cached position"
-    seen = []
+    seen: list[int] = []
     slot, newer = int(ends[NEWEST]), NONE
     while slot != NONE and len(seen) <= used:
         assert slots[slot, NEWER] == newer, "the recency list is not its own mirror image"

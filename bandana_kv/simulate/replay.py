@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.cache.batch import BLOCK_READS, COUNTERS, admit, blocks_of, look_up, missing, new_counters
+from bandana_kv.cache.batch import (
+    BLOCK_READS,
+    COUNTERS,
+    admit,
+    blocks_of,
+    look_up,
+    missing,
+    new_counters,
+)
 from bandana_kv.cache.lru import LruState, make_state
 from bandana_kv.compiled import kernel
 from bandana_kv.heat import NONE

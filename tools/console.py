@@ -19,7 +19,8 @@ __all__ = ["Bar", "by_table", "errors_named", "out"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-out = Console()
+# Tables are made for 100 columns where there is no terminal to ask, as in a log file.
+out = Console() if sys.stdout.isatty() else Console(width=100)
 
 
 class Bar(Progress):

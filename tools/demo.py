@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from bandana_kv import AccessLog
 from bandana_kv.errors import InputError
 from bandana_kv.progress import Progress
 from bandana_kv.table import cache_bytes_of
+from bandana_kv.tools.cold import device_bytes_read, drop_page_cache
 from bandana_kv.tools.console import Bar, errors_named, out
 from bandana_kv.tools.stdlib_log import stdlib_log
 
@@ -138,7 +138,7 @@ def _compare(
             seed=seed,
             progress=progress,
         )
-        _drop_page_cache(store)
+        drop_page_cache(store)
         with bandana_kv.open(store, cache_bytes, coalesce=not baseline) as opened:
             measured = _serve(opened, test, rows, progress)
             admission = opened.admission("rows")
@@ -170,7 +170,7 @@ def _serve(
     progress.start("serve", test.requests, "requests")
     for number in range(test.requests):
         if number == warm:
-            before, read_before, seconds = store.stats()["rows"], _bytes_read(), 0.0
+            before, read_before, seconds = store.stats()["rows"], device_bytes_read(), 0.0
         ids = test.request(number)
         begun = time.perf_counter()
         served = store.multi_get("rows", ids)
@@ -186,37 +186,17 @@ def _serve(
     return {
         "block_reads": reads,
         "lookups": lookups,
-        "device_bytes": _bytes_read() - read_before,
+        "device_bytes": device_bytes_read() - read_before,
         "hit_rate": hits / max(1, lookups),
         "rows_per_second": lookups / seconds if seconds else 0.0,
         "wrong_rows": wrong,
     }
 
 
-def _bytes_read() -> int:
-    """Return the bytes that this process has caused a device to deliver."""
-    for line in Path("/proc/self/io").read_text().splitlines():
-        if line.startswith("read_bytes:"):
-            return int(line.split()[1])
-    return 0
-
-
-def _drop_page_cache(directory: Path) -> None:
-    """Begin cold: let the system forget its copies of the store's files."""
-    for path in directory.rglob("*"):
-        if path.is_file():
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-                os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-            finally:
-                os.close(handle)
-
-
 def _label(result: Served) -> str:
     if result.placement == BASELINE:
         return "baseline: shuffled, LRU"
-    name = {"shp": "SHP", "popularity": "popularity order"}.get(result.placement, result.placement)
+    name = {"shp": "SHP", "popularity": "popularity"}.get(result.placement, result.placement)
     if result.admission == "none":
         return f"{name}, no neighbours"
     if result.admission == "all":

@@ -1,0 +1,41 @@
+"""Every Python example of the README and the docs runs as printed."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bandana_kv import AccessLog
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def examples(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_examples_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    """Examples of a page run in order, in a directory with ``rows.npy`` and ``log.npz``."""
+    monkeypatch.chdir(tmp_path)
+    np.save("rows.npy", rng.random((1000, 32), dtype=np.float32))
+    requests = (rng.zipf(1.3, rng.integers(1, 30)) % 1000 for _ in range(300))
+    AccessLog.from_requests(requests).write("log.npz")
+    names: dict[str, object] = {"__name__": "__main__"}
+    for example in examples(page):
+        exec(compile(example, f"{page.name}", "exec"), names)
+
+
+def test_pages_have_examples() -> None:
+    assert len(examples(ROOT / "README.md")) >= 1
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"

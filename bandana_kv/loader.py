@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import errno
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from bandana_kv import adapters, blocks, manifest
 from bandana_kv.arrays import write_array
-from bandana_kv.errors import AdapterError, DiskFullError, InputError
+from bandana_kv.errors import BandanaError, DiskFullError, InputError
 from bandana_kv.heat import count_lookups, heat_of_counts
 from bandana_kv.placement import Placement, methods, place
 from bandana_kv.plan import Admission, PlannedPoint, TablePlan, parse_admission
@@ -37,6 +38,7 @@ _MOST_ROW_BYTES = 1 << 20
 # What a block costs beside its rows, at most: our header, and the engine's own.
 _OVERHEAD_BYTES = blocks.HEADER_BYTES + 64
 _SPACES_FILE = "held-spaces"
+_FIRST_SPACES = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -129,32 +131,46 @@ def load(
     size of the rows.
     """
     root = Path(path)
+    _check_seed(seed)
     fixed = None if admission is None else parse_admission(admission, threshold)
     if fixed is None and threshold is not None:
         raise InputError("a threshold goes with admission='threshold'; no admission was named")
-    held = None if isinstance(adapter, str) else adapter
-    if isinstance(adapter, str):
-        adapters.adapter_class(adapter)
+    held = _held_adapter(adapter)
     with contextlib.ExitStack() as stack:
         jobs = _checked_jobs(stack, tables, logs or {}, placement, held)
-        stack.enter_context(manifest.writer_lock(root))
         stack.enter_context(manifest.disk_full_named(root))
+        stack.enter_context(manifest.writer_lock(root))
         manifest.drop_unused(root, lambda segment: _forget(root, segment, held))
         old = manifest.read_current(root) if manifest.has_store(root) else None
         version = manifest.next_version(root)
-        jobs = _with_spaces(jobs, 1 if old is None else old.next_space, held)
+        jobs = _with_spaces(jobs, old, held)
         _check_room(root, jobs, held)
         begun = _Load(root, version, seed, fixed, progress or Progress())
         try:
             new = _write_segment(begun, jobs, adapter, old)
             manifest.switch_to(root, new)
         except BaseException:
-            if not manifest.has_store(root) or manifest.read_current(root).version != version:
-                _forget(root, version, held)
-                shutil.rmtree(manifest.segment_path(root, version), ignore_errors=True)
+            manifest.discard(root, version, lambda segment: _forget(root, segment, held))
             raise
-        manifest.drop_unused(root, lambda segment: _forget(root, segment, held))
+        # The new version is served; what cannot be dropped now, the next load drops.
+        with contextlib.suppress(OSError, BandanaError):
+            manifest.drop_unused(root, lambda segment: _forget(root, segment, held))
     return version
+
+
+def _check_seed(seed: int) -> None:
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise InputError(f"seed {seed!r} is not a whole number from 0 up")
+
+
+def _held_adapter(adapter: str | Adapter) -> Adapter | None:
+    """Return the adapter that the caller holds, or None for a name, which is checked."""
+    if isinstance(adapter, str):
+        adapters.adapter_class(adapter)
+        return None
+    if not isinstance(adapter, adapters.Adapter):
+        raise InputError(f"adapter {adapter!r} is neither a name nor an open adapter")
+    return adapter
 
 
 def _checked_jobs(
@@ -178,7 +194,7 @@ def _checked_jobs(
         source = stack.enter_context(open_rows(name, rows))
         log = logs.get(name)
         if log is not None:
-            log.validate(rows=source.rows)
+            _check_log(name, log, source.rows)
         wanted = placement if isinstance(placement, str) else named.get(name, "shp")
         pages = held.pages if held else -(-(source.row_bytes + _OVERHEAD_BYTES) // 4096)
         job = _Job(name, source, log, _checked_placement(wanted, log), 0, pages)
@@ -187,8 +203,19 @@ def _checked_jobs(
     return jobs
 
 
+def _check_log(name: str, log: AccessLog, rows: int) -> None:
+    # A path is a likely mistake here.
+    if not hasattr(log, "validate"):
+        raise InputError(
+            f"table {name!r}: its log is a {type(log).__name__}, not an AccessLog; "
+            "read it with AccessLog.read"
+        )
+    log.validate(rows=rows)
+
+
 def _check_table_name(name: str) -> None:
-    if not isinstance(name, str) or not name or len(name.encode()) > 255 or not name.isprintable():
+    # What is printable can be encoded, so the order of these matters.
+    if not isinstance(name, str) or not name.isprintable() or not 0 < len(name.encode()) <= 255:
         raise InputError(f"{name!r} cannot name a table: use 1 to 255 printable bytes")
 
 
@@ -200,6 +227,8 @@ def _checked_placement(wanted: str | Placement, log: AccessLog | None) -> str | 
             )
         if log is None and wanted not in ("identity", "shuffled"):
             return "identity"
+    elif not isinstance(wanted, Placement):
+        raise InputError(f"placement {wanted!r} is neither a method's name nor a Placement")
     return wanted
 
 
@@ -213,8 +242,18 @@ def _check_row_bytes(job: _Job, held: Adapter | None) -> None:
         blocks.rows_per_block(held.payload_bytes, job.source.row_bytes)
 
 
-def _with_spaces(jobs: list[_Job], first: int, held: Adapter | None) -> list[_Job]:
-    """Give each table a key space of its own: never used before, and empty."""
+def _with_spaces(
+    jobs: list[_Job], old: manifest.Manifest | None, held: Adapter | None
+) -> list[_Job]:
+    """Give each table a key space of its own: never used before, and empty.
+
+    A user may hold several engines and mistake one for another. So that the blocks of
+    another store are neither served nor deleted then, a store's first space in such an
+    engine is drawn by lot.
+    """
+    first = 1 if old is None else old.next_space
+    if held is not None and (old is None or all(each.owned for each in old.segments.values())):
+        first = max(first, 1 + secrets.randbelow(_FIRST_SPACES))
     spaced = []
     for job in jobs:
         while held is not None and not held.space_is_empty(first):
@@ -245,7 +284,8 @@ def _write_segment(
     payload_bytes: dict[int, int] = {}
     tables = dict(old.tables) if old else {}
     if not isinstance(adapter, str):
-        (directory / _SPACES_FILE).write_text("".join(f"{job.space}\n" for job in jobs))
+        spaces = "".join(f"{adapter.name} {job.space}\n" for job in jobs)
+        (directory / _SPACES_FILE).write_text(spaces)
     for pages in sorted({job.pages for job in jobs}):
         alike = [job for job in jobs if job.pages == pages]
         with _engine(begun, alike, adapter) as engine:
@@ -285,12 +325,13 @@ def _write_table(begun: _Load, job: _Job, engine: Adapter) -> manifest.Table:
     source = job.source
     per_block = blocks.rows_per_block(engine.payload_bytes, source.row_bytes)
     placement, plan = _placed_and_planned(begun, job, per_block)
+    _check_permutation(job, placement)
     counts = np.zeros(source.rows, np.int64)
     if job.log is not None:
         counts = count_lookups(job.log.ids, source.rows)
     heat = np.empty(source.rows, np.uint8)
     heat[placement.position_of_id] = heat_of_counts(counts)
-    touched = int(np.count_nonzero(counts)) if job.log is not None else source.rows
+    touched = int(np.count_nonzero(counts)) or source.rows
     del counts
     file = partial(manifest.table_file, begun.root, begun.version, job.space)
     write_array(file("positions"), "positions", placement.position_of_id)
@@ -351,6 +392,19 @@ def _check_fits(job: _Job, per_block: int) -> None:
         )
 
 
+def _check_permutation(job: _Job, placement: Placement) -> None:
+    """Refuse what would serve rows of other ids, whoever made the placement."""
+    positions = placement.position_of_id
+    taken = np.zeros(job.source.rows, np.bool_)
+    if positions.dtype == np.uint32 and positions.shape == taken.shape:
+        taken[positions[positions < taken.size]] = True
+    if not taken.all():
+        raise InputError(
+            f"table {job.name!r}: the placement {placement.method!r} is not a permutation of "
+            f"{taken.size} positions as uint32, so rows would be lost"
+        )
+
+
 def _sealed_blocks(
     begun: _Load, job: _Job, placement: Placement, payload_bytes: int
 ) -> Iterator[tuple[Keys, Payloads]]:
@@ -374,13 +428,19 @@ def _sealed_blocks(
 
 
 def _forget(root: Path, segment: int, held: Adapter | None) -> bool:
-    """Delete a segment's blocks from an engine that the user holds, where it is at hand."""
+    """Delete a segment's blocks from the engine that the user holds.
+
+    Returns False, to try again at a later load, where that engine is not at hand or fails.
+    """
     spaces = manifest.segment_path(root, segment) / _SPACES_FILE
     if not spaces.exists():
         return True
-    if held is None:
+    named = [line.split() for line in spaces.read_text().splitlines()]
+    if held is None or any(name != held.name for name, _ in named):
         return False
-    with contextlib.suppress(AdapterError):
-        for space in spaces.read_text().split():
+    try:
+        for _, space in named:
             held.delete_space(int(space))
+    except BandanaError:
+        return False
     return True

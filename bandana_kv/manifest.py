@@ -41,6 +41,7 @@ __all__ = [
     "Manifest",
     "Segment",
     "Table",
+    "discard",
     "disk_full_named",
     "drop_unused",
     "engine_path",
@@ -55,6 +56,8 @@ __all__ = [
 
 FORMAT_VERSION = 1
 _KEEP_VERSIONS = 2
+_LOCK = "lock"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -148,9 +151,17 @@ def _manifest_path(root: Path, version: int) -> Path:
     return root / "manifests" / f"{version:06d}.json"
 
 
+def _current_path(root: Path) -> Path:
+    return root / "CURRENT"
+
+
+def _current_text(version: int) -> bytes:
+    return b"%d\n" % version
+
+
 def has_store(root: Path) -> bool:
     """Return whether some version was ever switched to at `root`."""
-    return (root / "CURRENT").exists()
+    return _current_path(root).exists()
 
 
 def read_current(root: Path) -> Manifest:
@@ -163,16 +174,28 @@ def read_current(root: Path) -> Manifest:
     FormatError
         The store is damaged, or of a newer format.
     """
+    while True:
+        version = _read_version(root)
+        try:
+            return _read_manifest(_manifest_path(root, version), version)
+        except FormatError:
+            # Two loads in a row drop the manifest of the version that was current before.
+            if _read_version(root) == version:
+                raise
+
+
+def _read_version(root: Path) -> int:
+    path = _current_path(root)
     try:
-        text = (root / "CURRENT").read_text("ascii")
+        text = path.read_text("ascii")
     except (FileNotFoundError, NotADirectoryError) as error:
         what = "holds no store" if root.is_dir() else "does not exist"
         raise StoreNotFoundError(f"{root} {what}; make one with bandana_kv.load") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise FormatError(f"{root / 'CURRENT'}: cannot be read ({error})") from error
+        raise FormatError(f"{path}: cannot be read ({error})") from error
     if not re.fullmatch(r"[1-9][0-9]{0,8}\n", text):
-        raise FormatError(f"{root / 'CURRENT'}: damaged; it should hold a version number")
-    return _read_manifest(_manifest_path(root, int(text)), int(text))
+        raise FormatError(f"{path}: damaged; it should hold a version number")
+    return int(text)
 
 
 def _read_manifest(path: Path, version: int) -> Manifest:
@@ -224,11 +247,15 @@ def switch_to(root: Path, manifest: Manifest) -> None:
     file = _File(xxhash.xxh3_64_hexdigest(body), msgspec.Raw(body))
     _write_durably(_manifest_path(root, manifest.version), msgspec.json.encode(file) + b"\n")
     sync_directory(root)
-    _write_durably(root / "CURRENT", f"{manifest.version}\n".encode())
+    _write_durably(_current_path(root), _current_text(manifest.version))
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(path.name + ".new")
 
 
 def _write_durably(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".new")
+    temporary = _temporary(path)
     with open(temporary, "wb") as file:
         file.write(content)
         file.flush()
@@ -286,6 +313,22 @@ def drop_unused(root: Path, forget: Callable[[int], bool]) -> None:
             shutil.rmtree(segment_path(root, segment))
 
 
+def discard(root: Path, version: int, forget: Callable[[int], bool]) -> None:
+    """Remove what a failed load wrote, unless its version is served already.
+
+    Only with the writer's lock held; `forget` as for :func:`drop_unused`.
+    """
+    current = _current_path(root)
+    with contextlib.suppress(OSError):
+        if current.read_bytes() == _current_text(version):
+            return
+    for path in (_manifest_path(root, version), current):
+        _temporary(path).unlink(missing_ok=True)
+    _manifest_path(root, version).unlink(missing_ok=True)
+    if forget(version):
+        shutil.rmtree(segment_path(root, version), ignore_errors=True)
+
+
 @contextlib.contextmanager
 def writer_lock(root: Path) -> Iterator[None]:
     """Hold the store's writer lock; makes the directory, and removes it again if unused.
@@ -293,34 +336,72 @@ def writer_lock(root: Path) -> Iterator[None]:
     Raises
     ------
     LoadInProgressError
-        Another process holds it. A process that died does not.
+        Another process, or another thread, holds it. A process that died does not.
+    InputError
+        The directory cannot be made, or belongs to something else.
     """
     made = [path for path in (root, *root.parents) if not path.exists()]
+    _refuse_foreign(root)
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        handle = os.open(root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        handle = _lock_file(root)
     except OSError as error:
+        if error.errno in _FULL:
+            raise
         raise InputError(f"{root}: cannot be made a store directory ({error.strerror})") from error
+    if handle is None:
+        raise LoadInProgressError(
+            f"{root}: another process is loading into it; wait for it or stop it"
+        )
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LoadInProgressError(
-                f"{root}: another process is loading into it; wait for it or stop it"
-            ) from None
         yield
     finally:
-        if not (root / "CURRENT").exists():
+        if not has_store(root):
             _remove_unused(root, made)
+        os.close(handle)
+
+
+def _refuse_foreign(root: Path) -> None:
+    """Refuse a directory where our names are taken by something that is no store."""
+    if (root / _LOCK).exists():
+        return
+    if has_store(root):
+        read_current(root)
+    elif any((root / name).exists() for name in ("segments", "manifests")):
+        raise InputError(f"{root}: holds segments or manifests, and is no store; name another")
+
+
+def _lock_file(root: Path) -> int | None:
+    """Open and lock the lock file; None where another load holds it."""
+    while True:
+        root.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            continue  # a failed first load has just removed the directory
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A failed first load may have removed the file between opening and locking;
+            # a lock on what has no name any more keeps nobody out.
+            if os.path.samestat(os.fstat(handle), (root / _LOCK).stat()):
+                return handle
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(handle)
+            raise
         os.close(handle)
 
 
 def _remove_unused(root: Path, made: list[Path]) -> None:
     """Leave nothing behind of a store that never came to be."""
-    (root / "lock").unlink(missing_ok=True)
     for name in ("segments", "manifests"):
         with contextlib.suppress(OSError):
             (root / name).rmdir()
+    if not any((root / name).exists() for name in ("segments", "manifests")):
+        (root / _LOCK).unlink(missing_ok=True)
     for path in made:
         with contextlib.suppress(OSError):
             path.rmdir()
@@ -332,7 +413,7 @@ def disk_full_named(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _FULL and not isinstance(error, BandanaError):
             raise DiskFullError(
                 error.errno, f"{root}: no space left; free some and load again, nothing was lost"
             ) from error

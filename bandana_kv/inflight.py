@@ -65,7 +65,8 @@ class InFlight:
         return Claim(mine, others)
 
     def release(self, claim: Claim) -> None:
-        """Forget the read that `claim` registered; a second call does nothing."""
+        """End the read that `claim` registered, however it went; a second call does nothing."""
+        claim.mine.done.set()
         for block in claim.mine.blocks.tolist():
             if self._readings.get(block) is claim.mine:
                 del self._readings[block]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
-from concurrent.futures import ThreadPoolExecutor
+import weakref
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -14,6 +16,12 @@ from numpy.typing import NDArray
 
 from bandana_kv import blocks as block_format
 from bandana_kv.adapters import block_keys
+from bandana_kv.errors import (
+    AdapterError,
+    BlockCorruptError,
+    BlockMissingError,
+    InputError,
+)
 
 if TYPE_CHECKING:
     from bandana_kv.adapters.contract import Adapter
@@ -67,7 +75,15 @@ class BlockReader:
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._block_us = _FIRST_BLOCK_US
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="bandana-kv-read")
+        self._pool = self._new_pool()
+        _readers.add(self)
+
+    def _new_pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._threads, thread_name_prefix="bandana-kv-read")
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew with threads: those of the parent do not exist here."""
+        self._pool = self._new_pool()
 
     def read(self, table: StoredTable, blocks: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the payloads of `blocks` (n,), sorted: uint8 (n, payload_bytes), verified.
@@ -75,7 +91,9 @@ class BlockReader:
         Raises
         ------
         BlockMissingError, BlockCorruptError, AdapterError
-            Names the table or its space, and the block.
+            Names the table, and the block where the engine says which.
+        InputError
+            The store was closed meanwhile.
 
         Notes
         -----
@@ -84,10 +102,7 @@ class BlockReader:
         """
         payloads = np.empty((blocks.size, table.adapter.payload_bytes), np.uint8)
         parts = self._slices(blocks.size)
-        others = [
-            self._pool.submit(_read_slice, table, blocks[part], payloads[part])
-            for part in parts[1:]
-        ]
+        others = [self._submit(table, blocks[part], payloads[part]) for part in parts[1:]]
         begun = time.perf_counter()
         try:
             _read_slice(table, blocks[parts[0]], payloads[parts[0]])
@@ -99,6 +114,14 @@ class BlockReader:
             if error is not None:
                 raise error
         return payloads
+
+    def _submit(
+        self, table: StoredTable, blocks: NDArray[np.int64], payloads: NDArray[np.uint8]
+    ) -> Future[None]:
+        try:
+            return self._pool.submit(_read_slice, table, blocks, payloads)
+        except RuntimeError as error:
+            raise InputError("the store was closed during a lookup") from error
 
     def _slices(self, count: int) -> list[slice]:
         """Cut `count` blocks into slices that are worth a thread each."""
@@ -117,9 +140,25 @@ class BlockReader:
         self._pool.shutdown()
 
 
+_readers: weakref.WeakSet[BlockReader] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for reader in _readers:
+        reader.after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 def _read_slice(table: StoredTable, blocks: NDArray[np.int64], payloads: NDArray[np.uint8]) -> None:
     keys = blocks.astype(np.uint64) | table.first_key
-    table.adapter.multi_get(keys, out=payloads)
+    try:
+        table.adapter.multi_get(keys, out=payloads)
+    except (AdapterError, BlockCorruptError, BlockMissingError) as error:
+        # Engines know keys; whoever reads the message knows tables.
+        raise type(error)(f"table {table.name!r}: {error}") from error
     block_format.verify(
         payloads, table.space, blocks, table.rows, table.rows_per_block, table.row_bytes, table.name
     )

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bandana_kv import adapters, manifest
 from bandana_kv.arrays import map_array
-from bandana_kv.errors import IdError, InputError, TableNotFoundError
+from bandana_kv.errors import BandanaError, IdError, InputError, TableNotFoundError
 from bandana_kv.plan import Admission, parse_admission
 from bandana_kv.reader import BlockReader, StoredTable
 from bandana_kv.table import ServedTable, capacity_for
@@ -121,8 +121,8 @@ class EmbeddingStore:
                 flat = rows.view(np.uint8).reshape(wanted.size, served.stored.row_bytes)
                 served.multi_get(self._reader, wanted, flat)
             return rows
-        if ids is not None or out is not None:
-            raise InputError("give ids by table alone, without ids= and out=")
+        if not isinstance(table, Mapping) or ids is not None or out is not None:
+            raise InputError("give a table's name and ids, or ids by table name and nothing else")
         for name in table:
             self._served(name)
         return {name: self.multi_get(name, of_table) for name, of_table in table.items()}
@@ -245,9 +245,27 @@ def open(
     override = None if admission is None else parse_admission(admission, threshold)
     if override is None and threshold is not None:
         raise InputError("a threshold goes with admission='threshold'; no admission was named")
-    if readers < 1:
-        raise InputError(f"readers must be at least 1, not {readers}")
-    current = manifest.read_current(root)
+    if not isinstance(readers, (int, np.integer)) or readers < 1:
+        raise InputError(f"readers {readers!r} is not a whole number from 1 up")
+    while True:
+        current = manifest.read_current(root)
+        try:
+            return _open_version(root, current, cache_bytes, adapter, override, readers, coalesce)
+        except BandanaError:
+            # Two loads in a row drop the version that was current when the first began.
+            if manifest.read_current(root).version == current.version:
+                raise
+
+
+def _open_version(
+    root: Path,
+    current: manifest.Manifest,
+    cache_bytes: int | Mapping[str, int],
+    adapter: Adapter | None,
+    override: Admission | None,
+    readers: int,
+    coalesce: bool,
+) -> EmbeddingStore:
     shares = _shares(current, cache_bytes)
     with contextlib.ExitStack() as stack:
         engines = _engines(stack, root, current, adapter)
@@ -255,7 +273,7 @@ def open(
             name: _serve(root, name, entry, engines, shares[name], override, coalesce)
             for name, entry in current.tables.items()
         }
-        reader = BlockReader(readers)
+        reader = BlockReader(int(readers))
         stack.callback(reader.close)
         return EmbeddingStore(current.version, tables, reader, stack.pop_all())
     raise AssertionError  # an ExitStack does not swallow errors
@@ -275,7 +293,7 @@ def _engines(
             path = manifest.engine_path(root, *key)
             engine = adapters.open_existing(segment.adapter, path, pages=table.pages)
             engines[key] = stack.enter_context(engine)
-        elif held is None:
+        elif held is None or held.name != segment.adapter:
             raise InputError(
                 f"{root}: its blocks lie in a {segment.adapter} engine that you hold; "
                 "pass adapter=, on the same handle that it was loaded through"
@@ -361,8 +379,9 @@ def _checked_ids(table: str, ids: ArrayLike | None) -> NDArray[np.integer[Any]]:
     if array.dtype.kind not in "iu":
         raise IdError(f"table {table!r}: ids must be integers, not {array.dtype}")
     if array.dtype not in (np.int64, np.int32, np.uint32):
-        # Few dtypes reach the kernels, so that few are compiled. Ids of 2**63 and more wrap
-        # to negative numbers and are refused as such.
+        # Few dtypes reach the kernels, so that few are compiled.
+        if array.dtype == np.uint64 and array.max() > np.iinfo(np.int64).max:
+            raise IdError(f"table {table!r}: id {array.max()} is out of range")
         array = array.astype(np.int64)
     return np.ascontiguousarray(array)
 

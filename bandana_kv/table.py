@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -119,6 +121,14 @@ def _admit_rows(
             data[slot, byte] = payloads[index, start + byte]
 
 
+def _first_of_each(
+    payloads: NDArray[np.uint8], read: NDArray[np.int64], blocks: NDArray[np.int64]
+) -> NDArray[np.uint8]:
+    """Return one payload for each of `blocks`, of several that were `read` (both sorted)."""
+    first: NDArray[np.uint8] = payloads[np.searchsorted(read, blocks)]
+    return first
+
+
 class ServedTable:
     """Answers lookups of one table; safe to call from many threads.
 
@@ -168,6 +178,8 @@ class ServedTable:
         # Guards state, data, counters and in-flight reads. Held for a kernel call, never
         # during a read.
         self._lock = threading.Lock()
+        with _tables_lock:
+            _tables.add(self)
 
     @property
     def cache_bytes(self) -> int:
@@ -187,14 +199,17 @@ class ServedTable:
                 f"it has rows 0 to {self.stored.rows - 1}"
             )
         per_block = self.stored.rows_per_block
-        with self._lock:
-            missed = _look_up_rows(self._state, self._data, positions, slots, out, self._counters)
-            if not missed:
-                return
-            asked, ordered = missing(positions, slots, missed)
-            blocks = blocks_of(ordered, per_block)
-            claim = self._in_flight.claim(blocks)
+        claim = None
         try:
+            with self._lock:
+                missed = _look_up_rows(
+                    self._state, self._data, positions, slots, out, self._counters
+                )
+                if not missed:
+                    return
+                asked, ordered = missing(positions, slots, missed)
+                blocks = blocks_of(ordered, per_block)
+                claim = self._in_flight.claim(blocks)
             payloads = self._fetch(reader, claim, blocks, ordered)
             _answer_missed(payloads, blocks, per_block, positions, slots, out)
             with self._lock:
@@ -215,9 +230,23 @@ class ServedTable:
                 # either in the cache or in nobody's hands, never read twice at once.
                 self._in_flight.release(claim)
         except BaseException:
-            with self._lock:
-                self._in_flight.release(claim)
+            if claim is not None:
+                with self._lock:
+                    self._in_flight.release(claim)
             raise
+
+    def before_fork(self) -> None:
+        """Keep the cache still while the process is copied."""
+        self._lock.acquire()
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+        self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """Go on, without the reads of threads that do not exist here."""
+        self._in_flight = InFlight()
+        self._lock.release()
 
     def _fetch(
         self,
@@ -228,10 +257,13 @@ class ServedTable:
     ) -> NDArray[np.uint8]:
         """Read what this request claimed, then take what others read: one payload a block."""
         mine = claim.mine
-        reads = mine.blocks.size if self._coalesce else ordered.size
+        reads = 0
         try:
             if mine.blocks.size:
-                mine.payloads = self._read(reader, mine.blocks, ordered)
+                each = self._to_read(mine.blocks, ordered)
+                read = reader.read(self.stored, each)
+                mine.payloads = read if self._coalesce else _first_of_each(read, each, mine.blocks)
+                reads = each.size
         finally:
             # Waiters must never hang: after a failure they find no payloads, and read on
             # their own. Own reads come before waiting, so that no two wait for each other.
@@ -253,14 +285,12 @@ class ServedTable:
             self._counters[BLOCK_READS] += reads
         return payloads
 
-    def _read(
-        self, reader: BlockReader, blocks: NDArray[np.int64], ordered: NDArray[np.int64]
-    ) -> NDArray[np.uint8]:
+    def _to_read(self, blocks: NDArray[np.int64], ordered: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return `blocks`; or without coalescing, the block of each missed row in them."""
         if self._coalesce:
-            return reader.read(self.stored, blocks)
+            return blocks
         each = ordered // self.stored.rows_per_block
-        payloads = reader.read(self.stored, each)
-        return payloads[np.searchsorted(each, blocks)]
+        return each[np.isin(each, blocks)]
 
     def stats(self) -> dict[str, int]:
         """Return the counters, with `bytes_read` from the engine, as plain numbers."""
@@ -290,3 +320,37 @@ class ServedTable:
         rows = rows.reshape(blocks.size, per_block, row_bytes)
         there = rows[np.searchsorted(blocks, positions // per_block), positions % per_block]
         assert np.array_equal(there, cached), "a cached row differs from its block's"
+
+
+_tables: weakref.WeakSet[ServedTable] = weakref.WeakSet()
+_tables_lock = threading.Lock()  # held across a fork, so that one happens at a time
+_frozen: list[ServedTable] = []
+
+
+def _before_fork() -> None:
+    _tables_lock.acquire()
+    _frozen.extend(_tables)
+    for table in _frozen:
+        table.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for table in _frozen:
+        table.after_fork_in_parent()
+    _frozen.clear()
+    _tables_lock.release()
+
+
+def _after_fork_in_child() -> None:
+    for table in _frozen:
+        table.after_fork_in_child()
+    _frozen.clear()
+    _tables_lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )

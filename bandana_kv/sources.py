@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import warnings
 from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +21,9 @@ from bandana_kv.errors import InputError
 __all__ = ["ArrayRows", "NpyRows", "RowSource", "open_rows"]
 
 _KINDS = "biufc"
+# In the order of a placement rows lie anywhere in the file, so reading a file larger than
+# DRAM is random reads: threads give the device a queue.
+_READ_THREADS = 16
 
 # Called by name from compiled code: the C library's, so that rows are read without the
 # GIL and without mapping the file (mapped pages would count as resident memory).
@@ -55,8 +61,8 @@ class RowSource(ABC):
             raise InputError(f"{name}: shape {shape} is not (rows, dim); reshape it")
         if shape[0] < 1 or shape[1] < 1:
             raise InputError(f"{name}: shape {shape} holds no row")
-        if shape[0] >= 1 << 32:
-            raise InputError(f"{name}: {shape[0]} rows; a table holds less than 2**32")
+        if shape[0] >= 1 << 31:
+            raise InputError(f"{name}: {shape[0]} rows; a table holds less than 2**31")
         self.rows, self.dim = shape
         self.dtype = dtype
 
@@ -122,6 +128,7 @@ class NpyRows(RowSource):
         except OSError as error:
             raise InputError(f"{path}: cannot be opened ({error.strerror})") from error
         self._path = path
+        self._pool = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="bandana-kv-load")
         try:
             self._read_header()
         except BaseException:
@@ -136,8 +143,11 @@ class NpyRows(RowSource):
                 if version == (1, 0)
                 else np.lib.format.read_array_header_2_0
             )
-            shape, fortran, dtype = read(self._file)
-        except (ValueError, EOFError) as error:
+            # A file of Python 2 makes it warn of the time that reading the header takes.
+            with warnings.catch_warnings(action="ignore"):
+                shape, fortran, dtype = read(self._file)
+        except Exception as error:
+            # Parsing a damaged header ends in errors of many types, some of the tokenizer.
             raise InputError(f"{self._path}: not a readable .npy file ({error})") from error
         self._describe(str(self._path), shape, dtype)
         if fortran:
@@ -161,12 +171,21 @@ class NpyRows(RowSource):
         InputError
             The file became shorter, or the device failed, while it was read.
         """
-        bad = _pread_rows(self._file.fileno(), self._first_byte, self.row_bytes, ids, out)
-        if bad >= 0:
-            raise InputError(f"{self._path}: row {int(ids[bad])} cannot be read any more")
+
+        def read(part: slice) -> None:
+            file = self._file.fileno()
+            bad = _pread_rows(file, self._first_byte, self.row_bytes, ids[part], out[part])
+            if bad >= 0:
+                row = int(ids[part][bad])
+                raise InputError(f"{self._path}: row {row} cannot be read any more")
+
+        edges = [ids.size * part // _READ_THREADS for part in range(_READ_THREADS + 1)]
+        for _ in self._pool.map(read, (slice(first, last) for first, last in pairwise(edges))):
+            pass
 
     def close(self) -> None:
         """Close the file."""
+        self._pool.shutdown()
         self._file.close()
 
 

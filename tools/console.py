@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import click
 from rich.console import Console
@@ -27,41 +28,57 @@ class Bar(Progress):
     """Draws one bar per stage on standard error; quiet where that is no terminal."""
 
     def __init__(self) -> None:
-        console = Console(stderr=True)
+        self._console = Console(stderr=True)
+        self._bars: Bars | None = None
+
+    def start(self, label: str, total: int, unit: str) -> None:
+        """Draw a new bar."""
+        self.finish()
         self._bars = Bars(
             TextColumn("{task.description:<20}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[unit]}"),
             TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
+            console=self._console,
+            disable=not self._console.is_terminal,
         )
-
-    def start(self, label: str, total: int, unit: str) -> None:
-        """Draw a new bar."""
         self._bars.start()
         self._stage = self._bars.add_task(label, total=total, unit=unit)
 
     def advance(self, count: int) -> None:
         """Move it on."""
-        self._bars.advance(self._stage, count)
+        if self._bars is not None:
+            self._bars.advance(self._stage, count)
 
     def finish(self) -> None:
         """Leave it as it is."""
-        self._bars.stop_task(self._stage)
-        self._bars.stop()
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # Else the terminal's cursor stays hidden after an error in the middle of a stage.
+        self.finish()
 
 
 def errors_named(command: F) -> F:
-    """End a command with one line on standard error, and status 1, on the library's errors."""
+    """End a command with one line on standard error, and status 1, where it cannot go on."""
 
     @wraps(command)
     def run(*arguments: Any, **options: Any) -> Any:
         try:
             return command(*arguments, **options)
-        except BandanaError as error:
-            click.echo(f"error: {error}", err=True)
+        except (BandanaError, OSError) as error:
+            click.echo(f"error: {' '.join(str(error).split())}", err=True)
             sys.exit(1)
 
     return run  # type: ignore[return-value]

@@ -15,7 +15,7 @@ __all__ = ["main"]
 
 
 @click.command()
-@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("directory", type=click.Path(path_type=Path))
 @click.option(
     "--table",
     "tables",
@@ -59,17 +59,18 @@ def main(
     command is stopped, the version that was served before goes on being served.
     """
     read = {name: bandana_kv.AccessLog.read(path) for name, path in logs.items()}
-    version = bandana_kv.load(
-        directory,
-        tables,
-        read,
-        adapter=adapter,
-        placement=placement,
-        admission=admission,
-        threshold=threshold,
-        seed=seed,
-        progress=Bar(),
-    )
+    with Bar() as progress:
+        version = bandana_kv.load(
+            directory,
+            tables,
+            read,
+            adapter=adapter,
+            placement=placement,
+            admission=admission,
+            threshold=threshold,
+            seed=seed,
+            progress=progress,
+        )
     out.print(f"{directory}: version {version} is served, with {', '.join(tables)} new")
 
 

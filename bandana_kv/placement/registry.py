@@ -240,20 +240,25 @@ def place(
             lookups = len(log.ids)
             log = sampled_requests(log, rows, max_pins, seed)
             learned_from = len(log.ids) / lookups
-    job = Job(
-        log=log,
-        rows=rows,
-        rows_per_block=rows_per_block,
-        quality=quality,
-        seed=seed,
-        threads=threads or len(os.sched_getaffinity(0)),
-        start=start,
-        progress=progress or Progress(),
-    )
-    if resident is None:
-        position_of_id = _registry[method](job)
-    else:
-        position_of_id = _placed_apart(job, _registry[method], resident_mask(resident, log, rows))
+    checked = _checked_options(method, options)
+    with _opened(values, rows) as source:
+        job = Job(
+            log=log,
+            rows=rows,
+            rows_per_block=rows_per_block,
+            quality=quality,
+            seed=seed,
+            threads=threads or len(os.sched_getaffinity(0)),
+            start=start,
+            progress=progress or Progress(),
+            values=source,
+            options=checked,
+        )
+        if resident is None:
+            position_of_id = _registry[method](job)
+        else:
+            mask = resident_mask(resident, log, rows)
+            position_of_id = _placed_apart(job, _registry[method], mask)
     return Placement(position_of_id, rows_per_block, method, learned_from=learned_from)
 
 

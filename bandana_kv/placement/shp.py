@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from bandana_kv.placement.bisection import Recipe
 from bandana_kv.placement.core import validated_log
+from bandana_kv.placement.counting import lookups_of_id, positions_of_order
 from bandana_kv.placement.hypergraph import Hypergraph, build_hypergraph
-from bandana_kv.placement.orders import lookups_of_id, positions_of_order
 from bandana_kv.placement.parallel import Workers
 from bandana_kv.placement.refine import Schedule, refine
 from bandana_kv.placement.registry import Job, register
@@ -45,8 +45,8 @@ def _shp_plain(job: Job) -> NDArray[np.uint32]:
 
 _SCHEDULES = {
     "fast": Schedule(rounds=1, sweeps=4, group_rows=1024, rate=0.5, heat=0.0),
-    "balanced": Schedule(rounds=6, sweeps=8, group_rows=2048, rate=0.5, heat=1.0),
-    "best": Schedule(rounds=20, sweeps=16, group_rows=2048, rate=0.5, heat=2.0),
+    "balanced": Schedule(rounds=8, sweeps=4, group_rows=2048, rate=0.5, heat=0.5),
+    "best": Schedule(rounds=16, sweeps=8, group_rows=4096, rate=0.5, heat=1.0),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -49,10 +49,10 @@ class Placement:
         Share of the log's lookups that the method saw; below 1 if the log was sampled.
     """
 
-    position_of_id: NDArray[np.uint32]
+    position_of_id: NDArray[np.uint32] = field(repr=False)
     rows_per_block: int
     method: str
-    replicas: NDArray[np.uint32] | None = None
+    replicas: NDArray[np.uint32] | None = field(default=None, repr=False)
     learned_from: float = 1.0
 
     @property

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bandana_kv.errors import InputError
 from bandana_kv.placement.core import Placement, RequestLog, validated_log
 from bandana_kv.placement.counting import lookups_of_id, positions_of_order
-from bandana_kv.placement.subset import resident_mask, sampled_requests, without_rows
+from bandana_kv.placement.subset import KeptRows, resident_mask, sampled_requests, without_rows
 from bandana_kv.progress import Progress
 from bandana_kv.sources import RowSource, open_rows
 
@@ -274,7 +274,8 @@ def _placed_apart(job: Job, method: Method, resident: NDArray[np.bool_]) -> NDAr
     if start is not None:
         order = np.argsort(start.position_of_id[ids], kind="stable")
         start = Placement(positions_of_order(order), start.rows_per_block, start.method)
-    positions = method(replace(job, log=log, rows=ids.size, start=start))
+    values = None if job.values is None else KeptRows(job.values, ids)
+    positions = method(replace(job, log=log, rows=ids.size, start=start, values=values))
     position_of_id = np.empty(job.rows, np.uint32)
     position_of_id[ids] = positions
     position_of_id[resident_ids] = np.arange(ids.size, job.rows, dtype=np.uint32)

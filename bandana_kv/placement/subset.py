@@ -12,8 +12,9 @@ from bandana_kv.compiled import kernel
 from bandana_kv.errors import InputError
 from bandana_kv.placement.core import RequestLog, readable
 from bandana_kv.placement.counting import lookups_of_id
+from bandana_kv.sources import RowSource
 
-__all__ = ["Requests", "resident_mask", "sampled_requests", "without_rows"]
+__all__ = ["KeptRows", "Requests", "resident_mask", "sampled_requests", "without_rows"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,19 @@ def without_rows(log: RequestLog, keep: NDArray[np.bool_]) -> Requests:
     new_id_of_id = np.where(keep, np.cumsum(keep) - 1, -1).astype(np.int32)
     everything = np.arange(len(log.offsets) - 1, dtype=np.int64)
     return _copied(log, everything, int(np.asarray(log.offsets)[-1]), new_id_of_id)
+
+
+class KeptRows(RowSource):
+    """Some rows of a source, numbered anew in the order of their ids."""
+
+    def __init__(self, source: RowSource, ids: NDArray[np.int64]) -> None:
+        self.rows, self.dim, self.dtype = ids.size, source.dim, source.dtype
+        self._source = source
+        self._ids = ids
+
+    def gather(self, ids: NDArray[np.integer], out: NDArray[np.uint8]) -> None:
+        """Copy the rows of `ids` (n,) into `out`, uint8 (n, row_bytes)."""
+        self._source.gather(self._ids[ids], out)
 
 
 def resident_mask(

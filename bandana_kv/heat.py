@@ -15,6 +15,7 @@ ALL = 0
 NONE = 256
 _EXACT = 128
 _LEVELS_PER_DOUBLING = 16
+_CHUNK = 1 << 18
 
 
 def count_lookups(ids: NDArray[np.integer], rows: int) -> NDArray[np.int64]:
@@ -30,11 +31,17 @@ def count_lookups(ids: NDArray[np.integer], rows: int) -> NDArray[np.int64]:
 
 
 def heat_of_counts(counts: NDArray[np.integer]) -> NDArray[np.uint8]:
-    """Return the heat of each count: uint8, of the shape of `counts`."""
-    above = np.maximum(counts, _EXACT).astype(np.float64) / _EXACT
-    levels = _EXACT + np.floor(_LEVELS_PER_DOUBLING * np.log2(above))
-    heat = np.where(counts < _EXACT, counts, np.minimum(levels, 255))
-    return heat.astype(np.uint8)
+    """Return the heat of each count: uint8 (n,), of `counts` (n,).
+
+    Cost: a byte a count, and a few dozen MiB however many there are.
+    """
+    heat = np.empty(counts.size, np.uint8)
+    for start in range(0, counts.size, _CHUNK):
+        part = counts[start : start + _CHUNK]
+        above = np.maximum(part, _EXACT).astype(np.float64) / _EXACT
+        levels = _EXACT + np.floor(_LEVELS_PER_DOUBLING * np.log2(above))
+        heat[start : start + _CHUNK] = np.where(part < _EXACT, part, np.minimum(levels, 255))
+    return heat
 
 
 def least_heat(threshold: int) -> int:

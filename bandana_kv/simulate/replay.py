@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Replayed", "replay"]
 
+_MOST_BUCKETS = 1 << 20
+
 
 @dataclass(frozen=True)
 class Replayed:
@@ -135,7 +137,9 @@ def replay(
     """
     if heat is None:
         heat = np.zeros(placement.rows, np.uint8)
-    state = make_state(capacity_rows, placement.rows, frugal=False)
+    # One bucket for each row is faster while it is small; several replays run at once.
+    frugal = placement.rows > _MOST_BUCKETS
+    state = make_state(capacity_rows, placement.rows, frugal=frugal)
     counters = new_counters()
     for first, last in ((0, warm_requests), (warm_requests, log.requests)):
         counters[:] = 0

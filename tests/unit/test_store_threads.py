@@ -1,0 +1,210 @@
+"""Many threads on one store: shared reads, failures that stay with their thread, forks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bandana_kv
+from bandana_kv.adapters.memory import MemoryAdapter
+from bandana_kv.errors import AdapterError, InputError
+
+ROWS = np.random.default_rng(0).random((5000, 32), np.float32)
+PATIENCE_S = 20.0
+
+
+class Gated(MemoryAdapter):
+    """Counts reads, and holds them until its gate is opened; each takes one of the failures."""
+
+    engine_errors = (OSError,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: Counter[int] = Counter()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.failures: list[BaseException] = []
+
+    def _read(self, keys: np.ndarray, out: np.ndarray) -> None:
+        self.reads.update((keys & np.uint64((1 << 40) - 1)).tolist())
+        assert self.gate.wait(PATIENCE_S)
+        if self.failures:
+            raise self.failures.pop()
+        super()._read(keys, out)
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Gated:
+    adapter = Gated()
+    bandana_kv.load(tmp_path, {"user": ROWS}, adapter=adapter, placement="identity")
+    adapter.reads.clear()
+    return adapter
+
+
+@pytest.fixture
+def store(engine: Gated, tmp_path: Path) -> Iterator[bandana_kv.EmbeddingStore]:
+    with bandana_kv.open(tmp_path, adapter=engine, readers=4) as opened:
+        yield opened
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(16) as threads:
+        yield threads
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    begun = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begun < PATIENCE_S
+        time.sleep(0.001)
+
+
+def ask_all(
+    store: bandana_kv.EmbeddingStore, pool: ThreadPoolExecutor, requests: list[list[int]]
+) -> list[Future[np.ndarray]]:
+    """Start all requests; return when each of them is reading or waits for one that is."""
+    asked = [pool.submit(store.multi_get, "user", ids) for ids in requests]
+    wait_for(lambda: store.stats()["user"]["lookups"] == sum(map(len, requests)))
+    return asked
+
+
+def test_concurrent_misses_on_a_block_read_it_once(
+    engine: Gated, store: bandana_kv.EmbeddingStore, pool: ThreadPoolExecutor
+) -> None:
+    engine.gate.clear()
+    # blocks of 31 rows; each request overlaps others in one block and has one of its own
+    requests = [[first, 40, 31 * (10 + first)] for first in range(12)]
+    asked = ask_all(store, pool, requests)
+    engine.gate.set()
+    for ids, rows in zip(requests, asked, strict=True):
+        assert np.array_equal(rows.result(PATIENCE_S), ROWS[ids])
+    assert max(engine.reads.values()) == 1
+    assert set(engine.reads) == {0, 1, *range(10, 22)}
+    assert store.stats()["user"]["block_reads"] == len(engine.reads)
+    assert not store._tables["user"]._in_flight._readings
+    store.check()
+
+
+@pytest.mark.parametrize("failure", [OSError("the device is gone"), KeyboardInterrupt()])
+def test_a_failing_read_hangs_nobody_and_is_forgotten(
+    engine: Gated,
+    store: bandana_kv.EmbeddingStore,
+    pool: ThreadPoolExecutor,
+    failure: BaseException,
+) -> None:
+    engine.gate.clear()
+    engine.failures = [failure] * 100
+    asked = ask_all(store, pool, [[3, 100], [4, 100], [5], [100]])
+    engine.gate.set()
+    for rows in asked:
+        with pytest.raises((AdapterError, KeyboardInterrupt)) as raised:
+            rows.result(PATIENCE_S)
+        if isinstance(raised.value, AdapterError):
+            assert "table 'user'" in str(raised.value)
+            assert "the device is gone" in str(raised.value)
+    engine.failures = []
+    assert not store._tables["user"]._in_flight._readings
+    assert np.array_equal(store.multi_get("user", [3, 100, 4, 5]), ROWS[[3, 100, 4, 5]])
+    store.check()
+
+
+def test_whoever_waits_for_a_failed_read_reads_on_its_own(
+    engine: Gated, store: bandana_kv.EmbeddingStore, pool: ThreadPoolExecutor
+) -> None:
+    engine.gate.clear()
+    engine.failures = [OSError("once")]
+    asked = ask_all(store, pool, [[0], [1], [2]])
+    assert engine.reads == {0: 1}
+    engine.gate.set()
+    failed = [rows.exception(PATIENCE_S) is not None for rows in asked]
+    assert sum(failed) == 1
+    for at in np.flatnonzero(~np.array(failed)):
+        assert np.array_equal(asked[at].result(), ROWS[[at]])
+    store.check()
+
+
+def test_closing_during_lookups_ends_them_with_an_error_or_their_rows(
+    engine: Gated, store: bandana_kv.EmbeddingStore, pool: ThreadPoolExecutor
+) -> None:
+    engine.gate.clear()
+    ids = list(range(0, 5000, 31))
+    asked = ask_all(store, pool, [ids] * 4)
+    closing = pool.submit(store.close)
+    engine.gate.set()
+    closing.result(PATIENCE_S)
+    for rows in asked:
+        error = rows.exception(PATIENCE_S)
+        assert error is None or isinstance(error, InputError)
+        assert error is not None or np.array_equal(rows.result(), ROWS[ids])
+
+
+@pytest.fixture
+def eager_switches() -> Iterator[None]:
+    """Make threads take turns far more often than usual."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("eager_switches")
+@pytest.mark.parametrize("adapter", ["memory", "lmdb", "rocksdb"])
+def test_sixteen_threads_get_their_rows(
+    adapter: str, tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
+    bandana_kv.load(tmp_path / "s", {"user": ROWS}, adapter=adapter, placement="shuffled")
+
+    def serve(seed: int, store: bandana_kv.EmbeddingStore) -> int:
+        rng = np.random.default_rng(seed)
+        wrong = 0
+        for _ in range(40):
+            ids = np.minimum(rng.geometric(0.002, rng.integers(1, 200)), 5000) - 1
+            wrong += int((store.multi_get("user", ids) != ROWS[ids]).any(axis=1).sum())
+        return wrong
+
+    with bandana_kv.open(tmp_path / "s", cache_bytes=60_000, admission="all") as store:
+        wrongs = list(pool.map(lambda seed: serve(seed, store), range(16)))
+        counts = store.stats()["user"]
+        store.check()
+    assert wrongs == [0] * 16
+    assert counts["neighbours_hit"] <= counts["hits"] < counts["lookups"]
+
+
+@pytest.mark.parametrize("adapter", ["lmdb", "rocksdb"])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_forked_child_goes_on_serving(adapter: str, tmp_path: Path) -> None:
+    bandana_kv.load(tmp_path / "s", {"user": ROWS}, adapter=adapter, placement="shuffled")
+    ids = np.arange(0, 5000, 3)
+    with bandana_kv.open(tmp_path / "s", cache_bytes=60_000) as store:
+        store.multi_get("user", ids)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(int(PATIENCE_S))
+            right = np.array_equal(store.multi_get("user", ids[::-1]), ROWS[ids[::-1]])
+            os._exit(0 if right else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert np.array_equal(store.multi_get("user", ids + 1), ROWS[ids + 1])
+        store.check()
+
+
+def test_a_child_forked_during_a_read_does_not_wait_for_it(
+    engine: Gated, store: bandana_kv.EmbeddingStore, pool: ThreadPoolExecutor
+) -> None:
+    """The thread that reads exists in the parent only."""
+    table = store._tables["user"]
+    reading = table._in_flight.claim(np.array([0], np.int64))
+    table.before_fork()
+    table.after_fork_in_child()  # what the child does, in this process
+    assert np.array_equal(store.get("user", 1), ROWS[1])
+    assert not reading.mine.done.is_set()

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from bandana_kv.compiled import kernel
 
-__all__ = ["Hypergraph", "build_hypergraph"]
+__all__ = ["Hypergraph", "RequestCounts", "build_hypergraph", "count_requests"]
 
 
 @dataclass(frozen=True)
 class Hypergraph:
-    """Vertices are the rows that some request looks up, hyperedges are requests.
+    """Vertices are rows, hyperedges are requests.
 
     Attributes
     ----------
@@ -90,35 +90,60 @@ def _fill_pins(
             cursor[vertex] = place + 1
 
 
+@dataclass(frozen=True)
+class RequestCounts:
+    """What has to be known of a log before its hypergraph is built.
+
+    Attributes
+    ----------
+    degree
+        int64 (rows,): the requests that look each id up together with another.
+    number_of_request
+        int32 (requests,): their numbers in the hypergraph, -1 for those left out.
+    kept
+        How many are numbered.
+    """
+
+    degree: NDArray[np.int64]
+    number_of_request: NDArray[np.int32]
+    kept: int
+
+
+def count_requests(offsets: NDArray[np.int64], ids: NDArray[Any], rows: int) -> RequestCounts:
+    """Count the requests of a validated log. Cost: one pass over the lookups."""
+    degree, number_of_request, kept = _count_pins(offsets, ids, rows)
+    return RequestCounts(degree, number_of_request, int(kept))
+
+
 def build_hypergraph(
-    offsets: NDArray[np.int64], ids: NDArray[Any], order: NDArray[Any], rows: int
+    offsets: NDArray[np.int64], ids: NDArray[Any], order: NDArray[Any], counts: RequestCounts
 ) -> Hypergraph:
-    """Build the hypergraph of a log, its vertices in the order of `order`.
+    """Build the hypergraph of a log.
 
     Parameters
     ----------
     offsets, ids
         A validated log, read-only.
     order
-        Integer (rows,): the ids in the order in which they become vertices.
-    rows
-        Rows of the table.
+        Integer (vertices,): the ids that become vertices, in this order; all that share a
+        request with another must be among them.
+    counts
+        Of this log.
 
     Returns
     -------
     Hypergraph
-        Ids that share no request with another are no vertices.
+        Its vertices in the order asked for.
 
     Notes
     -----
-    Cost: two passes over the lookups, 4 bytes a pin and some 32 bytes a row.
+    Cost: one pass over the lookups, 4 bytes a pin and some 32 bytes a row.
     """
-    degree, number_of_request, kept = _count_pins(offsets, ids, rows)
-    id_of_vertex = order[degree[order] > 0].astype(np.int32)
-    vertex_of_id = np.full(rows, -1, np.int32)
+    id_of_vertex = order.astype(np.int32)
+    vertex_of_id = np.full(counts.degree.size, -1, np.int32)
     vertex_of_id[id_of_vertex] = np.arange(id_of_vertex.size, dtype=np.int32)
     begins = np.zeros(id_of_vertex.size + 1, np.int64)
-    np.cumsum(degree[id_of_vertex], out=begins[1:])
+    np.cumsum(counts.degree[id_of_vertex], out=begins[1:])
     pins = np.empty(begins[-1], np.int32)
-    _fill_pins(offsets, ids, number_of_request, vertex_of_id, begins, pins)
-    return Hypergraph(id_of_vertex, begins, pins, int(kept))
+    _fill_pins(offsets, ids, counts.number_of_request, vertex_of_id, begins, pins)
+    return Hypergraph(id_of_vertex, begins, pins, counts.kept)

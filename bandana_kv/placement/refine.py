@@ -61,7 +61,7 @@ def refine(
     4 bytes for each block that each request touches, and 4 bytes a request and thread.
     """
     blocks = -(-order.size // rows_per_block)
-    if blocks < 2 or rows_per_block < 2:
+    if blocks < 2 or rows_per_block < 2 or schedule.rounds == 0:
         return
     # with few rows in a block more blocks fit, but more than this no longer helps
     size = min(max(schedule.group_rows // rows_per_block, 4), 128)

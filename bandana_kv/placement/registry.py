@@ -18,7 +18,17 @@ from bandana_kv.placement.subset import KeptRows, resident_mask, sampled_request
 from bandana_kv.progress import Progress
 from bandana_kv.sources import RowSource, open_rows
 
-__all__ = ["QUALITIES", "Job", "Method", "Values", "methods", "needs_values", "place", "register"]
+__all__ = [
+    "QUALITIES",
+    "Job",
+    "Method",
+    "Values",
+    "methods",
+    "needs_values",
+    "opened_values",
+    "place",
+    "register",
+]
 
 QUALITIES = ("fast", "balanced", "best")
 
@@ -139,7 +149,7 @@ def _checked_options(method: str, options: Mapping[str, Any]) -> Mapping[str, An
 
 
 @contextlib.contextmanager
-def _opened(values: Values | None, rows: int) -> Iterator[RowSource | None]:
+def opened_values(values: Values | None, rows: int) -> Iterator[RowSource | None]:
     """Open the rows for as long as a method works; a source that is open stays so."""
     with contextlib.ExitStack() as stack:
         source = values
@@ -188,7 +198,8 @@ def place(
     threads
         Worker threads, by default one for each processor this process may use.
     start
-        An earlier placement of the same table to begin from.
+        An earlier placement of the same table. ``shp`` then only refines it, which is faster
+        and leaves most blocks as they are; other methods ignore it.
     resident
         Rows that DRAM will hold all the time: a bool mask (rows,), or the share of the rows
         to take, the most looked up first. They do not pull other rows about, and are packed
@@ -241,7 +252,7 @@ def place(
             log = sampled_requests(log, rows, max_pins, seed)
             learned_from = len(log.ids) / lookups
     checked = _checked_options(method, options)
-    with _opened(values, rows) as source:
+    with opened_values(values, rows) as source:
         job = Job(
             log=log,
             rows=rows,

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv.placement.bisection import Recipe
-from bandana_kv.placement.core import validated_log
+from bandana_kv.placement.core import Placement, RequestLog, validated_log
 from bandana_kv.placement.counting import lookups_of_id, positions_of_order
-from bandana_kv.placement.hypergraph import Hypergraph, build_hypergraph
+from bandana_kv.placement.hypergraph import build_hypergraph, count_requests
 from bandana_kv.placement.parallel import Workers
 from bandana_kv.placement.refine import Schedule, refine
 from bandana_kv.placement.registry import Job, register
@@ -16,33 +16,6 @@ from bandana_kv.placement.tree import arrange_all
 
 _PLAIN = Recipe(0.5, 8, np.uint64(2**32), True)
 _SHP = Recipe(0.5, 20, np.uint64(0.8 * 2**32), False)
-
-
-def _graph(job: Job, method: str) -> Hypergraph:
-    """Return the log's hypergraph, its vertices in the order to begin with."""
-    offsets, ids = validated_log(job.needed_log(method), job.rows)
-    if job.start is not None:
-        return build_hypergraph(offsets, ids, job.start.id_of_position(), job.rows)
-    shuffled = np.random.default_rng(job.seed).permutation(job.rows)
-    return build_hypergraph(offsets, ids, shuffled, job.rows)
-
-
-def _positions(job: Job, method: str, placed: NDArray[np.int32]) -> NDArray[np.uint32]:
-    """Place the ids that the hypergraph does not have after those it has, the popular first."""
-    rest = np.argsort(-lookups_of_id(job.needed_log(method), job.rows), kind="stable")
-    is_placed = np.zeros(job.rows, np.bool_)
-    is_placed[placed] = True
-    return positions_of_order(np.concatenate([placed, rest[~is_placed[rest]]]))
-
-
-@register("shp-plain")
-def _shp_plain(job: Job) -> NDArray[np.uint32]:
-    graph = _graph(job, "shp-plain")
-    with Workers(job.threads, job.progress) as workers:
-        order = arrange_all(graph, job.rows_per_block, _PLAIN, job.seed, workers)
-    return _positions(job, "shp-plain", graph.id_of_vertex[order])
-
-
 _SCHEDULES = {
     "fast": Schedule(rounds=1, sweeps=4, group_rows=1024, rate=0.5, heat=0.0),
     "balanced": Schedule(rounds=8, sweeps=4, group_rows=2048, rate=0.5, heat=0.5),
@@ -50,11 +23,51 @@ _SCHEDULES = {
 }
 
 
+def _bisected(
+    job: Job, log: RequestLog, recipe: Recipe, schedule: Schedule, workers: Workers
+) -> NDArray[np.uint32]:
+    """Place from scratch: bisect from a random order, then refine.
+
+    Ids that no request looks up together with another come last, the popular first.
+    """
+    offsets, ids = validated_log(log, job.rows)
+    counts = count_requests(offsets, ids, job.rows)
+    shuffled = np.random.default_rng(job.seed).permutation(job.rows)
+    graph = build_hypergraph(offsets, ids, shuffled[counts.degree[shuffled] > 0], counts)
+    order = arrange_all(graph, job.rows_per_block, recipe, job.seed, workers)
+    refine(graph, order, job.rows_per_block, schedule, job.seed, workers)
+    rest = np.argsort(-lookups_of_id(log, job.rows), kind="stable")
+    rest = rest[counts.degree[rest] == 0]
+    return positions_of_order(np.concatenate([graph.id_of_vertex[order], rest]))
+
+
+def _refined(
+    job: Job, log: RequestLog, start: Placement, schedule: Schedule, workers: Workers
+) -> NDArray[np.uint32]:
+    """Refine an earlier placement, so that rows stay where they are unless moving them gains."""
+    offsets, ids = validated_log(log, job.rows)
+    counts = count_requests(offsets, ids, job.rows)
+    graph = build_hypergraph(offsets, ids, start.id_of_position(), counts)
+    order = np.arange(job.rows, dtype=np.int32)
+    # no temperature: it would move rows for nothing
+    refine(graph, order, job.rows_per_block, schedule._replace(heat=0.0), job.seed, workers)
+    return positions_of_order(graph.id_of_vertex[order])
+
+
+@register("shp-plain")
+def _shp_plain(job: Job) -> NDArray[np.uint32]:
+    """SHP as published with MaxEmbed: the yardstick. Ignores `start` and `quality`."""
+    nothing = Schedule(rounds=0, sweeps=0, group_rows=0, rate=0.5, heat=0.0)
+    with Workers(job.threads, job.progress) as workers:
+        return _bisected(job, job.needed_log("shp-plain"), _PLAIN, nothing, workers)
+
+
 @register("shp")
 def _shp(job: Job) -> NDArray[np.uint32]:
-    graph = _graph(job, "shp")
+    """Bisection and refinement, or refinement of `start` alone."""
+    log = job.needed_log("shp")
+    schedule = _SCHEDULES[job.quality]
     with Workers(job.threads, job.progress) as workers:
-        order = arrange_all(graph, job.rows_per_block, _SHP, job.seed, workers)
-        schedule = _SCHEDULES[job.quality]
-        refine(graph, order, job.rows_per_block, schedule, job.seed, workers)
-    return _positions(job, "shp", graph.id_of_vertex[order])
+        if job.start is not None:
+            return _refined(job, log, job.start, schedule, workers)
+        return _bisected(job, log, _SHP, schedule, workers)

@@ -63,3 +63,24 @@ def test_fanout_is_what_counting_says(table: tuple[SimpleNamespace, int, int], s
         for begin, end in zip(log.offsets[:-1], log.offsets[1:], strict=True)
     ]
     assert fanout(log, placement) == (sum(touched) / len(touched) if touched else 0.0)
+
+
+@settings(max_examples=40)
+@given(table=tables(), seed=st.integers(0, 2**31), share=st.floats(0, 1))
+def test_resident_rows_and_earlier_placements_leave_it_a_permutation(
+    table: tuple[SimpleNamespace, int, int], seed: int, share: float
+) -> None:
+    log, rows, capacity = table
+    first = place(log, rows, capacity, "shp", resident=share, seed=seed)
+    check(first, rows, capacity)
+    second = place(log, rows, capacity, "shp", start=first, resident=1 - share, seed=seed)
+    check(second, rows, capacity)
+
+
+@settings(max_examples=20)
+@given(table=tables(), seed=st.integers(0, 2**31))
+def test_threads_change_nothing(table: tuple[SimpleNamespace, int, int], seed: int) -> None:
+    log, rows, capacity = table
+    one = place(log, rows, capacity, "shp", seed=seed, threads=1)
+    two = place(log, rows, capacity, "shp", seed=seed, threads=2)
+    assert np.array_equal(one.position_of_id, two.position_of_id)

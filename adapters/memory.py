@@ -38,8 +38,9 @@ _stores: dict[str, _Blocks] = {}
 class MemoryAdapter(Adapter):
     """Blocks in this process only; a path is no more than a name for them.
 
-    Nothing is written to the path, nothing is shared with other processes, and blocks
-    last until :meth:`forget` or the end of the process. A forked child has a copy.
+    An empty directory at the path stands for the blocks: once it is removed, they are gone.
+    Nothing is shared with other processes, and blocks last until :meth:`forget` or the end
+    of the process. A forked child has a copy.
 
     Parameters
     ----------
@@ -66,8 +67,11 @@ class MemoryAdapter(Adapter):
         """Make a new, empty store at `path` and open it for writing."""
         key = str(Path(path).resolve())
         del size_hint_bytes  # a dictionary grows
+        for stale in [known for known in _stores if not Path(known).is_dir()]:
+            del _stores[stale]
         if key in _stores:
             raise InputError(f"{key} already holds a {cls.name} store")
+        Path(key).mkdir(parents=True, exist_ok=True)
         _stores[key] = _Blocks(pages)
         return cls._on_blocks(key, _stores[key], read_only=False)
 
@@ -75,7 +79,7 @@ class MemoryAdapter(Adapter):
     def open_existing(cls, path: Path, *, read_only: bool, pages: int) -> Self:
         """Open the store at `path`; StoreNotFoundError if there is none."""
         key = str(Path(path).resolve())
-        blocks = _stores.get(key)
+        blocks = _stores.get(key) if Path(key).is_dir() else None
         if blocks is None:
             raise StoreNotFoundError(
                 f"no {cls.name} store at {key} in this process; it ends with its process"

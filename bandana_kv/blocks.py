@@ -48,14 +48,24 @@ def rows_per_block(payload_bytes: int, row_bytes: int) -> int:
 
 
 @kernel
-def _rows_in(block: int, rows: int, per_block: int) -> int:
-    """Return how many of the table's rows a block holds: the last one, what remains."""
-    return min(per_block, rows - signed(block) * per_block)
+def _rows_in(block: int, rows: int, copies: int, per_block: int) -> int:
+    """Return how many rows a block holds: the last of the table, and of the copies, the rest."""
+    whole = (rows + per_block - 1) // per_block
+    number = signed(block)
+    if number < whole:
+        return min(per_block, rows - number * per_block)
+    return min(per_block, copies - (number - whole) * per_block)
 
 
 @kernel
 def _seal(
-    payloads: np.ndarray, space: int, blocks: np.ndarray, rows: int, per_block: int, row_bytes: int
+    payloads: np.ndarray,
+    space: int,
+    blocks: np.ndarray,
+    rows: int,
+    copies: int,
+    per_block: int,
+    row_bytes: int,
 ) -> None:
     for i in range(blocks.size):
         block = payloads[i]
@@ -63,7 +73,7 @@ def _seal(
         words[1] = (
             np.uint64(MAGIC)
             | (np.uint64(FORMAT_VERSION) << np.uint64(32))
-            | (np.uint64(_rows_in(blocks[i], rows, per_block)) << np.uint64(48))
+            | (np.uint64(_rows_in(blocks[i], rows, copies, per_block)) << np.uint64(48))
         )
         words[2] = np.uint64(row_bytes) | (np.uint64(space) << np.uint64(32))
         words[3] = np.uint64(blocks[i])
@@ -72,7 +82,13 @@ def _seal(
 
 @kernel
 def _first_bad(
-    payloads: np.ndarray, space: int, blocks: np.ndarray, rows: int, per_block: int, row_bytes: int
+    payloads: np.ndarray,
+    space: int,
+    blocks: np.ndarray,
+    rows: int,
+    copies: int,
+    per_block: int,
+    row_bytes: int,
 ) -> tuple[int, int]:
     for i in range(blocks.size):
         block = payloads[i]
@@ -88,7 +104,7 @@ def _first_bad(
             reason = 4
         elif np.uint32(words[2]) != np.uint32(row_bytes) or (
             words[1] >> np.uint64(48)
-        ) != np.uint64(_rows_in(blocks[i], rows, per_block)):
+        ) != np.uint64(_rows_in(blocks[i], rows, copies, per_block)):
             reason = 5
         if reason:
             return i, reason
@@ -100,6 +116,7 @@ def seal(
     space: int,
     blocks: NDArray[np.int64],
     rows: int,
+    copies: int,
     per_block: int,
     row_bytes: int,
 ) -> None:
@@ -113,12 +130,13 @@ def seal(
         Key space of the table version.
     blocks
         int64 (n,), the block numbers.
-    rows, per_block
-        Rows of the table, and of a full block.
+    rows, copies, per_block
+        Rows of the table; rows that lie a second time in blocks behind those of the table;
+        rows of a full block.
     row_bytes
         Bytes of a row.
     """
-    _seal(payloads, space, blocks, rows, per_block, row_bytes)
+    _seal(payloads, space, blocks, rows, copies, per_block, row_bytes)
 
 
 def verify(
@@ -126,6 +144,7 @@ def verify(
     space: int,
     blocks: NDArray[np.int64],
     rows: int,
+    copies: int,
     per_block: int,
     row_bytes: int,
     table: str,
@@ -141,7 +160,7 @@ def verify(
     -----
     Cost: one pass over the bytes, about 1 us a 4 KiB block, without the GIL.
     """
-    bad, reason = _first_bad(payloads, space, blocks, rows, per_block, row_bytes)
+    bad, reason = _first_bad(payloads, space, blocks, rows, copies, per_block, row_bytes)
     if bad >= 0:
         raise BlockCorruptError(
             f"table {table!r}, block {int(blocks[bad])}: {_REASONS[reason]}; "

@@ -22,6 +22,9 @@ from bandana_kv.arrays import write_array
 from bandana_kv.errors import BandanaError, DiskFullError, InputError
 from bandana_kv.heat import count_lookups, heat_of_counts
 from bandana_kv.placement import Placement, methods, place
+from bandana_kv.placement.measure import copies_by_position
+from bandana_kv.placement.registry import needs_values
+from bandana_kv.placement.replication import replicate as add_copies
 from bandana_kv.plan import Admission, PlannedPoint, TablePlan, parse_admission
 from bandana_kv.progress import Progress
 from bandana_kv.simulate.tune import LEARN_SHARE, tune
@@ -66,6 +69,7 @@ class _Load:
     root: Path
     version: int
     seed: int
+    replicate: float
     admission: Admission | None
     progress: Progress
 
@@ -77,6 +81,7 @@ def load(
     *,
     adapter: str | Adapter = "lmdb",
     placement: str | Mapping[str, str | Placement] = "shp",
+    replicate: float = 0.0,
     admission: str | None = None,
     threshold: int | None = None,
     seed: int = 0,
@@ -100,6 +105,9 @@ def load(
     placement
         A method of :func:`bandana_kv.placement.methods`, for all tables or by table; or by
         table a :class:`~bandana_kv.placement.Placement` made before.
+    replicate
+        Share of extra blocks, 0 to 1, for second copies of rows that requests find alone in
+        their block. Only for placements learnt here, from a log.
     admission, threshold
         Which neighbours enter DRAM: ``none``, ``all`` or ``threshold`` (looked up more than
         `threshold` times in the training log). By default simulation on a part of the
@@ -132,6 +140,8 @@ def load(
     """
     root = Path(path)
     _check_seed(seed)
+    if not 0 <= replicate <= 1:
+        raise InputError(f"replicate {replicate!r} is not a share of the blocks from 0 to 1")
     fixed = None if admission is None else parse_admission(admission, threshold)
     if fixed is None and threshold is not None:
         raise InputError("a threshold goes with admission='threshold'; no admission was named")
@@ -144,8 +154,8 @@ def load(
         old = manifest.read_current(root) if manifest.has_store(root) else None
         version = manifest.next_version(root)
         jobs = _with_spaces(jobs, old, held)
-        _check_room(root, jobs, held)
-        begun = _Load(root, version, seed, fixed, progress or Progress())
+        _check_room(root, jobs, replicate, held)
+        begun = _Load(root, version, seed, replicate, fixed, progress or Progress())
         try:
             new = _write_segment(begun, jobs, adapter, old)
             manifest.switch_to(root, new)
@@ -225,7 +235,7 @@ def _checked_placement(wanted: str | Placement, log: AccessLog | None) -> str | 
             raise InputError(
                 f"placement {wanted!r} is unknown; choose one of {', '.join(methods())}"
             )
-        if log is None and wanted not in ("identity", "shuffled"):
+        if log is None and wanted not in ("identity", "shuffled") and not needs_values(wanted):
             return "identity"
     elif not isinstance(wanted, Placement):
         raise InputError(f"placement {wanted!r} is neither a method's name nor a Placement")
@@ -263,9 +273,9 @@ def _with_spaces(
     return spaced
 
 
-def _check_room(root: Path, jobs: list[_Job], held: Adapter | None) -> None:
+def _check_room(root: Path, jobs: list[_Job], replicate: float, held: Adapter | None) -> None:
     """Refuse early what cannot fit; a device that fills up later is caught as well."""
-    need = sum(job.device_bytes for job in jobs)
+    need = int((1 + replicate) * sum(job.device_bytes for job in jobs))
     free = shutil.disk_usage(root).free
     if held is None and need > free:
         raise DiskFullError(
@@ -316,7 +326,7 @@ def _engine(begun: _Load, jobs: list[_Job], adapter: str | Adapter) -> Iterator[
         yield adapter
         return
     path = manifest.engine_path(begun.root, begun.version, jobs[0].pages)
-    size_bytes = sum(job.device_bytes for job in jobs)
+    size_bytes = int((1 + begun.replicate) * sum(job.device_bytes for job in jobs))
     with adapters.create(adapter, path, size_hint_bytes=size_bytes, pages=jobs[0].pages) as engine:
         yield engine
 
@@ -336,8 +346,13 @@ def _write_table(begun: _Load, job: _Job, engine: Adapter) -> manifest.Table:
     file = partial(manifest.table_file, begun.root, begun.version, job.space)
     write_array(file("positions"), "positions", placement.position_of_id)
     write_array(file("heat"), "heat", heat)
-    begun.progress.start(f"load {job.name}", placement.blocks, "blocks")
-    engine.bulk_load(_sealed_blocks(begun, job, placement, engine.payload_bytes), placement.blocks)
+    copy_of, original_of = copies_by_position(placement)
+    if original_of.size:
+        write_array(file("copy-of"), "copy-of", copy_of)
+        write_array(file("original-of"), "original-of", original_of)
+    count = placement.blocks + -(-original_of.size // per_block)
+    begun.progress.start(f"load {job.name}", count, "blocks")
+    engine.bulk_load(_sealed_blocks(begun, job, placement, engine.payload_bytes), count)
     begun.progress.finish()
     return manifest.Table(
         segment=begun.version,
@@ -347,6 +362,7 @@ def _write_table(begun: _Load, job: _Job, engine: Adapter) -> manifest.Table:
         dim=source.dim,
         dtype=source.dtype.str,
         rows_per_block=per_block,
+        copies=original_of.size,
         placement=placement.method,
         looked_up_rows=touched,
         plan=plan,
@@ -361,14 +377,18 @@ def _placed_and_planned(begun: _Load, job: _Job, per_block: int) -> tuple[Placem
         if not isinstance(job.placement, str):
             _check_fits(job, per_block)
             return job.placement
-        return place(
+        found = place(
             log,
             rows=rows,
             rows_per_block=per_block,
             method=job.placement,
             seed=begun.seed,
+            values=job.source,
             progress=begun.progress,
         )
+        if log is None or not begun.replicate:
+            return found
+        return add_copies(log, found, begun.replicate, seed=begun.seed, progress=begun.progress)
 
     if begun.admission is not None:
         # One choice for any amount of DRAM; no simulation says what it would read.
@@ -403,28 +423,58 @@ def _check_permutation(job: _Job, placement: Placement) -> None:
             f"table {job.name!r}: the placement {placement.method!r} is not a permutation of "
             f"{taken.size} positions as uint32, so rows would be lost"
         )
+    copies = placement.replicas
+    if (
+        copies is not None
+        and copies.size
+        and (
+            copies.dtype != np.uint32
+            or int(copies.max()) >= taken.size
+            or np.unique(copies).size != copies.size
+        )
+    ):
+        raise InputError(
+            f"table {job.name!r}: the placement {placement.method!r} has copies that are not "
+            "distinct ids of the table as uint32"
+        )
 
 
 def _sealed_blocks(
     begun: _Load, job: _Job, placement: Placement, payload_bytes: int
 ) -> Iterator[tuple[Keys, Payloads]]:
-    """Gather rows in the order of their positions and seal them, a few MiB at a time."""
+    """Seal the table's blocks, then those of copies, in the order of their keys."""
+    ids = placement.id_of_position()
+    yield from _sealed_run(begun, job, placement, payload_bytes, 0, ids)
+    if placement.replicas is not None:
+        copies = placement.replicas
+        yield from _sealed_run(begun, job, placement, payload_bytes, placement.blocks, copies)
+
+
+def _sealed_run(
+    begun: _Load,
+    job: _Job,
+    placement: Placement,
+    payload_bytes: int,
+    first_block: int,
+    ids: NDArray[np.uint32],
+) -> Iterator[tuple[Keys, Payloads]]:
+    """Gather rows `ids` into blocks from `first_block` on, and seal them, a few MiB at a time."""
     source, per_block = job.source, placement.rows_per_block
     row_bytes = source.row_bytes
-    id_of_position = placement.id_of_position()
+    copies = 0 if placement.replicas is None else placement.replicas.size
     chunk = max(1, _CHUNK_BYTES // payload_bytes)
-    for first in range(0, placement.blocks, chunk):
-        last = min(first + chunk, placement.blocks)
-        numbers = np.arange(first, last, dtype=np.int64)
-        ids = id_of_position[first * per_block : last * per_block]
-        rows = np.zeros((numbers.size * per_block, row_bytes), np.uint8)
-        source.gather(ids, rows[: ids.size])
-        payloads = np.zeros((numbers.size, payload_bytes), np.uint8)
+    for first in range(0, -(-ids.size // per_block), chunk):
+        part = ids[first * per_block : (first + chunk) * per_block]
+        count = -(-part.size // per_block)
+        numbers = np.arange(first, first + count, dtype=np.int64) + first_block
+        rows = np.zeros((count * per_block, row_bytes), np.uint8)
+        source.gather(part, rows[: part.size])
+        payloads = np.zeros((count, payload_bytes), np.uint8)
         end = blocks.HEADER_BYTES + per_block * row_bytes
-        payloads[:, blocks.HEADER_BYTES : end] = rows.reshape(numbers.size, -1)
-        blocks.seal(payloads, job.space, numbers, source.rows, per_block, row_bytes)
+        payloads[:, blocks.HEADER_BYTES : end] = rows.reshape(count, -1)
+        blocks.seal(payloads, job.space, numbers, source.rows, copies, per_block, row_bytes)
         yield adapters.block_keys(job.space, numbers), payloads
-        begun.progress.advance(numbers.size)
+        begun.progress.advance(count)
 
 
 def _forget(root: Path, segment: int, held: Adapter | None) -> bool:

@@ -93,6 +93,8 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rows, dim, dtype
         Shape and numpy dtype of the rows.
     rows_per_block : int
+    copies : int
+        Rows that lie a second time in blocks behind those of the table.
     placement : str
         The method that placed the rows.
     looked_up_rows : int
@@ -107,6 +109,7 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dim: int
     dtype: str
     rows_per_block: int
+    copies: int
     placement: str
     looked_up_rows: int
     plan: TablePlan
@@ -231,6 +234,7 @@ def _check(path: Path, manifest: Manifest, version: int) -> None:
             and 0 < table.dim < 1 << 32
             and 0 < table.rows_per_block <= segment.payload_bytes.get(table.pages, 0) < 1 << 24
             and 0 <= table.looked_up_rows <= table.rows
+            and 0 <= table.copies <= table.rows
         )
     if not good:
         raise FormatError(f"{path}: its numbers contradict each other; restore it from a backup")

@@ -47,13 +47,14 @@ class StoredTable:
     name : str
     adapter : Adapter
     space : int
-    rows, row_bytes, rows_per_block : int
+    rows, copies, row_bytes, rows_per_block : int
     """
 
     name: str
     adapter: Adapter
     space: int
     rows: int
+    copies: int
     row_bytes: int
     rows_per_block: int
 
@@ -160,5 +161,12 @@ def _read_slice(table: StoredTable, blocks: NDArray[np.int64], payloads: NDArray
         # Engines know keys; whoever reads the message knows tables.
         raise type(error)(f"table {table.name!r}: {error}") from error
     block_format.verify(
-        payloads, table.space, blocks, table.rows, table.rows_per_block, table.row_bytes, table.name
+        payloads,
+        table.space,
+        blocks,
+        table.rows,
+        table.copies,
+        table.rows_per_block,
+        table.row_bytes,
+        table.name,
     )

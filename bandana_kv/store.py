@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from bandana_kv import adapters, manifest
 from bandana_kv.arrays import map_array
 from bandana_kv.errors import BandanaError, IdError, InputError, TableNotFoundError
+from bandana_kv.layout import Layout
 from bandana_kv.plan import Admission, parse_admission
 from bandana_kv.reader import BlockReader, StoredTable
 from bandana_kv.table import ServedTable, capacity_for
@@ -145,7 +147,8 @@ class EmbeddingStore:
         dict
             By table name: ``lookups``, ``hits`` (answered from DRAM), ``block_reads``,
             ``neighbours_admitted``, ``neighbours_hit`` (first lookups of rows that came
-            along with another's read), ``bytes_read`` (block reads x payload).
+            along with another's read), ``copies_read`` (missed rows that were read from
+            their second copy), ``bytes_read`` (block reads x payload).
         """
         return {name: served.stats() for name, served in self._tables.items()}
 
@@ -325,22 +328,37 @@ def _serve(
         engines[entry.segment, entry.pages],
         entry.space,
         entry.rows,
+        entry.copies,
         row_bytes,
         entry.rows_per_block,
     )
-    positions = manifest.table_file(root, entry.segment, entry.space, "positions")
-    heat = manifest.table_file(root, entry.segment, entry.space, "heat")
+    mapped = partial(_mapped, root, entry)
     capacity = capacity_for(cache_bytes, row_bytes, entry.rows)
     return ServedTable(
         stored,
         dtype,
         entry.dim,
-        map_array(positions, "positions", np.uint32, entry.rows),
-        map_array(heat, "heat", np.uint8, entry.rows),
+        mapped("positions", np.uint32, entry.rows),
+        Layout(
+            entry.rows_per_block,
+            mapped("heat", np.uint8, entry.rows),
+            mapped("copy-of", np.uint32, entry.rows if entry.copies else 0),
+            mapped("original-of", np.uint32, entry.copies),
+        ),
         capacity,
         override or entry.plan.admission_at(capacity / entry.rows),
         coalesce=coalesce,
     )
+
+
+def _mapped(
+    root: Path, entry: manifest.Table, kind: str, dtype: DTypeLike, items: int
+) -> NDArray[Any]:
+    """Map one of a table's files; what has no items has no file."""
+    if items == 0:
+        return np.zeros(0, dtype)
+    path = manifest.table_file(root, entry.segment, entry.space, kind)
+    return map_array(path, kind, dtype, items)
 
 
 def _shares(current: manifest.Manifest, cache_bytes: int | Mapping[str, int]) -> dict[str, int]:

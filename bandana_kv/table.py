@@ -15,7 +15,6 @@ from bandana_kv.cache.batch import (
     BLOCK_READS,
     COUNTERS,
     admit,
-    blocks_of,
     look_up,
     missing,
     new_counters,
@@ -25,6 +24,7 @@ from bandana_kv.cache.lru import positions as cached_positions
 from bandana_kv.compiled import kernel
 from bandana_kv.errors import IdError
 from bandana_kv.inflight import Claim, InFlight
+from bandana_kv.layout import Layout, cover
 from bandana_kv.plan import Admission
 from bandana_kv.reader import BlockReader, StoredTable
 
@@ -83,14 +83,17 @@ def _answer_missed(
     rows_per_block: int,
     positions: np.ndarray,
     slots: np.ndarray,
+    ordered: np.ndarray,
+    places: np.ndarray,
     out: np.ndarray,
 ) -> None:
     row_bytes = out.shape[1]
     for i in range(positions.size):
         if slots[i] < 0:
-            block = positions[i] // rows_per_block
+            place = places[np.searchsorted(ordered, positions[i])]
+            block = place // rows_per_block
             index = np.searchsorted(blocks, block)
-            start = HEADER_BYTES + (positions[i] - block * rows_per_block) * row_bytes
+            start = HEADER_BYTES + (place - block * rows_per_block) * row_bytes
             for byte in range(row_bytes):
                 out[i, byte] = payloads[index, start + byte]
 
@@ -99,24 +102,25 @@ def _answer_missed(
 def _admit_rows(
     state: LruState,
     data: np.ndarray,
+    layout: Layout,
     asked: np.ndarray,
     ordered: np.ndarray,
+    places: np.ndarray,
     read: np.ndarray,
     blocks: np.ndarray,
     payloads: np.ndarray,
-    rows_per_block: int,
-    heat: np.ndarray,
     least_heat: int,
     counters: np.ndarray,
 ) -> None:
+    rows_per_block = layout.rows_per_block
     fills = np.empty((read.size * rows_per_block + asked.size, 2), np.int64)
-    filled = admit(state, asked, ordered, read, rows_per_block, heat, least_heat, fills, counters)
+    filled = admit(state, layout, asked, ordered, places, read, least_heat, fills, counters)
     row_bytes = data.shape[1]
     for i in range(filled):
-        slot, position = fills[i, 0], fills[i, 1]
-        block = position // rows_per_block
+        slot, place = fills[i, 0], fills[i, 1]
+        block = place // rows_per_block
         index = np.searchsorted(blocks, block)
-        start = HEADER_BYTES + (position - block * rows_per_block) * row_bytes
+        start = HEADER_BYTES + (place - block * rows_per_block) * row_bytes
         for byte in range(row_bytes):
             data[slot, byte] = payloads[index, start + byte]
 
@@ -140,8 +144,8 @@ class ServedTable:
         Of the rows.
     position_of_id
         uint32 (rows,), read-only.
-    heat
-        uint8 (rows,), by position.
+    layout
+        Where rows and their copies lie, and how hot they are.
     capacity_rows
         Rows that DRAM holds.
     admission
@@ -156,7 +160,7 @@ class ServedTable:
         dtype: np.dtype[Any],
         dim: int,
         position_of_id: NDArray[np.uint32],
-        heat: NDArray[np.uint8],
+        layout: Layout,
         capacity_rows: int,
         admission: Admission,
         *,
@@ -169,7 +173,7 @@ class ServedTable:
         self.admission = admission
         self._coalesce = coalesce
         self._position_of_id = position_of_id
-        self._heat = heat
+        self._layout = layout
         self._least_heat = admission.least_heat
         self._state = make_state(capacity_rows, stored.rows)
         self._data = np.empty((capacity_rows, stored.row_bytes), np.uint8)
@@ -208,21 +212,22 @@ class ServedTable:
                 if not missed:
                     return
                 asked, ordered = missing(positions, slots, missed)
-                blocks = blocks_of(ordered, per_block)
+                places = np.empty(ordered.size, np.int64)
+                blocks = cover(ordered, self._layout.copy_of, per_block, places)
                 claim = self._in_flight.claim(blocks)
-            payloads = self._fetch(reader, claim, blocks, ordered)
-            _answer_missed(payloads, blocks, per_block, positions, slots, out)
+            payloads = self._fetch(reader, claim, blocks, places)
+            _answer_missed(payloads, blocks, per_block, positions, slots, ordered, places, out)
             with self._lock:
                 _admit_rows(
                     self._state,
                     self._data,
+                    self._layout,
                     asked,
                     ordered,
+                    places,
                     claim.mine.blocks,
                     blocks,
                     payloads,
-                    per_block,
-                    self._heat,
                     self._least_heat,
                     self._counters,
                 )
@@ -253,14 +258,14 @@ class ServedTable:
         reader: BlockReader,
         claim: Claim,
         blocks: NDArray[np.int64],
-        ordered: NDArray[np.int64],
+        places: NDArray[np.int64],
     ) -> NDArray[np.uint8]:
         """Read what this request claimed, then take what others read: one payload a block."""
         mine = claim.mine
         reads = 0
         try:
             if mine.blocks.size:
-                each = self._to_read(mine.blocks, ordered)
+                each = self._to_read(mine.blocks, places)
                 read = reader.read(self.stored, each)
                 mine.payloads = read if self._coalesce else _first_of_each(read, each, mine.blocks)
                 reads = each.size
@@ -285,11 +290,11 @@ class ServedTable:
             self._counters[BLOCK_READS] += reads
         return payloads
 
-    def _to_read(self, blocks: NDArray[np.int64], ordered: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _to_read(self, blocks: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return `blocks`; or without coalescing, the block of each missed row in them."""
         if self._coalesce:
             return blocks
-        each = ordered // self.stored.rows_per_block
+        each = np.sort(places // self.stored.rows_per_block)
         return each[np.isin(each, blocks)]
 
     def stats(self) -> dict[str, int]:

@@ -36,6 +36,12 @@ __all__ = ["main"]
 @click.option("--adapter", default="lmdb", show_default=True, help=", ".join(adapters.names()))
 @click.option("--placement", default="shp", show_default=True, help=", ".join(methods()))
 @click.option(
+    "--replicate",
+    default=0.0,
+    show_default=True,
+    help="Extra blocks / blocks, for second copies of rows.",
+)
+@click.option(
     "--admission",
     type=click.Choice(["none", "all", "threshold"]),
     help="Which neighbours enter DRAM.  [default: simulation on the log decides]",
@@ -49,6 +55,7 @@ def main(
     logs: dict[str, str],
     adapter: str,
     placement: str,
+    replicate: float,
     admission: str | None,
     threshold: int | None,
     seed: int,
@@ -66,6 +73,7 @@ def main(
             read,
             adapter=adapter,
             placement=placement,
+            replicate=replicate,
             admission=admission,
             threshold=threshold,
             seed=seed,

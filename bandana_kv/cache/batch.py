@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from bandana_kv.cache.lru import UNASKED, LruState, find, insert, touch
 from bandana_kv.compiled import kernel, signed
+from bandana_kv.layout import Layout
 
-__all__ = ["BLOCK_READS", "COUNTERS", "admit", "blocks_of", "look_up", "missing", "new_counters"]
+__all__ = ["BLOCK_READS", "COUNTERS", "admit", "look_up", "missing", "new_counters"]
 
 COUNTERS = (
     "lookups",
@@ -21,8 +22,9 @@ COUNTERS = (
     "block_reads",
     "neighbours_admitted",
     "neighbours_hit",
+    "copies_read",
 )
-LOOKUPS, HITS, BLOCK_READS, ADMITTED, NEIGHBOURS_HIT = range(len(COUNTERS))
+LOOKUPS, HITS, BLOCK_READS, ADMITTED, NEIGHBOURS_HIT, COPIES_READ = range(len(COUNTERS))
 
 
 def new_counters() -> NDArray[np.int64]:
@@ -86,26 +88,23 @@ def missing(positions: np.ndarray, slots: np.ndarray, missed: int) -> tuple[np.n
 
 
 @kernel
-def blocks_of(ordered: np.ndarray, rows_per_block: int) -> np.ndarray:
-    """Return the distinct blocks (int64, sorted) of sorted positions."""
-    blocks = np.empty(ordered.size, np.int64)
-    distinct = 0
-    for i in range(ordered.size):
-        block = ordered[i] // rows_per_block
-        if distinct == 0 or blocks[distinct - 1] != block:
-            blocks[distinct] = block
-            distinct += 1
-    return blocks[:distinct]
+def _position_at(place: int, rows: int, original_of: np.ndarray, first_copy: int) -> int:
+    """Return the position of the row at a place, or -1 where the place is empty."""
+    if place < rows:
+        return place
+    if place < first_copy or place - first_copy >= original_of.size:
+        return -1
+    return signed(original_of[place - first_copy])
 
 
 @kernel
 def admit(
     state: LruState,
+    layout: Layout,
     asked: np.ndarray,
     ordered: np.ndarray,
+    places: np.ndarray,
     blocks: np.ndarray,
-    rows_per_block: int,
-    heat: np.ndarray,
     least_heat: int,
     fills: np.ndarray,
     counters: np.ndarray,
@@ -116,20 +115,19 @@ def admit(
     ----------
     state
         The cache.
+    layout
+        How the table's rows lie in blocks.
     asked, ordered
         The missed positions as :func:`missing` answers them.
+    places
+        int64, as :func:`bandana_kv.layout.cover` answers them: where each of `ordered` is read.
     blocks
         int64, sorted: the blocks that this request read. Their neighbours are considered.
-    rows_per_block
-        Rows in a block.
-    heat
-        uint8 (rows,), by position: how often the training log looked a row up
-        (:mod:`bandana_kv.heat`). Its length says how many rows the table has.
     least_heat
         A neighbour enters if its heat is at least this (0: all enter, 256: none).
     fills
-        int64 (k, 2), written: (slot, position) of every row that got a slot, in order;
-        a slot may come twice, then the last one counts. k is at least
+        int64 (k, 2), written: slot, and place, of every row that got a slot, in order; a slot
+        may come twice, then the last one counts. k is at least
         ``len(blocks) * rows_per_block + len(asked)``.
     counters
         int64, in the order of :data:`COUNTERS`; updated.
@@ -140,25 +138,25 @@ def admit(
         How many entries of `fills` were written.
     """
     buckets, kept, ends = state
+    rows_per_block, heat, _, original_of = layout
+    first_copy = -(-heat.size // rows_per_block) * rows_per_block
     filled = 0
-    if least_heat < 256:
-        next_asked = 0
-        for block in blocks:
-            first = block * rows_per_block
-            for position in range(first, min(first + rows_per_block, heat.size)):
-                while next_asked < ordered.size and ordered[next_asked] < position:
-                    next_asked += 1
-                if next_asked < ordered.size and ordered[next_asked] == position:
-                    continue
-                if heat[position] < least_heat or find(buckets, ends, position) >= 0:
-                    continue
-                slot = insert(buckets, kept, ends, position)
-                if slot >= 0:
-                    kept[slot, UNASKED] = 1
-                    counters[ADMITTED] += 1
-                    fills[filled, 0] = slot
-                    fills[filled, 1] = position
-                    filled += 1
+    for i in range(ordered.size):
+        counters[COPIES_READ] += places[i] != ordered[i]
+    for block in blocks if least_heat < 256 else blocks[:0]:
+        for place in range(block * rows_per_block, (block + 1) * rows_per_block):
+            position = _position_at(place, heat.size, original_of, first_copy)
+            if position < 0 or heat[position] < least_heat:
+                continue
+            if find(buckets, ends, position) >= 0 or _contains(ordered, position):
+                continue
+            slot = insert(buckets, kept, ends, position)
+            if slot >= 0:
+                kept[slot, UNASKED] = 1
+                counters[ADMITTED] += 1
+                fills[filled, 0] = slot
+                fills[filled, 1] = place
+                filled += 1
     for position in asked:
         slot = find(buckets, ends, position)
         if slot >= 0:
@@ -167,6 +165,12 @@ def admit(
         slot = insert(buckets, kept, ends, position)
         if slot >= 0:
             fills[filled, 0] = slot
-            fills[filled, 1] = position
+            fills[filled, 1] = places[np.searchsorted(ordered, position)]
             filled += 1
     return filled
+
+
+@kernel
+def _contains(ordered: np.ndarray, value: int) -> bool:
+    at = np.searchsorted(ordered, value)
+    return bool(at < ordered.size and ordered[at] == value)

@@ -12,7 +12,6 @@ from bandana_kv.cache.batch import (
     BLOCK_READS,
     COUNTERS,
     admit,
-    blocks_of,
     look_up,
     missing,
     new_counters,
@@ -20,6 +19,8 @@ from bandana_kv.cache.batch import (
 from bandana_kv.cache.lru import LruState, make_state
 from bandana_kv.compiled import kernel
 from bandana_kv.heat import NONE
+from bandana_kv.layout import Layout, cover
+from bandana_kv.placement.measure import copies_by_position
 
 if TYPE_CHECKING:
     from bandana_kv.access_log import AccessLog
@@ -36,7 +37,7 @@ class Replayed:
 
     Attributes
     ----------
-    lookups, hits, block_reads, neighbours_admitted, neighbours_hit : int
+    lookups, hits, block_reads, neighbours_admitted, neighbours_hit, copies_read : int
         As in the store's ``stats()``.
     """
 
@@ -45,6 +46,7 @@ class Replayed:
     block_reads: int
     neighbours_admitted: int
     neighbours_hit: int
+    copies_read: int
 
     @property
     def reads_per_lookup(self) -> float:
@@ -65,8 +67,7 @@ def _replay(
     first: int,
     last: int,
     position_of_id: np.ndarray,
-    rows_per_block: int,
-    heat: np.ndarray,
+    layout: Layout,
     least_heat: int,
     coalesce: bool,
     counters: np.ndarray,
@@ -76,7 +77,9 @@ def _replay(
         longest = max(longest, offsets[request + 1] - offsets[request])
     positions = np.empty(longest, np.int64)
     slots = np.empty(longest, np.int64)
+    places = np.empty(longest, np.int64)
     fills = np.empty((1024, 2), np.int64)
+    rows_per_block, _, copy_of, _ = layout
     for request in range(first, last):
         start = offsets[request]
         size = offsets[request + 1] - start
@@ -86,12 +89,12 @@ def _replay(
         if missed == 0:
             continue
         asked, ordered = missing(positions[:size], slots, missed)
-        blocks = blocks_of(ordered, rows_per_block)
+        blocks = cover(ordered, copy_of, rows_per_block, places)
         counters[BLOCK_READS] += blocks.size if coalesce else ordered.size
         most_fills = blocks.size * rows_per_block + asked.size
         if fills.shape[0] < most_fills:
             fills = np.empty((2 * most_fills, 2), np.int64)
-        admit(state, asked, ordered, blocks, rows_per_block, heat, least_heat, fills, counters)
+        admit(state, layout, asked, ordered, places, blocks, least_heat, fills, counters)
 
 
 def replay(
@@ -140,6 +143,7 @@ def replay(
     # One bucket for each row is faster while it is small; several replays run at once.
     frugal = placement.rows > _MOST_BUCKETS
     state = make_state(capacity_rows, placement.rows, frugal=frugal)
+    layout = Layout(placement.rows_per_block, heat, *copies_by_position(placement))
     counters = new_counters()
     for first, last in ((0, warm_requests), (warm_requests, log.requests)):
         counters[:] = 0
@@ -150,8 +154,7 @@ def replay(
             first,
             last,
             placement.position_of_id,
-            placement.rows_per_block,
-            heat,
+            layout,
             least_heat,
             coalesce,
             counters,

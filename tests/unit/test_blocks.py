@@ -17,13 +17,13 @@ ROWS, PER_BLOCK, ROW_BYTES, SPACE, PAYLOAD = 70, 31, 128, 5, 4063
 def sealed() -> np.ndarray:
     payloads = np.zeros((3, PAYLOAD), np.uint8)
     payloads[:, 32:] = np.random.default_rng(0).integers(0, 256, (3, PAYLOAD - 32))
-    blocks.seal(payloads, SPACE, np.arange(3), ROWS, PER_BLOCK, ROW_BYTES)
+    blocks.seal(payloads, SPACE, np.arange(3), ROWS, 0, PER_BLOCK, ROW_BYTES)
     return payloads
 
 
 def verify(payloads: np.ndarray, numbers: tuple[int, ...] = (0, 1, 2)) -> None:
     wanted = np.array(numbers)
-    blocks.verify(payloads, SPACE, wanted, ROWS, PER_BLOCK, ROW_BYTES, "user")
+    blocks.verify(payloads, SPACE, wanted, ROWS, 0, PER_BLOCK, ROW_BYTES, "user")
 
 
 @pytest.mark.parametrize("size", [*range(100), 4055, 4063, 4072])
@@ -39,6 +39,15 @@ def test_header_is_as_documented(sealed: np.ndarray) -> None:
         checksum, *fields = struct.unpack_from("<Q4sHHIIQ", raw)
         assert fields == [b"BKVB", 1, rows, ROW_BYTES, SPACE, number]
         assert checksum == xxhash.xxh64_intdigest(raw[8:])
+
+
+def test_blocks_of_copies_follow_those_of_the_table() -> None:
+    payloads = np.zeros((5, PAYLOAD), np.uint8)
+    numbers = np.arange(5)
+    blocks.seal(payloads, SPACE, numbers, ROWS, 40, PER_BLOCK, ROW_BYTES)
+    rows = [struct.unpack_from("<8x4sHH", payload.tobytes())[2] for payload in payloads]
+    assert rows == [31, 31, 8, 31, 9]
+    blocks.verify(payloads, SPACE, numbers, ROWS, 40, PER_BLOCK, ROW_BYTES, "user")
 
 
 def test_intact_blocks_pass(sealed: np.ndarray) -> None:

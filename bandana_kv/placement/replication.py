@@ -2,9 +2,9 @@
 
 A row can lie beside only one set of neighbours; a row that several groups of requests look up
 costs the others a block read each. MaxEmbed (ASPLOS 2024) therefore replicates rows that cross
-blocks most. Here the rows are chosen by how often a request finds them with at most one other
-of its rows in their block, and then placed once more, on their own, by the method that placed
-the table: what is left over from the first placement decides the second.
+blocks most. Here a lookup counts as lonely where its request has few other rows in the same
+block. The rows with most lonely lookups are placed once more, on their own, and from their
+lonely lookups alone: what the first placement left over decides the second.
 """
 
 from __future__ import annotations
@@ -18,35 +18,46 @@ from numpy.typing import NDArray
 from bandana_kv.compiled import kernel
 from bandana_kv.errors import InputError
 from bandana_kv.placement.core import Placement, RequestLog, readable, validated_log
+from bandana_kv.placement.counting import lookups_of_id
 from bandana_kv.placement.registry import place
-from bandana_kv.placement.subset import without_rows
+from bandana_kv.placement.subset import Requests, without_rows
 from bandana_kv.progress import Progress
 
 __all__ = ["replicate"]
 
-_FEW = 2
+# Lookups that share a block with up to an eighth of its rows are lonely.
+_LONELY_SHARE = 8
 
 
 @kernel
-def _lonely_lookups(
+def _lonely(
     offsets: NDArray[np.int64],
     ids: NDArray[Any],
     position_of_id: NDArray[np.uint32],
     rows_per_block: int,
-) -> NDArray[np.int64]:
-    """Return how often each id's request finds at most `_FEW` of its lookups in the id's block."""
+) -> NDArray[np.bool_]:
+    """Return which lookups find few lookups of their request in their block: bool (lookups,)."""
+    few = max(1, rows_per_block // _LONELY_SHARE)
     in_block = np.zeros(position_of_id.size // rows_per_block + 1, np.int32)
-    lonely = np.zeros(position_of_id.size, np.int64)
+    lonely = np.zeros(ids.size, np.bool_)
     for request in range(offsets.size - 1):
-        wanted = ids[offsets[request] : offsets[request + 1]]
-        for row in wanted:
-            in_block[position_of_id[row] // rows_per_block] += 1
-        for row in wanted:
-            if in_block[position_of_id[row] // rows_per_block] <= _FEW:
-                lonely[row] += 1
-        for row in wanted:
-            in_block[position_of_id[row] // rows_per_block] = 0
+        first, last = offsets[request], offsets[request + 1]
+        for at in range(first, last):
+            in_block[position_of_id[ids[at]] // rows_per_block] += 1
+        for at in range(first, last):
+            lonely[at] = in_block[position_of_id[ids[at]] // rows_per_block] <= few
+        for at in range(first, last):
+            in_block[position_of_id[ids[at]] // rows_per_block] = 0
     return lonely
+
+
+def _lookups_kept(
+    offsets: NDArray[np.int64], ids: NDArray[Any], keep: NDArray[np.bool_]
+) -> Requests:
+    """Return the log of some of its lookups."""
+    before = np.zeros(ids.size + 1, np.int64)
+    np.cumsum(keep, out=before[1:])
+    return Requests(before[offsets], ids[keep])
 
 
 def replicate(
@@ -84,24 +95,24 @@ def replicate(
 
     Notes
     -----
-    Cost: a placement of the chosen rows, and 8 bytes a row. Each copy costs a row on the
-    device, and the table 4 bytes a row and 4 a copy of memory when it is served.
+    Cost: a placement of the chosen rows, and up to 25 bytes a lookup of memory. Each copy
+    costs a row on the device; the table, when it is served, 4 bytes a row and 4 a copy.
     """
     if not 0 <= fraction <= 1:
         raise InputError(f"the share of extra blocks must be within 0 and 1, not {fraction}")
     offsets, ids = validated_log(log, placement.rows)
-    lonely = _lonely_lookups(
-        offsets, ids, readable(placement.position_of_id), placement.rows_per_block
-    )
+    lonely = _lonely(offsets, ids, readable(placement.position_of_id), placement.rows_per_block)
+    left_over = _lookups_kept(offsets, ids, lonely)
+    score = lookups_of_id(left_over, placement.rows)
     most = int(fraction * placement.blocks) * placement.rows_per_block
-    chosen = np.argsort(-lonely, kind="stable")[:most]
-    chosen = np.sort(chosen[lonely[chosen] > 0])
+    chosen = np.argsort(-score, kind="stable")[:most]
+    chosen = np.sort(chosen[score[chosen] > 0])
     if chosen.size == 0:
         return replace(placement, replicas=None)
     keep = np.zeros(placement.rows, np.bool_)
     keep[chosen] = True
     copies = place(
-        without_rows(log, keep),
+        without_rows(left_over, keep),
         rows=chosen.size,
         rows_per_block=placement.rows_per_block,
         method="shp",

@@ -27,7 +27,7 @@ def test_examples_run(
     AccessLog.from_requests(requests).write("log.npz")
     names: dict[str, object] = {"__name__": "__main__"}
     for example in examples(page):
-        exec(compile(example, f"{page.name}", "exec"), names)
+        exec(compile(example, page.name, "exec"), names)  # noqa: S102 - that is the test
 
 
 def test_pages_have_examples() -> None:

@@ -64,6 +64,7 @@ def load_and_kill(store: Path, rows: np.ndarray, adapter: str, moment: str) -> N
         [sys.executable, "-c", SCRIPT, str(store), str(file), adapter, moment],
         stdout=subprocess.PIPE,
         text=True,
+        cwd=store.parent,
     )
     try:
         assert child.stdout is not None

@@ -1,0 +1,100 @@
+"""Kernels are compiled once, say so, and are found again by the next process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bandana_kv
+from bandana_kv import adapters, tools
+
+ANNOUNCED = "compiling kernels; this happens once per machine and release"
+# importing, opening and the first lookup, in seconds
+SCRIPT = """
+import sys, time
+begun = time.perf_counter()
+import bandana_kv
+store = bandana_kv.open(sys.argv[1])
+store.multi_get("user", [1, 2, 150])
+print(time.perf_counter() - begun, bandana_kv.__file__)
+"""
+# 2 s is what is promised; a busy machine gets some patience
+PATIENCE_S = 6.0
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("compiled") / "store"
+    bandana_kv.load(path, {"user": np.zeros((200, 32), np.float32)}, placement="identity")
+    return path
+
+
+def first_lookup(store: Path, **environment: str) -> tuple[float, str, str]:
+    """Return the seconds that a new process needs, what it logged, and which package it used."""
+    inherited = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(store)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=store.parent,  # else what lies in this directory would be imported
+        env=inherited | environment,
+    )
+    assert done.returncode == 0, done.stderr
+    seconds, package = done.stdout.split(maxsplit=1)
+    return float(seconds), done.stderr, package
+
+
+def test_the_first_compilation_says_so_once_and_the_second_process_is_fast(
+    store: Path, tmp_path: Path
+) -> None:
+    _, logged, _ = first_lookup(store, NUMBA_CACHE_DIR=str(tmp_path))
+    assert logged.count(ANNOUNCED) == 1
+    assert logged.count("\n") == 1
+    seconds, logged, _ = first_lookup(store, NUMBA_CACHE_DIR=str(tmp_path))
+    assert logged == ""
+    assert seconds <= PATIENCE_S
+
+
+@pytest.fixture
+def read_only_package(tmp_path: Path) -> Path:
+    """Give a directory to import an installed package from, which nobody can write to."""
+    root = tmp_path / "site"
+    target = root / "bandana_kv"
+    ignore = shutil.ignore_patterns("__pycache__")
+    for package in (bandana_kv, adapters, tools):
+        source = Path(str(package.__file__)).parent
+        name = "" if package is bandana_kv else source.name
+        shutil.copytree(source, target / name, ignore=ignore, dirs_exist_ok=True)
+    for path in sorted(target.rglob("*")):
+        if path.is_dir():
+            # numba caches beside a module in this directory; a file of its name forbids that,
+            # to root as well
+            (path / "__pycache__").touch()
+            path.chmod(0o555)
+    (target / "__pycache__").touch()
+    target.chmod(0o555)
+    return root
+
+
+def test_a_read_only_installation_caches_in_the_users_directory(
+    store: Path, read_only_package: Path, tmp_path: Path
+) -> None:
+    environment = {
+        "PYTHONPATH": str(read_only_package),
+        "HOME": str(tmp_path / "home"),
+        "XDG_CACHE_HOME": str(tmp_path / "home" / "cache"),
+    }
+    _, logged, package = first_lookup(store, **environment)
+    assert package.startswith(str(read_only_package))
+    assert ANNOUNCED in logged
+    assert list((tmp_path / "home" / "cache").rglob("*.nbc"))
+    seconds, logged, _ = first_lookup(store, **environment)
+    assert logged == ""
+    assert seconds <= PATIENCE_S

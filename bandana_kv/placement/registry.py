@@ -186,7 +186,7 @@ def place(
     rows
         Rows of the table; ids are 0 .. rows - 1. At most 2**31 - 1.
     rows_per_block
-        Rows that fill a block.
+        Rows that fill a block, at most 32767.
     method
         One of :func:`methods`.
     quality
@@ -236,8 +236,8 @@ def place(
         raise InputError(f"unknown quality {quality!r}; choose one of {', '.join(QUALITIES)}")
     if not 0 <= rows < 2**31:
         raise InputError(f"rows must be between 0 and 2147483647, not {rows}")
-    if rows_per_block < 1:
-        raise InputError(f"rows_per_block must be at least 1, not {rows_per_block}")
+    if not 1 <= rows_per_block < 2**15:
+        raise InputError(f"rows_per_block must be between 1 and 32767, not {rows_per_block}")
     if threads is not None and threads < 1:
         raise InputError(f"threads must be at least 1, not {threads}")
     if start is not None and start.rows != rows:

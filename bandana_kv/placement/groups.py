@@ -188,22 +188,33 @@ def group_of(
 
 
 @kernel
-def cross(group: Group, request: int, source: int, target: int) -> None:
-    """Note that one of the request's rows goes from block `source` to block `target`."""
-    weight, near, stay = group.weight, group.near, group.stay
-    left = np.int64(group.counts[request, source]) - 1
-    met = np.int64(group.counts[request, target])
-    group.counts[request, source] = left
-    group.counts[request, target] = met + 1
+def cross(
+    weight: NDArray[np.int32],
+    counts: NDArray[np.int32],
+    near: NDArray[np.int32],
+    stay: NDArray[np.int32],
+    block_of_row: NDArray[np.int32],
+    rows: NDArray[np.int32],
+    source: int,
+    target: int,
+) -> None:
+    """Note that one of a request's `rows` goes from block `source` to block `target`.
+
+    `counts` is the request's row of the group's. Takes arrays and not the group, because
+    counting the references to all of a tuple's members would cost as much as the work.
+    """
+    left = int(counts[source]) - 1
+    met = int(counts[target])
+    counts[source] = left
+    counts[target] = met + 1
     less = weight[left] - weight[left + 1]
     more = weight[met] - weight[met + 1]
     stay_less = weight[left - 1] - weight[left] if left >= 1 else 0
     stay_more = weight[met - 1] - weight[met] if met >= 1 else 0
-    for at in range(group.request_ends[request], group.request_ends[request + 1]):
-        row = group.of_request[at]
+    for row in rows:
         near[row, source] -= less
         near[row, target] += more
-        block = group.block_of_row[row]
+        block = block_of_row[row]
         if block == source:
             stay[row] -= stay_less
         elif block == target:

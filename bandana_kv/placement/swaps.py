@@ -24,18 +24,22 @@ _FRACTION = 1.0 / (1 << 53)
 
 
 @kernel
-def _best_partner(group: Group, source: int, target: int, below: int, last: int) -> tuple[int, int]:
-    """Return the row of `target` that gains most by going to `source`, and its gain.
+def _best_partner(
+    near: NDArray[np.int32],
+    stay: NDArray[np.int32],
+    rows: NDArray[np.int32],
+    source: int,
+    below: int,
+    last: int,
+) -> tuple[int, int]:
+    """Return which of a block's `rows` gains most by going to block `source`, and its gain.
 
     Rows that gain more than `below`, or as much and are not above row `last`, have been tried.
     """
-    begin = target * group.rows_per_block
-    end = min(begin + group.rows_per_block, group.row_at_slot.size)
     best = int(_NEVER)
     partner = -1
-    for slot in range(begin, end):
-        row = group.row_at_slot[slot]
-        gain = int(group.near[row, source]) - int(group.stay[row])
+    for row in rows:
+        gain = int(near[row, source]) - int(stay[row])
         if gain > best and (gain < below or (gain == below and row > last)):
             best = gain
             partner = row
@@ -60,16 +64,21 @@ def _shared_loss(group: Group, partner: int, source: int, target: int) -> int:
 def _swap(group: Group, row: int, partner: int) -> None:
     """Let the two rows change places; the requests of `row` are marked."""
     source, target = group.block_of_row[row], group.block_of_row[partner]
-    mark = group.mark
+    weight, counts, near, stay = group.weight, group.counts, group.near, group.stay
+    block_of_row, mark = group.block_of_row, group.mark
+    ends, rows = group.request_ends, group.of_request
     for at in range(group.row_ends[partner], group.row_ends[partner + 1]):
-        request = group.of_row[at]
-        if mark[request]:
-            mark[request] = 2
+        q = group.of_row[at]
+        if mark[q]:
+            mark[q] = 2
         else:
-            cross(group, request, target, source)
+            own = rows[ends[q] : ends[q + 1]]
+            cross(weight, counts[q], near, stay, block_of_row, own, target, source)
     for at in range(group.row_ends[row], group.row_ends[row + 1]):
-        if mark[group.of_row[at]] == 1:
-            cross(group, group.of_row[at], source, target)
+        q = group.of_row[at]
+        if mark[q] == 1:
+            own = rows[ends[q] : ends[q + 1]]
+            cross(weight, counts[q], near, stay, block_of_row, own, source, target)
     group.block_of_row[row], group.block_of_row[partner] = target, source
     slot, other = group.slot_of_row[row], group.slot_of_row[partner]
     group.slot_of_row[row], group.slot_of_row[partner] = other, slot
@@ -84,8 +93,10 @@ def _try_block(group: Group, row: int, target: int, gain: int, floor: int) -> bo
     source = group.block_of_row[row]
     below = -int(_NEVER)
     partner = -1
+    begin = target * group.rows_per_block
+    rows = group.row_at_slot[begin : begin + group.rows_per_block]
     for _ in range(_PARTNERS):
-        partner, below = _best_partner(group, source, target, below, partner)
+        partner, below = _best_partner(group.near, group.stay, rows, source, below, partner)
         if partner < 0 or gain + below <= floor:
             return False
         if gain + below - _shared_loss(group, partner, source, target) > floor:

@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 
 from bandana_kv.compiled import kernel, signed
 
-__all__ = ["NO_COPY", "Layout", "blocks_of", "cover"]
-
-NO_COPY = np.uint32(0xFFFFFFFF)
+__all__ = ["Layout", "blocks_of", "cover", "first_copy"]
 
 
 class Layout(NamedTuple):
@@ -26,16 +24,44 @@ class Layout(NamedTuple):
     rows_per_block : int
     heat : uint8 (rows,)
         By position: how often the training log looked a row up.
-    copy_of : uint32 (rows,) or (0,)
-        By position: the place of the row's copy, or :data:`NO_COPY`. Empty without copies.
     original_of : uint32 (copies,)
-        The position of the row of which each place behind the positions holds a copy.
+        The positions of the rows of which the places behind the positions hold copies.
+    by_position : uint32 (copies,)
+        The order that sorts `original_of`. To find a copy by its position costs a search,
+        and memory by the copies alone.
     """
 
     rows_per_block: int
     heat: NDArray[np.uint8]
-    copy_of: NDArray[np.uint32]
     original_of: NDArray[np.uint32]
+    by_position: NDArray[np.uint32]
+
+
+@kernel
+def first_copy(rows: int, rows_per_block: int) -> int:
+    """Return the first place behind the blocks of the table's rows."""
+    return (rows + rows_per_block - 1) // rows_per_block * rows_per_block
+
+
+@kernel
+def _copy_places(ordered: np.ndarray, layout: Layout) -> np.ndarray:
+    """Return the place of each position's copy (int64), or -1."""
+    rows_per_block, heat, original_of, by_position = layout
+    first = first_copy(heat.size, rows_per_block)
+    found = np.full(ordered.size, -1, np.int64)
+    low = 0
+    for i in range(ordered.size):
+        high = by_position.size
+        while low < high:
+            middle = (low + high) // 2
+            if signed(original_of[by_position[middle]]) < ordered[i]:
+                low = middle + 1
+            else:
+                high = middle
+        # `ordered` rises: the next search begins where this one ended.
+        if low < by_position.size and signed(original_of[by_position[low]]) == ordered[i]:
+            found[i] = first + signed(by_position[low])
+    return found
 
 
 @kernel
@@ -52,9 +78,7 @@ def blocks_of(ordered: np.ndarray, rows_per_block: int) -> np.ndarray:
 
 
 @kernel
-def cover(
-    ordered: np.ndarray, copy_of: np.ndarray, rows_per_block: int, places: np.ndarray
-) -> np.ndarray:
+def cover(ordered: np.ndarray, layout: Layout, places: np.ndarray) -> np.ndarray:
     """Choose few blocks that hold all of `ordered`.
 
     Blocks of rows without a copy must be read anyway, and give what else they hold. Of the
@@ -65,8 +89,8 @@ def cover(
     ----------
     ordered
         int64 (n,), sorted positions without repeats.
-    copy_of, rows_per_block
-        Of the :class:`Layout`.
+    layout
+        Of the table.
     places
         int64 (n,), written: the place at which each row will be read.
 
@@ -75,24 +99,23 @@ def cover(
     ndarray
         int64, sorted: the blocks to read.
     """
-    if copy_of.size == 0:
-        places[: ordered.size] = ordered
+    rows_per_block = layout.rows_per_block
+    places[: ordered.size] = ordered
+    if layout.original_of.size == 0:
         return blocks_of(ordered, rows_per_block)
-    fixed = ordered[copy_of[ordered] == NO_COPY]
-    forced = blocks_of(fixed, rows_per_block)
+    copies = _copy_places(ordered, layout)
+    forced = blocks_of(ordered[copies < 0], rows_per_block)
     free = np.empty(ordered.size, np.int64)
     left = 0
     for i in range(ordered.size):
         block = ordered[i] // rows_per_block
         at = np.searchsorted(forced, block)
-        if at < forced.size and forced[at] == block:
-            places[i] = ordered[i]
-        else:
+        if at == forced.size or forced[at] != block:
             free[left] = i
             left += 1
     if left == 0:
         return forced
-    chosen = _greedy(ordered, free[:left], copy_of, rows_per_block, places)
+    chosen = _greedy(ordered, free[:left], copies, rows_per_block, places)
     return np.sort(np.concatenate((forced, chosen)))
 
 
@@ -100,7 +123,7 @@ def cover(
 def _greedy(
     ordered: np.ndarray,
     free: np.ndarray,
-    copy_of: np.ndarray,
+    copies: np.ndarray,
     rows_per_block: int,
     places: np.ndarray,
 ) -> np.ndarray:
@@ -110,7 +133,7 @@ def _greedy(
     for k in range(rows):
         position = ordered[free[k]]
         of_row[k, 0] = position // rows_per_block
-        of_row[k, 1] = signed(copy_of[position]) // rows_per_block
+        of_row[k, 1] = copies[free[k]] // rows_per_block
     blocks = np.unique(of_row)
     gives = np.zeros(blocks.size, np.int64)
     for k in range(rows):
@@ -126,8 +149,8 @@ def _greedy(
         taken += 1
         for k in range(rows):
             if of_row[k, 0] >= 0 and (of_row[k, 0] == best or of_row[k, 1] == best):
-                position = ordered[free[k]]
-                places[free[k]] = position if of_row[k, 0] == best else signed(copy_of[position])
+                if of_row[k, 0] != best:
+                    places[free[k]] = copies[free[k]]
                 gives[of_row[k, 0]] -= 1
                 gives[of_row[k, 1]] -= 1
                 of_row[k, 0] = -1

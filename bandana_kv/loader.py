@@ -22,7 +22,7 @@ from bandana_kv.arrays import write_array
 from bandana_kv.errors import BandanaError, DiskFullError, InputError
 from bandana_kv.heat import count_lookups, heat_of_counts
 from bandana_kv.placement import Placement, methods, place
-from bandana_kv.placement.measure import copies_by_position
+from bandana_kv.placement.measure import layout_of
 from bandana_kv.placement.registry import needs_values
 from bandana_kv.placement.replication import replicate as add_copies
 from bandana_kv.plan import Admission, PlannedPoint, TablePlan, parse_admission
@@ -346,10 +346,10 @@ def _write_table(begun: _Load, job: _Job, engine: Adapter) -> manifest.Table:
     file = partial(manifest.table_file, begun.root, begun.version, job.space)
     write_array(file("positions"), "positions", placement.position_of_id)
     write_array(file("heat"), "heat", heat)
-    copy_of, original_of = copies_by_position(placement)
+    original_of, by_position = layout_of(placement, heat)[2:]
     if original_of.size:
-        write_array(file("copy-of"), "copy-of", copy_of)
         write_array(file("original-of"), "original-of", original_of)
+        write_array(file("by-position"), "by-position", by_position)
     count = placement.blocks + -(-original_of.size // per_block)
     begun.progress.start(f"load {job.name}", count, "blocks")
     engine.bulk_load(_sealed_blocks(begun, job, placement, engine.payload_bytes), count)

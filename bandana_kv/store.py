@@ -342,8 +342,8 @@ def _serve(
         Layout(
             entry.rows_per_block,
             mapped("heat", np.uint8, entry.rows),
-            mapped("copy-of", np.uint32, entry.rows if entry.copies else 0),
             mapped("original-of", np.uint32, entry.copies),
+            mapped("by-position", np.uint32, entry.copies),
         ),
         capacity,
         override or entry.plan.admission_at(capacity / entry.rows),

@@ -213,7 +213,7 @@ class ServedTable:
                     return
                 asked, ordered = missing(positions, slots, missed)
                 places = np.empty(ordered.size, np.int64)
-                blocks = cover(ordered, self._layout.copy_of, per_block, places)
+                blocks = cover(ordered, self._layout, places)
                 claim = self._in_flight.claim(blocks)
             payloads = self._fetch(reader, claim, blocks, places)
             _answer_missed(payloads, blocks, per_block, positions, slots, ordered, places, out)

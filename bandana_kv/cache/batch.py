@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bandana_kv.cache.lru import UNASKED, LruState, find, insert, touch
 from bandana_kv.compiled import kernel, signed
-from bandana_kv.layout import Layout
+from bandana_kv.layout import Layout, first_copy
 
 __all__ = ["BLOCK_READS", "COUNTERS", "admit", "look_up", "missing", "new_counters"]
 
@@ -88,13 +88,13 @@ def missing(positions: np.ndarray, slots: np.ndarray, missed: int) -> tuple[np.n
 
 
 @kernel
-def _position_at(place: int, rows: int, original_of: np.ndarray, first_copy: int) -> int:
+def _position_at(place: int, rows: int, original_of: np.ndarray, behind: int) -> int:
     """Return the position of the row at a place, or -1 where the place is empty."""
     if place < rows:
         return place
-    if place < first_copy or place - first_copy >= original_of.size:
+    if place < behind or place - behind >= original_of.size:
         return -1
-    return signed(original_of[place - first_copy])
+    return signed(original_of[place - behind])
 
 
 @kernel
@@ -138,14 +138,14 @@ def admit(
         How many entries of `fills` were written.
     """
     buckets, kept, ends = state
-    rows_per_block, heat, _, original_of = layout
-    first_copy = -(-heat.size // rows_per_block) * rows_per_block
+    rows_per_block, heat, original_of, _ = layout
+    behind = first_copy(heat.size, rows_per_block)
     filled = 0
     for i in range(ordered.size):
         counters[COPIES_READ] += places[i] != ordered[i]
     for block in blocks if least_heat < 256 else blocks[:0]:
         for place in range(block * rows_per_block, (block + 1) * rows_per_block):
-            position = _position_at(place, heat.size, original_of, first_copy)
+            position = _position_at(place, heat.size, original_of, behind)
             if position < 0 or heat[position] < least_heat:
                 continue
             if find(buckets, ends, position) >= 0 or _contains(ordered, position):

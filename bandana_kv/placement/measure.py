@@ -8,29 +8,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv.compiled import kernel
-from bandana_kv.layout import NO_COPY, cover
+from bandana_kv.layout import Layout, cover
 from bandana_kv.placement.core import Placement, RequestLog, readable, validated_log
 
-__all__ = ["blocks_per_request", "copies_by_position"]
+__all__ = ["blocks_per_request", "layout_of"]
 
 
-def copies_by_position(placement: Placement) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """Return where copies lie, as :class:`bandana_kv.layout.Layout` takes it.
+def layout_of(placement: Placement, heat: NDArray[np.uint8]) -> Layout:
+    """Return a placement as the kernels take it.
 
-    Returns
-    -------
-    copy_of : ndarray
-        uint32 (rows,), or (0,) without copies.
-    original_of : ndarray
-        uint32 (copies,).
+    Parameters
+    ----------
+    placement
+        Of the table.
+    heat
+        uint8 (rows,), by position.
     """
-    if placement.replicas is None or placement.replicas.size == 0:
-        return np.zeros(0, np.uint32), np.zeros(0, np.uint32)
-    original_of = placement.position_of_id[placement.replicas]
-    first_place = placement.blocks * placement.rows_per_block
-    copy_of = np.full(placement.rows, NO_COPY, np.uint32)
-    copy_of[original_of] = first_place + np.arange(original_of.size, dtype=np.uint32)
-    return copy_of, original_of
+    original_of = np.zeros(0, np.uint32)
+    if placement.replicas is not None:
+        original_of = placement.position_of_id[placement.replicas]
+    by_position = np.argsort(original_of).astype(np.uint32)
+    return Layout(placement.rows_per_block, heat, original_of, by_position)
 
 
 @kernel
@@ -38,8 +36,7 @@ def _count(
     offsets: NDArray[np.int64],
     ids: NDArray[Any],
     position_of_id: NDArray[np.uint32],
-    copy_of: NDArray[np.uint32],
-    rows_per_block: int,
+    layout: Layout,
 ) -> NDArray[np.int64]:
     counts = np.zeros(offsets.size - 1, np.int64)
     for request in range(offsets.size - 1):
@@ -49,7 +46,7 @@ def _count(
             positions[i] = position_of_id[wanted[i]]
         positions = np.unique(positions)
         places = np.empty(positions.size, np.int64)
-        counts[request] = cover(positions, copy_of, rows_per_block, places).size
+        counts[request] = cover(positions, layout, places).size
     return counts
 
 
@@ -74,11 +71,5 @@ def blocks_per_request(log: RequestLog, placement: Placement) -> NDArray[np.int6
         The log looks up an id that the placement does not have.
     """
     offsets, ids = validated_log(log, placement.rows)
-    copy_of, _ = copies_by_position(placement)
-    return _count(
-        offsets,
-        ids,
-        readable(placement.position_of_id),
-        readable(copy_of),
-        placement.rows_per_block,
-    )
+    layout = layout_of(placement, np.zeros(placement.rows, np.uint8))
+    return _count(offsets, ids, readable(placement.position_of_id), layout)

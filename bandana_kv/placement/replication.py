@@ -96,7 +96,7 @@ def replicate(
     Notes
     -----
     Cost: a placement of the chosen rows, and up to 25 bytes a lookup of memory. Each copy
-    costs a row on the device; the table, when it is served, 4 bytes a row and 4 a copy.
+    costs a row on the device, and 8 bytes of memory when the table is served.
     """
     if not 0 <= fraction <= 1:
         raise InputError(f"the share of extra blocks must be within 0 and 1, not {fraction}")

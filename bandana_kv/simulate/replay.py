@@ -20,7 +20,7 @@ from bandana_kv.cache.lru import LruState, make_state
 from bandana_kv.compiled import kernel
 from bandana_kv.heat import NONE
 from bandana_kv.layout import Layout, cover
-from bandana_kv.placement.measure import copies_by_position
+from bandana_kv.placement.measure import layout_of
 
 if TYPE_CHECKING:
     from bandana_kv.access_log import AccessLog
@@ -79,7 +79,7 @@ def _replay(
     slots = np.empty(longest, np.int64)
     places = np.empty(longest, np.int64)
     fills = np.empty((1024, 2), np.int64)
-    rows_per_block, _, copy_of, _ = layout
+    rows_per_block = layout.rows_per_block
     for request in range(first, last):
         start = offsets[request]
         size = offsets[request + 1] - start
@@ -89,7 +89,7 @@ def _replay(
         if missed == 0:
             continue
         asked, ordered = missing(positions[:size], slots, missed)
-        blocks = cover(ordered, copy_of, rows_per_block, places)
+        blocks = cover(ordered, layout, places)
         counters[BLOCK_READS] += blocks.size if coalesce else ordered.size
         most_fills = blocks.size * rows_per_block + asked.size
         if fills.shape[0] < most_fills:
@@ -143,7 +143,7 @@ def replay(
     # One bucket for each row is faster while it is small; several replays run at once.
     frugal = placement.rows > _MOST_BUCKETS
     state = make_state(capacity_rows, placement.rows, frugal=frugal)
-    layout = Layout(placement.rows_per_block, heat, *copies_by_position(placement))
+    layout = layout_of(placement, heat)
     counters = new_counters()
     for first, last in ((0, warm_requests), (warm_requests, log.requests)):
         counters[:] = 0

@@ -11,9 +11,9 @@ import bandana_kv
 from bandana_kv import AccessLog
 from bandana_kv.errors import InputError
 from bandana_kv.heat import ALL, NONE, count_lookups, heat_of_counts
-from bandana_kv.layout import NO_COPY
+from bandana_kv.layout import cover
 from bandana_kv.placement import Placement, place
-from bandana_kv.placement.measure import blocks_per_request, copies_by_position
+from bandana_kv.placement.measure import blocks_per_request, layout_of
 from bandana_kv.placement.replication import replicate
 from bandana_kv.simulate import replay
 from bandana_kv.table import cache_bytes_of
@@ -79,17 +79,29 @@ def test_copies_lie_where_the_layout_says(rows: int, per_block: int, seed: int) 
     rng = np.random.default_rng(seed)
     log = AccessLog.from_requests(rng.integers(0, rows, 5) for _ in range(20))
     found = replicate(log, place(log, rows, per_block, seed=0), 1.0)
-    copy_of, original_of = copies_by_position(found)
+    layout = layout_of(found, np.zeros(rows, np.uint8))
+    original_of = layout.original_of
     assert (found.replicas is None) == (original_of.size == 0)
     if found.replicas is not None:
-        places = found.blocks * per_block + np.arange(original_of.size)
         assert np.array_equal(found.position_of_id[found.replicas], original_of)
-        assert np.array_equal(copy_of[original_of], places)
-        assert np.count_nonzero(copy_of != NO_COPY) == original_of.size
-        assert np.all(
-            blocks_per_request(log, found)
-            <= blocks_per_request(log, Placement(found.position_of_id, per_block, "shp"))
-        )
+        assert np.all(np.diff(original_of[layout.by_position].astype(int)) > 0)
+        plain = Placement(found.position_of_id, per_block, "shp")
+        assert np.all(blocks_per_request(log, found) <= blocks_per_request(log, plain))
+
+
+def test_a_request_takes_the_block_that_gives_most() -> None:
+    """Rows 0, 4 and 8 lie apart; their copies lie together, behind a block without copies."""
+    placed = Placement(np.arange(12, dtype=np.uint32), 4, "mine", np.array([8, 0, 4], np.uint32))
+    layout = layout_of(placed, np.zeros(12, np.uint8))
+    for asked, blocks, places in (
+        ([0, 4, 8], [3], [13, 14, 12]),
+        ([0, 1, 4, 8], [0, 3], [0, 1, 14, 12]),
+        ([4], [1], [4]),
+        ([1, 5, 9], [0, 1, 2], [1, 5, 9]),
+    ):
+        found = np.empty(len(asked), np.int64)
+        assert cover(np.array(asked), layout, found).tolist() == blocks
+        assert found.tolist() == places
 
 
 def test_copies_survive_a_file(

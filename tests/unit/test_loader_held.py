@@ -136,6 +136,19 @@ def test_blocks_that_cannot_be_deleted_now_are_deleted_later(
     assert len(found) == 1
 
 
+def test_blocks_in_another_kind_of_engine_wait_for_that_engine(tmp_path: Path) -> None:
+    class Other(MemoryAdapter):
+        name = "other"
+
+    before, after = MemoryAdapter(), Other()
+    bandana_kv.load(tmp_path, {"user": ROWS}, adapter=before)
+    for add in range(2):
+        bandana_kv.load(tmp_path, {"user": ROWS + add}, adapter=after)
+    assert before._blocks.of_key
+    bandana_kv.load(tmp_path, {"user": ROWS}, adapter=before)
+    assert len({key >> 40 for key in before._blocks.of_key}) == 1
+
+
 def test_the_wrong_engine_neither_answers_nor_loses_blocks(tmp_path: Path) -> None:
     """Two stores of equal shape in two engines: exchanged, they must not answer."""
     one, other = MemoryAdapter(), MemoryAdapter()

@@ -186,8 +186,8 @@ def test_sixteen_threads_get_their_rows(
 def test_a_forked_child_goes_on_serving(adapter: str, tmp_path: Path) -> None:
     bandana_kv.load(tmp_path / "s", {"user": ROWS}, adapter=adapter, placement="shuffled")
     ids = np.arange(0, 5000, 3)
-    with bandana_kv.open(tmp_path / "s", cache_bytes=60_000) as store:
-        store._reader._block_us = 1e6  # reads seem slow, so that all threads take part
+    with bandana_kv.open(tmp_path / "s", cache_bytes=60_000, readers=2) as store:
+        store._reader._block_us = 1e6  # reads seem slow, so that both threads take part
         store.multi_get("user", ids)
         child = os.fork()
         if child == 0:

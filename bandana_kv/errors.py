@@ -18,6 +18,7 @@ __all__ = [
     "InputError",
     "LoadInProgressError",
     "MissingExtraError",
+    "PartitionerError",
     "StoreNotFoundError",
     "TableNotFoundError",
 ]
@@ -69,3 +70,7 @@ class AdapterError(BandanaError, RuntimeError):
 
 class MissingExtraError(BandanaError, ImportError):
     """An optional package is not installed."""
+
+
+class PartitionerError(BandanaError, RuntimeError):
+    """An outside partitioner failed, or took longer than it was given."""

@@ -20,9 +20,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bandana_kv.errors import BandanaError, InputError, MissingExtraError
+from bandana_kv.errors import BandanaError, InputError, MissingExtraError, PartitionerError
 from bandana_kv.placement import Placement, fanout, place
-from bandana_kv.placement.outside import PartitionerError, child, methods
+from bandana_kv.placement.outside import child, methods
 from bandana_kv.progress import Progress
 
 T = TypeVar("T")

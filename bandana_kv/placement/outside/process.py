@@ -14,19 +14,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.errors import BandanaError
+from bandana_kv.errors import PartitionerError
 from bandana_kv.placement.outside import child
 from bandana_kv.placement.outside.nets import Nets, write_hmetis
 from bandana_kv.progress import Progress
 
-__all__ = ["Partitioner", "PartitionerError", "partition"]
+__all__ = ["Partitioner", "partition"]
 
 _POLL_S = 0.1
 _LAST_WORDS = 500  # characters of the child's output that an error repeats
-
-
-class PartitionerError(BandanaError, RuntimeError):
-    """An outside partitioner failed, or took longer than it was given."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ is read-only (numba chooses; ``NUMBA_CACHE_DIR`` overrides).
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,25 @@ def _package_stamp() -> tuple[float, int]:
 _STAMP = _package_stamp()
 
 
+def _stamp(cache: Any) -> None:
+    """Tie a kernel's cached machine code to the state of the whole package."""
+    index_file: Any = caching.IndexDataCacheFile
+    cache._cache_file = index_file(
+        cache_path=cache._cache_path,
+        filename_base=cache._impl.filename_base,
+        source_stamp=_STAMP,
+    )
+
+
+@functools.cache
+def _warn_uncached() -> None:
+    """Say once that every process will compile."""
+    _log.warning(
+        "no directory to keep compiled kernels in: every process compiles them anew; "
+        "set NUMBA_CACHE_DIR to one that is writable"
+    )
+
+
 def kernel(function: F) -> F:
     """Compile `function` on first call, without the GIL, and cache the machine code.
 
@@ -52,14 +72,13 @@ def kernel(function: F) -> F:
     files, so the cache is stamped with the whole package: after an edit or an upgrade
     anywhere, nothing old is linked in.
     """
-    dispatcher: Any = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    cache = dispatcher._cache
-    index_file: Any = caching.IndexDataCacheFile
-    cache._cache_file = index_file(
-        cache_path=cache._cache_path,
-        filename_base=cache._impl.filename_base,
-        source_stamp=_STAMP,
-    )
+    try:
+        dispatcher: Any = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    except RuntimeError:  # numba finds no directory that it may write to
+        _warn_uncached()
+        dispatcher = numba.njit(nogil=True, error_model="numpy")(function)
+    else:
+        _stamp(dispatcher._cache)
     typed: F = dispatcher
     return typed
 

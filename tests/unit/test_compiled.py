@@ -98,3 +98,18 @@ def test_a_read_only_installation_caches_in_the_users_directory(
     seconds, logged, _ = first_lookup(store, **environment)
     assert logged == ""
     assert seconds <= PATIENCE_S
+
+
+def test_with_no_directory_to_write_to_it_works_and_says_what_that_costs(
+    store: Path, read_only_package: Path, tmp_path: Path
+) -> None:
+    nowhere = tmp_path / "file"
+    nowhere.touch()
+    _, logged, package = first_lookup(
+        store,
+        PYTHONPATH=str(read_only_package),
+        HOME=str(nowhere / "home"),
+        XDG_CACHE_HOME=str(nowhere / "cache"),
+    )
+    assert package.startswith(str(read_only_package))
+    assert logged.count("every process compiles them anew; set NUMBA_CACHE_DIR") == 1

@@ -39,6 +39,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	@[ -x $(PY) ] || $(PYTHON) -m venv $(VENV)
 	@echo "installing packages into $(VENV)"
 	@$(call install,$(VENV))
+	@$(PY) tools/compile_kernels.py
 	@touch $@
 
 demo: $(STAMP)
@@ -74,9 +75,9 @@ test-all:
 	  else summary+="python$$version: FAILED"$$'\n'; failed=1; fi; \
 	done; printf '\n%s' "$$summary"; [ -z "$$failed" ]
 
+# the bench that needs neither a log nor a device directory named; the others say what they need
 bench: $(STAMP)
-	@for file in bench/bench_*.py; do \
-	  [ -e "$$file" ] || continue; echo "== $$file"; $(PY) "$$file" || exit 1; done
+	@$(PY) bench/placement_scale.py
 
 clean:
 	@rm -rf build dist *.egg-info .venv .venv-3.* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,42 @@
+"""After the command no kernel is left to compile for loading and serving."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bandana_kv import AccessLog
+from bandana_kv.tools import compile_kernels
+
+AFTERWARDS = """
+import bandana_kv
+log = bandana_kv.AccessLog.read("log.npz")
+bandana_kv.load("store", {"user": "rows.npy"}, {"user": log})
+with bandana_kv.open("store", cache_bytes=1 << 16) as store:
+    store.multi_get("user", [3, 1, 4])
+"""
+
+
+@pytest.mark.slow
+def test_nothing_is_left_to_compile(tmp_path: Path, rng: np.random.Generator) -> None:
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    np.save(tmp_path / "rows.npy", rng.random((500, 32), dtype=np.float32))
+    AccessLog.from_requests(rng.integers(0, 500, (200, 6))).write(tmp_path / "log.npz")
+    logged = []
+    for command in ([str(compile_kernels.__file__)], ["-c", AFTERWARDS]):
+        done = subprocess.run(
+            [sys.executable, *command],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=tmp_path,
+            env=environment,
+        )
+        logged.append(done.stderr)
+    assert "compiling kernels" in logged[0]
+    assert logged[1] == ""

@@ -1,0 +1,50 @@
+"""Compile all kernels that loading and serving need, so that no first request waits for it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import click
+import numpy as np
+
+import bandana_kv
+from bandana_kv import AccessLog
+from bandana_kv.tools.console import errors_named, out
+
+__all__ = ["main"]
+
+_ROWS, _REQUESTS = 2000, 400
+
+
+@click.command()
+@errors_named
+def main() -> None:
+    """Load and serve a tiny table, which compiles the kernels and keeps them on disk.
+
+    For images and fresh machines; a second run takes a second or two. Compiling needs some
+    hundred MiB of memory, which a process that finds the kernels compiled does not.
+    """
+    rng = np.random.default_rng(0)
+    requests = [rng.integers(0, _ROWS, 8).astype(np.int32) for _ in range(_REQUESTS)]
+    log = AccessLog.from_requests(requests)
+    with tempfile.TemporaryDirectory() as directory:
+        rows = Path(directory) / "rows.npy"
+        np.save(rows, rng.random((_ROWS, 32), dtype=np.float32))
+        store = Path(directory) / "store"
+        # A log read from a file has read-only arrays, which kernels tell from others.
+        log.write(Path(directory) / "log.npz")
+        read = AccessLog.read(Path(directory) / "log.npz")
+        for copies in (0.0, 0.2):
+            bandana_kv.load(
+                store, {"rows": rows}, {"rows": read}, adapter="memory", replicate=copies
+            )
+            with bandana_kv.open(store, cache_bytes=1 << 16) as opened:
+                for dtype in (np.int64, np.int32, np.uint32):
+                    for request in requests[:20]:
+                        opened.multi_get("rows", request.astype(dtype))
+    out.print("kernels are compiled")
+
+
+if __name__ == "__main__":
+    main()

@@ -17,7 +17,7 @@ import numba
 import numpy as np
 from numba.core import caching, event
 
-__all__ = ["kernel", "signed"]
+__all__ = ["inlined", "kernel", "signed"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -72,18 +72,33 @@ def kernel(function: F) -> F:
     files, so the cache is stamped with the whole package: after an edit or an upgrade
     anywhere, nothing old is linked in.
     """
+    return _compiled(function, {})
+
+
+def inlined(function: F) -> F:
+    """Compile as :func:`kernel` does, into its callers.
+
+    For what is small, called for every row, and allocates nothing: numba counts references
+    to every array that a function touches, atomically, which costs ten times the work of
+    a cache's bookkeeping. Here the caller's references are relied on, and none counted.
+    """
+    return _compiled(function, {"forceinline": True, "_nrt": False})
+
+
+def _compiled(function: F, options: dict[str, bool]) -> F:
+    options = {"nogil": True, **options}
     try:
-        dispatcher: Any = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+        dispatcher: Any = numba.njit(cache=True, error_model="numpy", **options)(function)
     except RuntimeError:  # numba finds no directory that it may write to
         _warn_uncached()
-        dispatcher = numba.njit(nogil=True, error_model="numpy")(function)
+        dispatcher = numba.njit(error_model="numpy", **options)(function)
     else:
         _stamp(dispatcher._cache)
     typed: F = dispatcher
     return typed
 
 
-@kernel
+@inlined
 def signed(value: Any) -> int:
     """Return an integer as int64: numba makes float64 of int64 mixed with uint64."""
     return np.int64(value)  # type: ignore[return-value]

@@ -9,7 +9,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ALL", "NONE", "count_lookups", "heat_of_counts", "least_heat"]
+__all__ = [
+    "ALL",
+    "NONE",
+    "count_lookups",
+    "counts_of_heat",
+    "heat_by_position",
+    "heat_of_counts",
+    "least_heat",
+]
 
 ALL = 0
 NONE = 256
@@ -42,6 +50,22 @@ def heat_of_counts(counts: NDArray[np.integer]) -> NDArray[np.uint8]:
         levels = _EXACT + np.floor(_LEVELS_PER_DOUBLING * np.log2(above))
         heat[start : start + _CHUNK] = np.where(part < _EXACT, part, np.minimum(levels, 255))
     return heat
+
+
+def heat_by_position(
+    ids: NDArray[np.integer], position_of_id: NDArray[np.uint32]
+) -> NDArray[np.uint8]:
+    """Return how hot a training log's lookups `ids` make each position: uint8 (rows,)."""
+    heat = np.empty(position_of_id.size, np.uint8)
+    heat[position_of_id] = heat_of_counts(count_lookups(ids, position_of_id.size))
+    return heat
+
+
+def counts_of_heat(heat: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return about the count behind each heat, the least that has it: float64 (n,)."""
+    levels = np.maximum(heat.astype(np.float64) - _EXACT, 0.0)
+    counts = np.minimum(heat, _EXACT) * 2.0 ** (levels / _LEVELS_PER_DOUBLING)
+    return np.asarray(counts)
 
 
 def least_heat(threshold: int) -> int:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.compiled import kernel, signed
+from bandana_kv.compiled import inlined, kernel, signed
 
 __all__ = ["Layout", "blocks_of", "cover", "first_copy"]
 
@@ -37,7 +37,7 @@ class Layout(NamedTuple):
     by_position: NDArray[np.uint32]
 
 
-@kernel
+@inlined
 def first_copy(rows: int, rows_per_block: int) -> int:
     """Return the first place behind the blocks of the table's rows."""
     return (rows + rows_per_block - 1) // rows_per_block * rows_per_block

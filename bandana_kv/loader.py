@@ -6,10 +6,9 @@ import contextlib
 import datetime as dt
 import errno
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +20,22 @@ from bandana_kv import adapters, blocks, manifest
 from bandana_kv.arrays import write_array
 from bandana_kv.errors import BandanaError, DiskFullError, InputError
 from bandana_kv.heat import count_lookups, heat_of_counts
-from bandana_kv.placement import Placement, methods, place
+from bandana_kv.jobs import (
+    Job,
+    check_fits,
+    check_permutation,
+    check_seed,
+    checked_jobs,
+    held_adapter,
+    with_spaces,
+)
+from bandana_kv.placement import Placement, place
 from bandana_kv.placement.measure import layout_of
-from bandana_kv.placement.registry import needs_values
 from bandana_kv.placement.replication import replicate as add_copies
-from bandana_kv.plan import Admission, PlannedPoint, TablePlan, parse_admission
+from bandana_kv.plan.data import Plan, PlannedPoint, TablePlan
+from bandana_kv.plan.points import best_points, capacities_of, judged, split
+from bandana_kv.policy import Policy, asked_policy
 from bandana_kv.progress import Progress
-from bandana_kv.simulate.tune import LEARN_SHARE, tune
-from bandana_kv.sources import RowSource, open_rows
 
 if TYPE_CHECKING:
     from bandana_kv.access_log import AccessLog
@@ -37,29 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["load"]
 
 _CHUNK_BYTES = 8 << 20
-_MOST_ROW_BYTES = 1 << 20
-# What a block costs beside its rows, at most: our header, and the engine's own.
-_OVERHEAD_BYTES = blocks.HEADER_BYTES + 64
 _SPACES_FILE = "held-spaces"
-_FIRST_SPACES = 1 << 23
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One table to load, after everything that can be checked beforehand was checked."""
-
-    name: str
-    source: RowSource
-    log: AccessLog | None
-    placement: str | Placement
-    space: int
-    pages: int
-
-    @property
-    def device_bytes(self) -> int:
-        """About what the table will take on the device."""
-        per_block = max(1, (self.pages * 4096 - _OVERHEAD_BYTES) // self.source.row_bytes)
-        return -(-self.source.rows // per_block) * self.pages * 4096 + 5 * self.source.rows
 
 
 @dataclass(frozen=True)
@@ -70,7 +55,7 @@ class _Load:
     version: int
     seed: int
     replicate: float
-    admission: Admission | None
+    policy: Policy | None
     progress: Progress
 
 
@@ -81,7 +66,9 @@ def load(
     *,
     adapter: str | Adapter = "lmdb",
     placement: str | Mapping[str, str | Placement] = "shp",
+    plan: Plan | None = None,
     replicate: float = 0.0,
+    policy: Policy | None = None,
     admission: str | None = None,
     threshold: int | None = None,
     seed: int = 0,
@@ -105,13 +92,18 @@ def load(
     placement
         A method of :func:`bandana_kv.placement.methods`, for all tables or by table; or by
         table a :class:`~bandana_kv.placement.Placement` made before.
+    plan
+        What :func:`bandana_kv.plan.choose_plan` made of the same logs: it names each table's
+        placement, policy and DRAM, and `open` obeys it. A placement that is named by table
+        goes before it.
     replicate
         Share of extra blocks, 0 to 1, for second copies of rows that requests find alone in
         their block. Only for placements learnt here, from a log.
+    policy
+        How every table's cache is run. By default simulation on a part of the training log
+        that the placement has not seen decides, for several amounts of DRAM.
     admission, threshold
-        Which neighbours enter DRAM: ``none``, ``all`` or ``threshold`` (looked up more than
-        `threshold` times in the training log). By default simulation on a part of the
-        training log that the placement has not seen decides, for several amounts of DRAM.
+        Short for LRU with that :class:`~bandana_kv.policy.Admission`.
     seed
         Of placement and simulation.
     progress
@@ -139,21 +131,19 @@ def load(
     size of the rows.
     """
     root = Path(path)
-    _check_seed(seed)
+    check_seed(seed)
     if not 0 <= replicate <= 1:
         raise InputError(f"replicate {replicate!r} is not a share of the blocks from 0 to 1")
-    fixed = None if admission is None else parse_admission(admission, threshold)
-    if fixed is None and threshold is not None:
-        raise InputError("a threshold goes with admission='threshold'; no admission was named")
-    held = _held_adapter(adapter)
+    fixed = asked_policy(policy, admission, threshold)
+    held = held_adapter(adapter)
     with contextlib.ExitStack() as stack:
-        jobs = _checked_jobs(stack, tables, logs or {}, placement, held)
+        jobs = checked_jobs(stack, tables, logs or {}, placement, plan, held)
         stack.enter_context(manifest.disk_full_named(root))
         stack.enter_context(manifest.writer_lock(root))
         manifest.drop_unused(root, lambda segment: _forget(root, segment, held))
         old = manifest.read_current(root) if manifest.has_store(root) else None
         version = manifest.next_version(root)
-        jobs = _with_spaces(jobs, old, held)
+        jobs = with_spaces(jobs, old, held)
         _check_room(root, jobs, replicate, held)
         begun = _Load(root, version, seed, replicate, fixed, progress or Progress())
         try:
@@ -168,112 +158,7 @@ def load(
     return version
 
 
-def _check_seed(seed: int) -> None:
-    if not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise InputError(f"seed {seed!r} is not a whole number from 0 up")
-
-
-def _held_adapter(adapter: str | Adapter) -> Adapter | None:
-    """Return the adapter that the caller holds, or None for a name, which is checked."""
-    if isinstance(adapter, str):
-        adapters.adapter_class(adapter)
-        return None
-    if not isinstance(adapter, adapters.Adapter):
-        raise InputError(f"adapter {adapter!r} is neither a name nor an open adapter")
-    return adapter
-
-
-def _checked_jobs(
-    stack: contextlib.ExitStack,
-    tables: Mapping[str, str | os.PathLike[str] | NDArray[Any]],
-    logs: Mapping[str, AccessLog],
-    placement: str | Mapping[str, str | Placement],
-    held: Adapter | None,
-) -> list[_Job]:
-    """Return what is to be loaded; all that is wrong with it is found here."""
-    if not tables:
-        raise InputError("no tables to load; name at least one")
-    named = {} if isinstance(placement, str) else placement
-    for what, names in (("log", logs), ("placement", named)):
-        for name in names:
-            if name not in tables:
-                raise InputError(f"a {what} is given for table {name!r}, which is not loaded")
-    jobs = []
-    for name, rows in tables.items():
-        _check_table_name(name)
-        source = stack.enter_context(open_rows(name, rows))
-        log = logs.get(name)
-        if log is not None:
-            _check_log(name, log, source.rows)
-        wanted = placement if isinstance(placement, str) else named.get(name, "shp")
-        pages = held.pages if held else -(-(source.row_bytes + _OVERHEAD_BYTES) // 4096)
-        job = _Job(name, source, log, _checked_placement(wanted, log), 0, pages)
-        _check_row_bytes(job, held)
-        jobs.append(job)
-    return jobs
-
-
-def _check_log(name: str, log: AccessLog, rows: int) -> None:
-    # A path is a likely mistake here.
-    if not hasattr(log, "validate"):
-        raise InputError(
-            f"table {name!r}: its log is a {type(log).__name__}, not an AccessLog; "
-            "read it with AccessLog.read"
-        )
-    log.validate(rows=rows)
-
-
-def _check_table_name(name: str) -> None:
-    # What is printable can be encoded, so the order of these matters.
-    if not isinstance(name, str) or not name.isprintable() or not 0 < len(name.encode()) <= 255:
-        raise InputError(f"{name!r} cannot name a table: use 1 to 255 printable bytes")
-
-
-def _checked_placement(wanted: str | Placement, log: AccessLog | None) -> str | Placement:
-    if isinstance(wanted, str):
-        if wanted not in methods():
-            raise InputError(
-                f"placement {wanted!r} is unknown; choose one of {', '.join(methods())}"
-            )
-        if log is None and wanted not in ("identity", "shuffled") and not needs_values(wanted):
-            return "identity"
-    elif not isinstance(wanted, Placement):
-        raise InputError(f"placement {wanted!r} is neither a method's name nor a Placement")
-    return wanted
-
-
-def _check_row_bytes(job: _Job, held: Adapter | None) -> None:
-    if job.source.row_bytes > _MOST_ROW_BYTES:
-        raise InputError(
-            f"table {job.name!r}: rows of {job.source.row_bytes} bytes; "
-            f"a row has at most {_MOST_ROW_BYTES}"
-        )
-    if held is not None:
-        blocks.rows_per_block(held.payload_bytes, job.source.row_bytes)
-
-
-def _with_spaces(
-    jobs: list[_Job], old: manifest.Manifest | None, held: Adapter | None
-) -> list[_Job]:
-    """Give each table a key space of its own: never used before, and empty.
-
-    A user may hold several engines and mistake one for another. So that the blocks of
-    another store are neither served nor deleted then, a store's first space in such an
-    engine is drawn by lot.
-    """
-    first = 1 if old is None else old.next_space
-    if held is not None and (old is None or all(each.owned for each in old.segments.values())):
-        first = max(first, 1 + secrets.randbelow(_FIRST_SPACES))
-    spaced = []
-    for job in jobs:
-        while held is not None and not held.space_is_empty(first):
-            first += 1
-        spaced.append(replace(job, space=first))
-        first += 1
-    return spaced
-
-
-def _check_room(root: Path, jobs: list[_Job], replicate: float, held: Adapter | None) -> None:
+def _check_room(root: Path, jobs: list[Job], replicate: float, held: Adapter | None) -> None:
     """Refuse early what cannot fit; a device that fills up later is caught as well."""
     need = int((1 + replicate) * sum(job.device_bytes for job in jobs))
     free = shutil.disk_usage(root).free
@@ -286,7 +171,7 @@ def _check_room(root: Path, jobs: list[_Job], replicate: float, held: Adapter | 
 
 
 def _write_segment(
-    begun: _Load, jobs: list[_Job], adapter: str | Adapter, old: manifest.Manifest | None
+    begun: _Load, jobs: list[Job], adapter: str | Adapter, old: manifest.Manifest | None
 ) -> manifest.Manifest:
     """Write the tables' blocks and arrays; return the manifest that makes them a version."""
     directory = manifest.segment_path(begun.root, begun.version)
@@ -321,7 +206,7 @@ def _write_segment(
 
 
 @contextlib.contextmanager
-def _engine(begun: _Load, jobs: list[_Job], adapter: str | Adapter) -> Iterator[Adapter]:
+def _engine(begun: _Load, jobs: list[Job], adapter: str | Adapter) -> Iterator[Adapter]:
     if not isinstance(adapter, str):
         yield adapter
         return
@@ -331,11 +216,11 @@ def _engine(begun: _Load, jobs: list[_Job], adapter: str | Adapter) -> Iterator[
         yield engine
 
 
-def _write_table(begun: _Load, job: _Job, engine: Adapter) -> manifest.Table:
+def _write_table(begun: _Load, job: Job, engine: Adapter) -> manifest.Table:
     source = job.source
     per_block = blocks.rows_per_block(engine.payload_bytes, source.row_bytes)
     placement, plan = _placed_and_planned(begun, job, per_block)
-    _check_permutation(job, placement)
+    check_permutation(job, placement)
     counts = np.zeros(source.rows, np.int64)
     if job.log is not None:
         counts = count_lookups(job.log.ids, source.rows)
@@ -369,13 +254,13 @@ def _write_table(begun: _Load, job: _Job, engine: Adapter) -> manifest.Table:
     )
 
 
-def _placed_and_planned(begun: _Load, job: _Job, per_block: int) -> tuple[Placement, TablePlan]:
+def _placed_and_planned(begun: _Load, job: Job, per_block: int) -> tuple[Placement, TablePlan]:
     """Return the placement from the whole log, and the plan from a part held back from it."""
     rows = job.source.rows
 
     def placed(log: AccessLog | None) -> Placement:
         if not isinstance(job.placement, str):
-            _check_fits(job, per_block)
+            check_fits(job, per_block)
             return job.placement
         found = place(
             log,
@@ -383,6 +268,7 @@ def _placed_and_planned(begun: _Load, job: _Job, per_block: int) -> tuple[Placem
             rows_per_block=per_block,
             method=job.placement,
             seed=begun.seed,
+            resident=_resident_share(job),
             values=job.source,
             progress=begun.progress,
         )
@@ -390,57 +276,30 @@ def _placed_and_planned(begun: _Load, job: _Job, per_block: int) -> tuple[Placem
             return found
         return add_copies(log, found, begun.replicate, seed=begun.seed, progress=begun.progress)
 
-    if begun.admission is not None:
+    if begun.policy is not None:
         # One choice for any amount of DRAM; no simulation says what it would read.
-        point = PlannedPoint(1.0, begun.admission, None)
-        return placed(job.log), TablePlan((point,))
+        return placed(job.log), TablePlan((PlannedPoint(rows, begun.policy, None),))
     if job.log is None:
         return placed(None), TablePlan()
-    learn, validate = job.log.split(train=LEARN_SHARE, ordered=True)
-    plan = tune(learn, validate, placed(learn), seed=begun.seed, progress=begun.progress)
-    return placed(job.log), plan
+    if job.plan is not None:
+        return placed(job.log), job.plan
+    parts = split(job.log)
+    if parts is None:
+        return placed(job.log), TablePlan()
+    stream, layout = judged(*parts, placed(parts[0]))
+    points = best_points(stream, layout, capacities_of(rows), begun.seed, begun.progress, job.name)
+    return placed(job.log), TablePlan(points, job.log.lookups)
 
 
-def _check_fits(job: _Job, per_block: int) -> None:
-    given = job.placement
-    assert isinstance(given, Placement)
-    if (given.rows, given.rows_per_block) != (job.source.rows, per_block):
-        raise InputError(
-            f"table {job.name!r}: the placement is for {given.rows} rows, "
-            f"{given.rows_per_block} a block; the table has {job.source.rows} rows, "
-            f"{per_block} a block in this engine"
-        )
-
-
-def _check_permutation(job: _Job, placement: Placement) -> None:
-    """Refuse what would serve rows of other ids, whoever made the placement."""
-    positions = placement.position_of_id
-    taken = np.zeros(job.source.rows, np.bool_)
-    if positions.dtype == np.uint32 and positions.shape == taken.shape:
-        taken[positions[positions < taken.size]] = True
-    if not taken.all():
-        raise InputError(
-            f"table {job.name!r}: the placement {placement.method!r} is not a permutation of "
-            f"{taken.size} positions as uint32, so rows would be lost"
-        )
-    copies = placement.replicas
-    if (
-        copies is not None
-        and copies.size
-        and (
-            copies.dtype != np.uint32
-            or int(copies.max()) >= taken.size
-            or np.unique(copies).size != copies.size
-        )
-    ):
-        raise InputError(
-            f"table {job.name!r}: the placement {placement.method!r} has copies that are not "
-            "distinct ids of the table as uint32"
-        )
+def _resident_share(job: Job) -> float | None:
+    """Return the share of the rows that the plan expects DRAM to hold all the time."""
+    if job.plan is None or job.plan.choice is None or not job.plan.choice.resident_rows:
+        return None
+    return min(1.0, job.plan.choice.resident_rows / job.source.rows)
 
 
 def _sealed_blocks(
-    begun: _Load, job: _Job, placement: Placement, payload_bytes: int
+    begun: _Load, job: Job, placement: Placement, payload_bytes: int
 ) -> Iterator[tuple[Keys, Payloads]]:
     """Seal the table's blocks, then those of copies, in the order of their keys."""
     ids = placement.id_of_position()
@@ -452,7 +311,7 @@ def _sealed_blocks(
 
 def _sealed_run(
     begun: _Load,
-    job: _Job,
+    job: Job,
     placement: Placement,
     payload_bytes: int,
     first_block: int,

@@ -34,7 +34,7 @@ from bandana_kv.errors import (
     LoadInProgressError,
     StoreNotFoundError,
 )
-from bandana_kv.plan import TablePlan
+from bandana_kv.plan.data import TablePlan, check_numbers
 
 __all__ = [
     "FORMAT_VERSION",
@@ -54,7 +54,7 @@ __all__ = [
     "writer_lock",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _KEEP_VERSIONS = 2
 _LOCK = "lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -211,10 +211,17 @@ def _read_manifest(path: Path, version: int) -> Manifest:
                 f"{path}: format {found} is newer than this release reads "
                 f"({FORMAT_VERSION}); upgrade bandana_kv"
             )
+        if found < FORMAT_VERSION:
+            raise FormatError(
+                f"{path}: format {found} is older than this release reads "
+                f"({FORMAT_VERSION}); load the tables again into another directory"
+            )
         if file.checksum != xxhash.xxh3_64_hexdigest(body):
             raise FormatError(f"{path}: its checksum does not match; restore it from a backup")
         manifest = msgspec.json.decode(body, type=Manifest)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        for table in manifest.tables.values():
+            check_numbers(table.plan)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
         raise FormatError(f"{path}: damaged ({error}); restore it from a backup") from error
     _check(path, manifest, version)
     return manifest

@@ -15,11 +15,13 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from bandana_kv import adapters, manifest
 from bandana_kv.arrays import map_array
+from bandana_kv.cache.state import capacity_for
 from bandana_kv.errors import BandanaError, IdError, InputError, TableNotFoundError
 from bandana_kv.layout import Layout
-from bandana_kv.plan import Admission, parse_admission
+from bandana_kv.plan.allocate import allocate
+from bandana_kv.policy import Policy, asked_policy
 from bandana_kv.reader import BlockReader, StoredTable
-from bandana_kv.table import ServedTable, capacity_for
+from bandana_kv.table import ServedTable
 
 if TYPE_CHECKING:
     from bandana_kv.adapters.contract import Adapter
@@ -157,9 +159,9 @@ class EmbeddingStore:
         """DRAM that the caches take when full, rows and bookkeeping."""
         return sum(served.cache_bytes for served in self._tables.values())
 
-    def admission(self, table: str) -> Admission:
-        """Return which neighbours the table's cache admits."""
-        return self._served(table).admission
+    def policy(self, table: str) -> Policy:
+        """Return how the table's cache is run."""
+        return self._served(table).policy
 
     def capacity_rows(self, table: str) -> int:
         """Return how many rows the table's cache holds when full."""
@@ -196,9 +198,10 @@ class EmbeddingStore:
 
 def open(
     path: str | os.PathLike[str],
-    cache_bytes: int | Mapping[str, int] = DEFAULT_CACHE_BYTES,
+    cache_bytes: int | Mapping[str, int] | None = None,
     *,
     adapter: Adapter | None = None,
+    policy: Policy | None = None,
     admission: str | None = None,
     threshold: int | None = None,
     readers: int = DEFAULT_READERS,
@@ -212,10 +215,12 @@ def open(
         A directory that :func:`bandana_kv.load` made.
     cache_bytes
         DRAM for cached rows and their bookkeeping. One number is shared out among the
-        tables by the bytes of the rows that their training logs looked up.
+        tables where it saves most block reads, as their logs' simulations say; by the bytes of
+        the rows that their logs looked up where nothing was simulated. By default what each
+        table's plan says, or 64 MiB where there is none.
     adapter
         The adapter on your own handles, for a store that was loaded through one.
-    admission, threshold
+    policy, admission, threshold
         Override the plan for all tables, as in :func:`bandana_kv.load`.
     readers
         Threads that read; with engines that read one block after the other in a thread,
@@ -245,9 +250,7 @@ def open(
     Beside `cache_bytes`, the index is page cache that all processes share.
     """
     root = Path(path)
-    override = None if admission is None else parse_admission(admission, threshold)
-    if override is None and threshold is not None:
-        raise InputError("a threshold goes with admission='threshold'; no admission was named")
+    override = asked_policy(policy, admission, threshold)
     if not isinstance(readers, (int, np.integer)) or readers < 1:
         raise InputError(f"readers {readers!r} is not a whole number from 1 up")
     while True:
@@ -263,9 +266,9 @@ def open(
 def _open_version(
     root: Path,
     current: manifest.Manifest,
-    cache_bytes: int | Mapping[str, int],
+    cache_bytes: int | Mapping[str, int] | None,
     adapter: Adapter | None,
-    override: Admission | None,
+    override: Policy | None,
     readers: int,
     coalesce: bool,
 ) -> EmbeddingStore:
@@ -318,7 +321,7 @@ def _serve(
     entry: manifest.Table,
     engines: Mapping[tuple[int, int], Adapter],
     cache_bytes: int,
-    override: Admission | None,
+    override: Policy | None,
     coalesce: bool,
 ) -> ServedTable:
     dtype = np.dtype(entry.dtype)
@@ -333,7 +336,7 @@ def _serve(
         entry.rows_per_block,
     )
     mapped = partial(_mapped, root, entry)
-    capacity = capacity_for(cache_bytes, row_bytes, entry.rows)
+    policy = override or entry.plan.policy_for(cache_bytes, row_bytes, entry.rows)
     return ServedTable(
         stored,
         dtype,
@@ -345,8 +348,8 @@ def _serve(
             mapped("original-of", np.uint32, entry.copies),
             mapped("by-position", np.uint32, entry.copies),
         ),
-        capacity,
-        override or entry.plan.admission_at(capacity / entry.rows),
+        capacity_for(policy, cache_bytes, row_bytes, entry.rows),
+        policy,
         coalesce=coalesce,
     )
 
@@ -361,20 +364,45 @@ def _mapped(
     return map_array(path, kind, dtype, items)
 
 
-def _shares(current: manifest.Manifest, cache_bytes: int | Mapping[str, int]) -> dict[str, int]:
+def _shares(
+    current: manifest.Manifest, cache_bytes: int | Mapping[str, int] | None
+) -> dict[str, int]:
     """Return the DRAM of each table."""
+    tables = current.tables
     if isinstance(cache_bytes, Mapping):
         for name in cache_bytes:
-            if name not in current.tables:
+            if name not in tables:
                 raise InputError(f"cache_bytes names table {name!r}, which the store has not")
-        return {name: _checked_bytes(cache_bytes.get(name, 0)) for name in current.tables}
-    total = _checked_bytes(cache_bytes)
+        return {name: _checked_bytes(cache_bytes.get(name, 0)) for name in tables}
+    if cache_bytes is not None:
+        return _shared_out(tables, _checked_bytes(cache_bytes))
+    planned = {
+        name: table.plan.choice.cache_bytes
+        for name, table in tables.items()
+        if table.plan.choice is not None
+    }
+    rest = {name: table for name, table in tables.items() if name not in planned}
+    return planned | _shared_out(rest, DEFAULT_CACHE_BYTES)
+
+
+def _shared_out(tables: Mapping[str, manifest.Table], total: int) -> dict[str, int]:
+    """Share DRAM by the bytes that were looked up; among simulated tables, by what it saves."""
     used = {
         name: table.looked_up_rows * table.dim * np.dtype(table.dtype).itemsize
-        for name, table in current.tables.items()
+        for name, table in tables.items()
     }
-    whole = max(1, sum(used.values()))
-    return {name: total * part // whole for name, part in used.items()}
+    everything = max(1, sum(used.values()))
+    shares = {name: total * part // everything for name, part in used.items()}
+    curves = {
+        name: curve
+        for name, table in tables.items()
+        if (curve := table.plan.curve(table.dim * np.dtype(table.dtype).itemsize, table.rows))
+    }
+    if len(curves) < 2:
+        return shares
+    # Without DRAM a lookup costs a read at most.
+    whole = {name: [(0, float(tables[name].plan.lookups)), *curves[name]] for name in curves}
+    return shares | allocate(whole, sum(shares[name] for name in curves))
 
 
 def _checked_bytes(cache_bytes: int) -> int:

@@ -19,56 +19,37 @@ from bandana_kv.cache.batch import (
     missing,
     new_counters,
 )
-from bandana_kv.cache.lru import LruState, bookkeeping_bytes, check, make_state
-from bandana_kv.cache.lru import positions as cached_positions
+from bandana_kv.cache.state import CacheState, cache_bytes_of, check, hits_relink, make_state
+from bandana_kv.cache.state import positions as cached_positions
 from bandana_kv.compiled import kernel
 from bandana_kv.errors import IdError
 from bandana_kv.inflight import Claim, InFlight
 from bandana_kv.layout import Layout, cover
-from bandana_kv.plan import Admission
+from bandana_kv.policy import Policy
 from bandana_kv.reader import BlockReader, StoredTable
+from bandana_kv.turns import Turns
 
-__all__ = ["ServedTable", "cache_bytes_of", "capacity_for"]
-
-
-def cache_bytes_of(capacity_rows: int, row_bytes: int, rows: int) -> int:
-    """Return the DRAM that a cache of `capacity_rows` rows takes, bookkeeping included."""
-    return capacity_rows * row_bytes + bookkeeping_bytes(capacity_rows, rows)
-
-
-def capacity_for(cache_bytes: int, row_bytes: int, rows: int) -> int:
-    """Return how many of `rows` rows, with all bookkeeping, fit `cache_bytes`."""
-    low, high = 0, rows
-    while low < high:
-        middle = (low + high + 1) // 2
-        if cache_bytes_of(middle, row_bytes, rows) <= cache_bytes:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-@kernel
-def _to_positions(ids: np.ndarray, position_of_id: np.ndarray, positions: np.ndarray) -> int:
-    """Translate ids; return the index of the first that is out of range, or -1."""
-    for i in range(ids.size):
-        if ids[i] < 0 or ids[i] >= position_of_id.size:
-            return i
-        positions[i] = position_of_id[ids[i]]
-    return -1
+__all__ = ["ServedTable"]
 
 
 @kernel
 def _look_up_rows(
-    state: LruState,
+    state: CacheState,
     data: np.ndarray,
+    ids: np.ndarray,
+    position_of_id: np.ndarray,
     positions: np.ndarray,
     slots: np.ndarray,
     out: np.ndarray,
     counters: np.ndarray,
 ) -> int:
+    """Answer what DRAM holds; return how many missed, or -1 - i where the i-th id is wrong."""
+    for i in range(ids.size):
+        if ids[i] < 0 or ids[i] >= position_of_id.size:
+            return -1 - i
+        positions[i] = position_of_id[ids[i]]
     missed = look_up(state, positions, slots, counters)
-    for i in range(positions.size):
+    for i in range(ids.size):
         slot = slots[i]
         if slot >= 0:
             for byte in range(data.shape[1]):
@@ -100,7 +81,7 @@ def _answer_missed(
 
 @kernel
 def _admit_rows(
-    state: LruState,
+    state: CacheState,
     data: np.ndarray,
     layout: Layout,
     asked: np.ndarray,
@@ -109,12 +90,11 @@ def _admit_rows(
     read: np.ndarray,
     blocks: np.ndarray,
     payloads: np.ndarray,
-    least_heat: int,
     counters: np.ndarray,
 ) -> None:
     rows_per_block = layout.rows_per_block
     fills = np.empty((read.size * rows_per_block + asked.size, 2), np.int64)
-    filled = admit(state, layout, asked, ordered, places, read, least_heat, fills, counters)
+    filled = admit(state, layout, asked, ordered, places, read, fills, counters)
     row_bytes = data.shape[1]
     for i in range(filled):
         slot, place = fills[i, 0], fills[i, 1]
@@ -148,8 +128,8 @@ class ServedTable:
         Where rows and their copies lie, and how hot they are.
     capacity_rows
         Rows that DRAM holds.
-    admission
-        Which neighbours enter DRAM.
+    policy
+        What the cache evicts and admits.
     coalesce
         Read a block once for a request; False reads one block per distinct missed row.
     """
@@ -162,7 +142,7 @@ class ServedTable:
         position_of_id: NDArray[np.uint32],
         layout: Layout,
         capacity_rows: int,
-        admission: Admission,
+        policy: Policy,
         *,
         coalesce: bool,
     ) -> None:
@@ -170,25 +150,27 @@ class ServedTable:
         self.dtype = dtype
         self.dim = dim
         self.capacity_rows = capacity_rows
-        self.admission = admission
+        self.policy = policy
         self._coalesce = coalesce
         self._position_of_id = position_of_id
         self._layout = layout
-        self._least_heat = admission.least_heat
-        self._state = make_state(capacity_rows, stored.rows)
+        self._state = make_state(policy, capacity_rows, layout.heat)
         self._data = np.empty((capacity_rows, stored.row_bytes), np.uint8)
         self._counters = new_counters()
         self._in_flight = InFlight()
-        # Guards state, data, counters and in-flight reads. Held for a kernel call, never
-        # during a read.
-        self._lock = threading.Lock()
+        # Lookups share the state and the data unless a hit relinks; admission is alone with
+        # them. Held for a kernel call, never during a read.
+        self._turns = Turns()
+        self._look = self._turns.alone if hits_relink(policy) else self._turns.shared
+        self._lock = threading.Lock()  # guards counters and in-flight reads; taken last
         with _tables_lock:
             _tables.add(self)
 
     @property
     def cache_bytes(self) -> int:
         """DRAM that the cache takes when full: rows and bookkeeping."""
-        return cache_bytes_of(self.capacity_rows, self.stored.row_bytes, self.stored.rows)
+        stored = self.stored
+        return cache_bytes_of(self.policy, self.capacity_rows, stored.row_bytes, stored.rows)
 
     def multi_get(
         self, reader: BlockReader, ids: NDArray[np.integer[Any]], out: NDArray[np.uint8]
@@ -196,28 +178,43 @@ class ServedTable:
         """Put the rows of `ids` (n,) into `out`, uint8 (n, row_bytes); checked by the store."""
         positions = np.empty(ids.size, np.int64)
         slots = np.empty(ids.size, np.int64)
-        bad = _to_positions(ids, self._position_of_id, positions)
-        if bad >= 0:
+        counters = new_counters()
+        with self._look():
+            missed = _look_up_rows(
+                self._state, self._data, ids, self._position_of_id, positions, slots, out, counters
+            )
+        if missed < 0:
             raise IdError(
-                f"table {self.stored.name!r}: id {int(ids[bad])} is out of range; "
+                f"table {self.stored.name!r}: id {int(ids[-1 - missed])} is out of range; "
                 f"it has rows 0 to {self.stored.rows - 1}"
             )
-        per_block = self.stored.rows_per_block
-        claim = None
         try:
+            if missed:
+                self._answer_from_blocks(reader, positions, slots, missed, out, counters)
+        finally:
             with self._lock:
-                missed = _look_up_rows(
-                    self._state, self._data, positions, slots, out, self._counters
-                )
-                if not missed:
-                    return
-                asked, ordered = missing(positions, slots, missed)
-                places = np.empty(ordered.size, np.int64)
-                blocks = cover(ordered, self._layout, places)
-                claim = self._in_flight.claim(blocks)
-            payloads = self._fetch(reader, claim, blocks, places)
+                self._counters += counters
+
+    def _answer_from_blocks(
+        self,
+        reader: BlockReader,
+        positions: NDArray[np.int64],
+        slots: NDArray[np.int64],
+        missed: int,
+        out: NDArray[np.uint8],
+        counters: NDArray[np.int64],
+    ) -> None:
+        """Read the blocks of missed rows, answer them, and let rows into the cache."""
+        per_block = self.stored.rows_per_block
+        asked, ordered = missing(positions, slots, missed)
+        places = np.empty(ordered.size, np.int64)
+        blocks = cover(ordered, self._layout, places)
+        with self._lock:
+            claim = self._in_flight.claim(blocks)
+        try:
+            payloads = self._fetch(reader, claim, blocks, places, counters)
             _answer_missed(payloads, blocks, per_block, positions, slots, ordered, places, out)
-            with self._lock:
+            with self._turns.alone():
                 _admit_rows(
                     self._state,
                     self._data,
@@ -228,30 +225,29 @@ class ServedTable:
                     claim.mine.blocks,
                     blocks,
                     payloads,
-                    self._least_heat,
-                    self._counters,
+                    counters,
                 )
-                # Under the same lock: whoever misses these rows from now on finds them
-                # either in the cache or in nobody's hands, never read twice at once.
+        finally:
+            # After admission: whoever misses these rows from now on finds them either in
+            # the cache or in nobody's hands, never read twice at once.
+            with self._lock:
                 self._in_flight.release(claim)
-        except BaseException:
-            if claim is not None:
-                with self._lock:
-                    self._in_flight.release(claim)
-            raise
 
     def before_fork(self) -> None:
         """Keep the cache still while the process is copied."""
+        self._turns.take()
         self._lock.acquire()
 
     def after_fork_in_parent(self) -> None:
         """Go on."""
         self._lock.release()
+        self._turns.give_back()
 
     def after_fork_in_child(self) -> None:
         """Go on, without the reads of threads that do not exist here."""
         self._in_flight = InFlight()
         self._lock.release()
+        self._turns.give_back()
 
     def _fetch(
         self,
@@ -259,6 +255,7 @@ class ServedTable:
         claim: Claim,
         blocks: NDArray[np.int64],
         places: NDArray[np.int64],
+        counters: NDArray[np.int64],
     ) -> NDArray[np.uint8]:
         """Read what this request claimed, then take what others read: one payload a block."""
         mine = claim.mine
@@ -286,8 +283,7 @@ class ServedTable:
                     reads += 1
                 else:
                     payloads[at] = reading.payloads[np.searchsorted(reading.blocks, block)]
-        with self._lock:
-            self._counters[BLOCK_READS] += reads
+        counters[BLOCK_READS] += reads
         return payloads
 
     def _to_read(self, blocks: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -312,8 +308,8 @@ class ServedTable:
         AssertionError
             Says what is broken.
         """
-        with self._lock:
-            check(self._state)
+        with self._turns.alone():
+            check(self._state, self.stored.rows)
             positions = cached_positions(self._state)
             cached = self._data[: positions.size].copy()
         per_block, row_bytes = self.stored.rows_per_block, self.stored.row_bytes

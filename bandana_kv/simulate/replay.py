@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,19 +17,36 @@ from bandana_kv.cache.batch import (
     missing,
     new_counters,
 )
-from bandana_kv.cache.lru import LruState, make_state
+from bandana_kv.cache.state import CacheState, make_state
 from bandana_kv.compiled import kernel
-from bandana_kv.heat import NONE
+from bandana_kv.errors import InputError
 from bandana_kv.layout import Layout, cover
 from bandana_kv.placement.measure import layout_of
+from bandana_kv.policy import Policy
 
 if TYPE_CHECKING:
     from bandana_kv.access_log import AccessLog
     from bandana_kv.placement import Placement
 
-__all__ = ["Replayed", "replay"]
+__all__ = ["Replayed", "Stream", "replay", "run", "run_parts", "stream_of"]
 
 _MOST_BUCKETS = 1 << 20
+
+
+class Stream(NamedTuple):
+    """Requests as positions, which is how the kernels see them.
+
+    Attributes
+    ----------
+    offsets : int64 (requests + 1,)
+    positions : uint32 (lookups,)
+    warm_requests : int
+        Requests at the start that fill the cache and are not counted.
+    """
+
+    offsets: NDArray[np.int64]
+    positions: NDArray[np.uint32]
+    warm_requests: int
 
 
 @dataclass(frozen=True)
@@ -60,41 +78,89 @@ class Replayed:
 
 
 @kernel
-def _replay(
-    state: LruState,
+def _run(
+    state: CacheState,
     offsets: np.ndarray,
-    ids: np.ndarray,
+    positions: np.ndarray,
     first: int,
     last: int,
-    position_of_id: np.ndarray,
     layout: Layout,
-    least_heat: int,
     coalesce: bool,
     counters: np.ndarray,
 ) -> None:
     longest = 0
     for request in range(first, last):
         longest = max(longest, offsets[request + 1] - offsets[request])
-    positions = np.empty(longest, np.int64)
     slots = np.empty(longest, np.int64)
     places = np.empty(longest, np.int64)
     fills = np.empty((1024, 2), np.int64)
     rows_per_block = layout.rows_per_block
     for request in range(first, last):
-        start = offsets[request]
-        size = offsets[request + 1] - start
-        for i in range(size):
-            positions[i] = position_of_id[ids[start + i]]
-        missed = look_up(state, positions[:size], slots, counters)
+        wanted = positions[offsets[request] : offsets[request + 1]]
+        missed = look_up(state, wanted, slots, counters)
         if missed == 0:
             continue
-        asked, ordered = missing(positions[:size], slots, missed)
+        asked, ordered = missing(wanted, slots, missed)
         blocks = cover(ordered, layout, places)
         counters[BLOCK_READS] += blocks.size if coalesce else ordered.size
         most_fills = blocks.size * rows_per_block + asked.size
         if fills.shape[0] < most_fills:
             fills = np.empty((2 * most_fills, 2), np.int64)
-        admit(state, layout, asked, ordered, places, blocks, least_heat, fills, counters)
+        admit(state, layout, asked, ordered, places, blocks, fills, counters)
+
+
+def stream_of(log: AccessLog, placement: Placement, warm_requests: int = 0) -> Stream:
+    """Return `log` as positions.
+
+    Raises
+    ------
+    InputError
+        The log has an id that the placement has not, or fewer requests than are to warm.
+    """
+    if not 0 <= warm_requests <= log.requests:
+        raise InputError(f"warm_requests {warm_requests} is not between 0 and {log.requests}")
+    if log.lookups and not (log.ids.min() >= 0 and log.ids.max() < placement.rows):
+        raise InputError(
+            f"the log looks up ids from {log.ids.min()} to {log.ids.max()}; "
+            f"the placement has {placement.rows} rows"
+        )
+    offsets = np.asarray(log.offsets, np.int64)
+    return Stream(offsets, placement.position_of_id[log.ids], warm_requests)
+
+
+def run(
+    stream: Stream,
+    layout: Layout,
+    policy: Policy,
+    capacity_rows: int,
+    *,
+    coalesce: bool = True,
+) -> Replayed:
+    """Count what `stream` costs; :func:`replay` says the rest."""
+    return run_parts(stream, layout, policy, capacity_rows, 1, coalesce=coalesce)[0]
+
+
+def run_parts(
+    stream: Stream,
+    layout: Layout,
+    policy: Policy,
+    capacity_rows: int,
+    parts: int,
+    *,
+    coalesce: bool = True,
+) -> list[Replayed]:
+    """Count what consecutive parts of `stream` cost, of about as many requests each."""
+    # One bucket for each row is faster while it is small; several replays run at once.
+    frugal = layout.heat.size > _MOST_BUCKETS
+    state = make_state(policy, capacity_rows, layout.heat, frugal=frugal)
+    requests = stream.offsets.size - 1
+    edges = [0, *np.linspace(stream.warm_requests, requests, parts + 1).astype(int).tolist()]
+    counted = []
+    for first, last in pairwise(edges):
+        counters = new_counters()
+        _run(state, stream.offsets, stream.positions, first, last, layout, coalesce, counters)
+        counted.append(Replayed(**dict(zip(COUNTERS, counters.tolist(), strict=True))))
+    return counted[1:]
 
 
 def replay(
@@ -102,8 +168,8 @@ def replay(
     placement: Placement,
     capacity_rows: int,
     *,
+    policy: Policy | None = None,
     heat: NDArray[np.uint8] | None = None,
-    least_heat: int = NONE,
     coalesce: bool = True,
     warm_requests: int = 0,
 ) -> Replayed:
@@ -117,11 +183,11 @@ def replay(
         Where each id lies.
     capacity_rows
         Rows that DRAM holds.
+    policy
+        What the cache evicts and admits; LRU without neighbours by default.
     heat
-        uint8 (rows,), by position; needed unless all or no neighbours enter.
-    least_heat
-        Least heat of a neighbour that enters the cache; :data:`bandana_kv.heat.NONE`
-        admits none, :data:`bandana_kv.heat.ALL` all.
+        uint8 (rows,), by position, :func:`bandana_kv.heat.heat_by_position` of the training
+        log: what thresholds compare and live heat begins with. By default no row has any.
     coalesce
         Read a block once for a request, as the store does. False reads one block per
         distinct missed row, as a store that knows no blocks would.
@@ -132,31 +198,25 @@ def replay(
     -------
     Replayed
 
+    Raises
+    ------
+    InputError
+        The log has an id that the placement has not, or a number is out of range.
+
     Notes
     -----
     Equal, hit by hit, to a store that serves the same requests from one thread: both run
-    :mod:`bandana_kv.cache.batch`. Cost: some 50 ns a lookup, without the GIL; DRAM for
-    the bookkeeping of `capacity_rows` rows.
+    :mod:`bandana_kv.cache.batch`. Cost: 50 to 200 ns a lookup, without the GIL; 4 bytes a
+    lookup, and the bookkeeping of `capacity_rows` rows.
     """
+    if capacity_rows < 0:
+        raise InputError(f"capacity_rows {capacity_rows} is negative")
     if heat is None:
         heat = np.zeros(placement.rows, np.uint8)
-    # One bucket for each row is faster while it is small; several replays run at once.
-    frugal = placement.rows > _MOST_BUCKETS
-    state = make_state(capacity_rows, placement.rows, frugal=frugal)
-    layout = layout_of(placement, heat)
-    counters = new_counters()
-    for first, last in ((0, warm_requests), (warm_requests, log.requests)):
-        counters[:] = 0
-        _replay(
-            state,
-            log.offsets,
-            log.ids,
-            first,
-            last,
-            placement.position_of_id,
-            layout,
-            least_heat,
-            coalesce,
-            counters,
-        )
-    return Replayed(**dict(zip(COUNTERS, counters.tolist(), strict=True)))
+    return run(
+        stream_of(log, placement, warm_requests),
+        layout_of(placement, heat),
+        policy or Policy(),
+        capacity_rows,
+        coalesce=coalesce,
+    )

@@ -45,7 +45,7 @@ def split(log: AccessLog) -> tuple[AccessLog, AccessLog] | None:
 
 def judged(learn: AccessLog, judge: AccessLog, placement: Placement) -> tuple[Stream, Layout]:
     """Return what policies are judged on: the end of `learn`, which warms, then `judge`."""
-    warm = min(learn.requests, 2 * judge.requests)
+    warm = min(learn.requests, judge.requests)
     log = _joined(learn, judge, warm)
     heat = heat_by_position(learn.ids, placement.position_of_id)
     return stream_of(log, placement, warm), layout_of(placement, heat)

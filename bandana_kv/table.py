@@ -16,12 +16,20 @@ from bandana_kv.cache.batch import (
     COUNTERS,
     admit,
     look_up,
+    look_up_together,
     missing,
     new_counters,
 )
-from bandana_kv.cache.state import CacheState, cache_bytes_of, check, hits_relink, make_state
+from bandana_kv.cache.state import (
+    EVICTION,
+    CacheState,
+    cache_bytes_of,
+    check,
+    hits_relink,
+    make_state,
+)
 from bandana_kv.cache.state import positions as cached_positions
-from bandana_kv.compiled import kernel
+from bandana_kv.compiled import inlined, kernel
 from bandana_kv.errors import IdError
 from bandana_kv.inflight import Claim, InFlight
 from bandana_kv.layout import Layout, cover
@@ -30,6 +38,25 @@ from bandana_kv.reader import BlockReader, StoredTable
 from bandana_kv.turns import Turns
 
 __all__ = ["ServedTable"]
+
+
+@inlined
+def _to_positions(ids: np.ndarray, position_of_id: np.ndarray, positions: np.ndarray) -> int:
+    """Translate ids; return the index of the first that is out of range, or -1."""
+    for i in range(ids.size):
+        if ids[i] < 0 or ids[i] >= position_of_id.size:
+            return i
+        positions[i] = position_of_id[ids[i]]
+    return -1
+
+
+@inlined
+def _copy_rows(data: np.ndarray, slots: np.ndarray, out: np.ndarray) -> None:
+    for i in range(slots.size):
+        slot = slots[i]
+        if slot >= 0:
+            for word in range(data.shape[1]):
+                out[i, word] = data[slot, word]
 
 
 @kernel
@@ -44,16 +71,38 @@ def _look_up_rows(
     counters: np.ndarray,
 ) -> int:
     """Answer what DRAM holds; return how many missed, or -1 - i where the i-th id is wrong."""
-    for i in range(ids.size):
-        if ids[i] < 0 or ids[i] >= position_of_id.size:
-            return -1 - i
-        positions[i] = position_of_id[ids[i]]
+    wrong = _to_positions(ids, position_of_id, positions)
+    if wrong >= 0:
+        return -1 - wrong
     missed = look_up(state, positions, slots, counters)
-    for i in range(ids.size):
-        slot = slots[i]
-        if slot >= 0:
-            for byte in range(data.shape[1]):
-                out[i, byte] = data[slot, byte]
+    _copy_rows(data, slots, out)
+    return missed
+
+
+@kernel
+def _look_up_rows_together(
+    eviction: int,
+    buckets: np.ndarray,
+    marks: np.ndarray,
+    live: np.ndarray,
+    clock: np.ndarray,
+    data: np.ndarray,
+    ids: np.ndarray,
+    position_of_id: np.ndarray,
+    positions: np.ndarray,
+    slots: np.ndarray,
+    out: np.ndarray,
+    counters: np.ndarray,
+) -> int:
+    """Do the same where hits do not relink, beside other threads.
+
+    Handing over the few arrays that this needs is much of what a small request costs.
+    """
+    wrong = _to_positions(ids, position_of_id, positions)
+    if wrong >= 0:
+        return -1 - wrong
+    missed = look_up_together(eviction, buckets, marks, live, clock, positions, slots, counters)
+    _copy_rows(data, slots, out)
     return missed
 
 
@@ -155,13 +204,14 @@ class ServedTable:
         self._position_of_id = position_of_id
         self._layout = layout
         self._state = make_state(policy, capacity_rows, layout.heat)
+        self._eviction = int(self._state.rules[EVICTION])
         self._data = np.empty((capacity_rows, stored.row_bytes), np.uint8)
         self._counters = new_counters()
         self._in_flight = InFlight()
         # Lookups share the state and the data unless a hit relinks; admission is alone with
         # them. Held for a kernel call, never during a read.
         self._turns = Turns()
-        self._look = self._turns.alone if hits_relink(policy) else self._turns.shared
+        self._look = self._alone if hits_relink(policy) else self._together
         self._lock = threading.Lock()  # guards counters and in-flight reads; taken last
         with _tables_lock:
             _tables.add(self)
@@ -179,10 +229,7 @@ class ServedTable:
         positions = np.empty(ids.size, np.int64)
         slots = np.empty(ids.size, np.int64)
         counters = new_counters()
-        with self._look():
-            missed = _look_up_rows(
-                self._state, self._data, ids, self._position_of_id, positions, slots, out, counters
-            )
+        missed = self._look(ids, positions, slots, out, counters)
         if missed < 0:
             raise IdError(
                 f"table {self.stored.name!r}: id {int(ids[-1 - missed])} is out of range; "
@@ -194,6 +241,40 @@ class ServedTable:
         finally:
             with self._lock:
                 self._counters += counters
+
+    def _alone(self, *arrays: NDArray[Any]) -> int:
+        """Look up with nobody else in the cache."""
+        ids, positions, slots, out, counters = arrays
+        self._turns.take()
+        try:
+            return _look_up_rows(
+                self._state, self._data, ids, self._position_of_id, positions, slots, out, counters
+            )
+        finally:
+            self._turns.give_back()
+
+    def _together(self, *arrays: NDArray[Any]) -> int:
+        """Look up beside other threads that do."""
+        ids, positions, slots, out, counters = arrays
+        state = self._state
+        self._turns.enter()
+        try:
+            return _look_up_rows_together(
+                self._eviction,
+                state.buckets,
+                state.marks,
+                state.live,
+                state.clock,
+                self._data,
+                ids,
+                self._position_of_id,
+                positions,
+                slots,
+                out,
+                counters,
+            )
+        finally:
+            self._turns.leave()
 
     def _answer_from_blocks(
         self,
@@ -214,7 +295,8 @@ class ServedTable:
         try:
             payloads = self._fetch(reader, claim, blocks, places, counters)
             _answer_missed(payloads, blocks, per_block, positions, slots, ordered, places, out)
-            with self._turns.alone():
+            self._turns.take()
+            try:
                 _admit_rows(
                     self._state,
                     self._data,
@@ -227,6 +309,8 @@ class ServedTable:
                     payloads,
                     counters,
                 )
+            finally:
+                self._turns.give_back()
         finally:
             # After admission: whoever misses these rows from now on finds them either in
             # the cache or in nobody's hands, never read twice at once.
@@ -308,10 +392,13 @@ class ServedTable:
         AssertionError
             Says what is broken.
         """
-        with self._turns.alone():
+        self._turns.take()
+        try:
             check(self._state, self.stored.rows)
             positions = cached_positions(self._state)
             cached = self._data[: positions.size].copy()
+        finally:
+            self._turns.give_back()
         per_block, row_bytes = self.stored.rows_per_block, self.stored.row_bytes
         blocks = np.unique(positions // per_block)
         if not blocks.size:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Iterator
 
 __all__ = ["Turns"]
 
@@ -21,27 +19,17 @@ class Turns:
         self._count = threading.Condition(threading.Lock())
         self._inside = 0
 
-    @contextlib.contextmanager
-    def shared(self) -> Iterator[None]:
-        """Be inside together with other sharers."""
+    def enter(self) -> None:
+        """Begin to be inside together with other sharers."""
         with self._door, self._count:
             self._inside += 1
-        try:
-            yield
-        finally:
-            with self._count:
-                self._inside -= 1
-                if not self._inside:
-                    self._count.notify()
 
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Be inside with nobody else."""
-        self.take()
-        try:
-            yield
-        finally:
-            self.give_back()
+    def leave(self) -> None:
+        """End it."""
+        with self._count:
+            self._inside -= 1
+            if not self._inside:
+                self._count.notify()
 
     def take(self) -> None:
         """Begin to be alone."""

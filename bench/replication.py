@@ -13,17 +13,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import numpy as np
 from common import report, surroundings
 
 from bandana_kv import AccessLog
-from bandana_kv.heat import count_lookups, heat_of_counts
+from bandana_kv.cache.state import cache_bytes_of, capacity_for
+from bandana_kv.heat import heat_by_position
 from bandana_kv.placement import Placement, fanout, place
 from bandana_kv.placement.measure import blocks_per_request
 from bandana_kv.placement.replication import replicate
+from bandana_kv.plan.points import LEARN_SHARE, judged, scaled
+from bandana_kv.policy import Policy
+from bandana_kv.simulate.race import candidates, race
 from bandana_kv.simulate.replay import replay
-from bandana_kv.simulate.tune import LEARN_SHARE, tune
-from bandana_kv.table import cache_bytes_of, capacity_for
 
 WARM_SHARE = 0.2
 ROW_BYTES = 128
@@ -33,19 +34,18 @@ COPY_BYTES = 8
 def reads(
     learn: AccessLog, test: AccessLog, placement: Placement, part: Placement, capacity_rows: int
 ) -> float:
-    """Reads per lookup with the admission that `part`, made without the validation, advises."""
+    """Reads per lookup with the policy that `part`, made without the validation, advises."""
     first, last = learn.split(train=LEARN_SHARE, ordered=True)
-    chosen = tune(first, last, part).admission_at(capacity_rows / placement.rows)
-    heat = np.empty(placement.rows, np.uint8)
-    heat[placement.position_of_id] = heat_of_counts(count_lookups(learn.ids, placement.rows))
-    warm = int(WARM_SHARE * test.requests)
+    policies = candidates()
+    capacities = dict.fromkeys(policies, capacity_rows)
+    chosen = scaled(race(*judged(first, last, part), policies, capacities, 0)[0].policy)
     return replay(
         test,
         placement,
         capacity_rows,
-        heat=heat,
-        least_heat=chosen.least_heat,
-        warm_requests=warm,
+        policy=chosen,
+        heat=heat_by_position(learn.ids, placement.position_of_id),
+        warm_requests=int(WARM_SHARE * test.requests),
     ).reads_per_lookup
 
 
@@ -76,13 +76,13 @@ def main(
     whole = place(learn, log.rows, rows_per_block, seed=seed)
     part = place(first, log.rows, rows_per_block, seed=seed)
     capacity_rows = max(1, int(cache * log.rows))
-    cache_bytes = cache_bytes_of(capacity_rows, ROW_BYTES, log.rows)
+    cache_bytes = cache_bytes_of(Policy(), capacity_rows, ROW_BYTES, log.rows)
     results = []
     for share in (float(each) for each in shares.split(",")):
         copied = replicate(learn, whole, share, seed=seed) if share else whole
         advised = replicate(first, part, share, seed=seed) if share else part
         copies = 0 if copied.replicas is None else copied.replicas.size
-        smaller = capacity_for(cache_bytes - COPY_BYTES * copies, ROW_BYTES, log.rows)
+        smaller = capacity_for(Policy(), cache_bytes - COPY_BYTES * copies, ROW_BYTES, log.rows)
         results.append(
             {
                 "share": share,

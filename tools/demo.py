@@ -17,9 +17,10 @@ from rich.table import Table
 
 import bandana_kv
 from bandana_kv import AccessLog
+from bandana_kv.cache.state import cache_bytes_of
 from bandana_kv.errors import InputError
+from bandana_kv.policy import Policy
 from bandana_kv.progress import Progress
-from bandana_kv.table import cache_bytes_of
 from bandana_kv.tools.cold import device_bytes_read, drop_page_cache
 from bandana_kv.tools.console import Bar, errors_named, out
 from bandana_kv.tools.stdlib_log import stdlib_log
@@ -41,6 +42,7 @@ class Served:
 
     adapter: str
     placement: str
+    eviction: str
     admission: str
     threshold: int | None
     block_reads: int
@@ -125,7 +127,8 @@ def _compare(
     """Serve `test` from one engine under every placement."""
     results: list[Served] = []
     capacity_rows = max(1, int(cache_fraction * len(rows)))
-    cache_bytes = cache_bytes_of(capacity_rows, rows.itemsize * DIM, len(rows))
+    # The same DRAM for all: what the baseline's cache takes, bookkeeping included.
+    cache_bytes = cache_bytes_of(Policy(), capacity_rows, rows.itemsize * DIM, len(rows))
     for placement in PLACEMENTS:
         baseline = placement == BASELINE
         bandana_kv.load(
@@ -141,15 +144,16 @@ def _compare(
         drop_page_cache(store)
         with bandana_kv.open(store, cache_bytes, coalesce=not baseline) as opened:
             measured = _serve(opened, test, rows, progress)
-            admission = opened.admission("rows")
+            policy = opened.policy("rows")
         per_lookup = measured["block_reads"] / max(1, measured["lookups"])
         first = results[0].block_reads / max(1, results[0].lookups) if results else per_lookup
         results.append(
             Served(
                 adapter=adapter,
                 placement=placement,
-                admission=admission.rule,
-                threshold=admission.threshold,
+                eviction=policy.eviction,
+                admission=policy.admission.rule,
+                threshold=policy.admission.threshold,
                 gain=first / per_lookup if per_lookup else float("inf"),
                 **measured,
             )
@@ -197,11 +201,10 @@ def _label(result: Served) -> str:
     if result.placement == BASELINE:
         return "baseline: shuffled, LRU"
     name = {"shp": "SHP", "popularity": "popularity"}.get(result.placement, result.placement)
-    if result.admission == "none":
-        return f"{name}, no neighbours"
-    if result.admission == "all":
-        return f"{name}, all neighbours"
-    return f"{name} + threshold {result.threshold}"
+    neighbours = {"none": "no neighbours", "threshold": f"threshold {result.threshold}"}
+    eviction = {"tinylfu": "TinyLFU"}.get(result.eviction, result.eviction.upper())
+    admitted = neighbours.get(result.admission, f"{result.admission} neighbours")
+    return f"{name}, {eviction}, {admitted}"
 
 
 def _print(summary: dict[str, Any], results: list[Served]) -> None:

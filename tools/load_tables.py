@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import click
 
 import bandana_kv
 from bandana_kv import adapters
 from bandana_kv.placement import methods
+from bandana_kv.policy import Rule
 from bandana_kv.tools.console import Bar, by_table, errors_named, out
 
 __all__ = ["main"]
@@ -43,8 +45,8 @@ __all__ = ["main"]
 )
 @click.option(
     "--admission",
-    type=click.Choice(["none", "all", "threshold"]),
-    help="Which neighbours enter DRAM.  [default: simulation on the log decides]",
+    type=click.Choice(get_args(Rule)),
+    help="LRU, and which neighbours enter DRAM.  [default: simulation on the log decides]",
 )
 @click.option("--threshold", type=int, help="For --admission threshold: lookups in the log.")
 @click.option("--seed", default=0, show_default=True, help="Of placement and simulation.")

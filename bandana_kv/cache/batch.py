@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv.cache.ageing import age, bump, credit
-from bandana_kv.cache.eviction import settle, unsettle, used, victim
+from bandana_kv.cache.eviction import mark_used, settle, unsettle, used, victim
 from bandana_kv.cache.index import NOWHERE, find, index, unindex
 from bandana_kv.cache.remembered import DIRECT as REMEMBERED_DIRECT
 from bandana_kv.cache.remembered import forget, remember
@@ -27,6 +27,7 @@ from bandana_kv.cache.state import (
     LOOKUPS_SEEN,
     LOW,
     LOWER,
+    LRU,
     MAIN,
     NO_NEIGHBOUR,
     ONLINE,
@@ -42,7 +43,15 @@ from bandana_kv.cache.state import (
 from bandana_kv.compiled import inlined, kernel, signed
 from bandana_kv.layout import Layout, first_copy
 
-__all__ = ["BLOCK_READS", "COUNTERS", "admit", "look_up", "missing", "new_counters"]
+__all__ = [
+    "BLOCK_READS",
+    "COUNTERS",
+    "admit",
+    "look_up",
+    "look_up_together",
+    "missing",
+    "new_counters",
+]
 
 COUNTERS = (
     "lookups",
@@ -84,26 +93,49 @@ def look_up(
         How many lookups missed.
     """
     rules, buckets, _, marks, links, older_half, ends, clock, live, _, shadow = state
-    eviction, direct = rules[EVICTION], clock[DIRECT]
-    seen = clock[LOOKUPS_SEEN]
-    missed = 0
-    for i in range(positions.size):
-        slots[i] = find(buckets, direct, signed(positions[i]))
-        missed += slots[i] < 0
-    for i in range(positions.size):
-        slot = slots[i]
-        if slot < 0:
-            continue
-        used(eviction, links, older_half, ends, marks, slot)
-        if live.size:
-            bump(live, positions[i], seen + i)
-        if marks[slot] & (UNASKED | LOW):
-            counters[NEIGHBOURS_HIT] += marks[slot] & UNASKED
-            marks[slot] &= ~(UNASKED | LOW)
+    eviction = rules[EVICTION]
+    missed = look_up_together(eviction, buckets, marks, live, clock, positions, slots, counters)
+    if eviction == LRU:
+        for i in range(positions.size):
+            if slots[i] >= 0:
+                used(eviction, links, older_half, ends, marks, slots[i])
     if shadow.held.size:
         for i in range(positions.size):
             remember(shadow, signed(positions[i]))
+    return missed
+
+
+@inlined
+def look_up_together(
+    eviction: int,
+    buckets: np.ndarray,
+    marks: np.ndarray,
+    live: np.ndarray,
+    clock: np.ndarray,
+    positions: np.ndarray,
+    slots: np.ndarray,
+    counters: np.ndarray,
+) -> int:
+    """Do what :func:`look_up` does where hits do not relink: only single bytes change.
+
+    Threads may do so at once. What they lose to each other is a mark or a count now and then.
+    """
+    direct, seen = clock[DIRECT], clock[LOOKUPS_SEEN]
+    missed, neighbours = 0, 0
+    for i in range(positions.size):
+        slots[i] = find(buckets, direct, signed(positions[i]))
+    for i in range(positions.size):
+        slot = slots[i]
+        if slot < 0:
+            missed += 1
+            continue
+        mark = marks[slot]
+        neighbours += mark & UNASKED
+        marks[slot] = mark_used(eviction, mark & ~(UNASKED | LOW))
+        if live.size:
+            bump(live, positions[i], seen + i)
     clock[LOOKUPS_SEEN] = seen + positions.size
+    counters[NEIGHBOURS_HIT] += neighbours
     counters[LOOKUPS] += positions.size
     counters[HITS] += positions.size - missed
     return missed

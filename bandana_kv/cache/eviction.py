@@ -1,4 +1,4 @@
-"""Who leaves: LRU, CLOCK, S3-FIFO, SIEVE and TinyLFU, each in three small functions.
+"""Who leaves: LRU, CLOCK, S3-FIFO, SIEVE and TinyLFU, each in a few small functions.
 
 `used` notes that a cached row was asked for; `victim` chooses the slot whose row would
 leave, without removing it; `settle` gives a slot to a row that enters, after its former
@@ -39,12 +39,22 @@ from bandana_kv.cache.state import (
 )
 from bandana_kv.compiled import inlined
 
-__all__ = ["settle", "unsettle", "used", "victim"]
+__all__ = ["mark_used", "settle", "unsettle", "used", "victim"]
 
 _SAMPLE = 8
 # Codes of live heat that halve it, about: how much colder a row seems that entered low.
 _LOW_CODES = 23
 _TO_MAIN = 2 * ASKED_ONCE
+
+
+@inlined
+def mark_used(eviction: int, mark: int) -> int:
+    """Return the mark of a row that was asked for once more."""
+    if eviction == S3_FIFO:
+        return mark if mark & ASKED_BITS == ASKED_BITS else mark + ASKED_ONCE
+    if eviction in (CLOCK, SIEVE):
+        return mark | ASKED_ONCE
+    return mark
 
 
 @inlined
@@ -56,16 +66,12 @@ def used(
     marks: np.ndarray,
     slot: int,
 ) -> None:
-    """Note that the row in `slot` was asked for."""
-    if eviction == LRU:
-        if ends[0, NEWEST] != slot:
-            unlink(links, older_half, ends, 0, slot)
-            link_newest(links, older_half, ends, 0, slot)
-    elif eviction == S3_FIFO:
-        if marks[slot] & ASKED_BITS != ASKED_BITS:
-            marks[slot] += ASKED_ONCE
-    elif eviction != TINYLFU:
-        marks[slot] |= ASKED_ONCE
+    """Note that the row in `slot` was asked for, where that may relink."""
+    if eviction != LRU:
+        marks[slot] = mark_used(eviction, marks[slot])
+    elif ends[0, NEWEST] != slot:
+        unlink(links, older_half, ends, 0, slot)
+        link_newest(links, older_half, ends, 0, slot)
 
 
 @inlined

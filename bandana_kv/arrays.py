@@ -5,6 +5,7 @@ Used for what serving maps into memory (positions, heat). Little-endian, 64-byte
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 from pathlib import Path
@@ -16,7 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from bandana_kv.errors import FormatError
 
-__all__ = ["map_array", "write_array"]
+__all__ = ["let_go", "map_array", "write_array"]
 
 # magic, format version, kind, dtype, items, checksum of the data, checksum of the header
 _HEADER = struct.Struct("<4sHxx16s8sQQQ8x")
@@ -100,6 +101,18 @@ def map_array(path: Path, kind: str, dtype: DTypeLike, items: int) -> NDArray[An
         return np.zeros(0, wanted)
     # A plain array, not a memmap: kernels recognise its type faster.
     return np.asarray(np.memmap(path, wanted, "r", offset=_HEADER.size, shape=(items,)))
+
+
+def let_go(array: NDArray[Any]) -> None:
+    """Take the pages of a mapped array out of this process's memory until it is read again.
+
+    An array that is not mapped stays as it is.
+    """
+    base: Any = array
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = getattr(base, "base", None)
+    if base is not None:
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def _check_header(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bandana_kv.arrays import let_go
 from bandana_kv.blocks import HEADER_BYTES
 from bandana_kv.cache.batch import (
     BLOCK_READS,
@@ -204,6 +205,8 @@ class ServedTable:
         self._position_of_id = position_of_id
         self._layout = layout
         self._state = make_state(policy, capacity_rows, layout.heat)
+        # Only thresholds read training heat from here on; live heat is a copy.
+        let_go(layout.heat)
         self._eviction = int(self._state.rules[EVICTION])
         self._data = np.empty((capacity_rows, stored.row_bytes), np.uint8)
         self._counters = new_counters()

@@ -380,7 +380,7 @@ def _admit_neighbours(
             if rule in (SHADOW, SHADOW_LOWER):
                 worthy = find(shadow_buckets, shadow_direct, position) >= 0
             else:
-                worthy = heat[position] >= least_heat
+                worthy = rule != THRESHOLD or heat[position] >= least_heat
             mark = _mark_of(rule, worthy)
             if not mark or _contains(ordered, position):
                 continue

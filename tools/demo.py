@@ -201,10 +201,10 @@ def _label(result: Served) -> str:
     if result.placement == BASELINE:
         return "baseline: shuffled, LRU"
     name = {"shp": "SHP", "popularity": "popularity"}.get(result.placement, result.placement)
-    neighbours = {"none": "no neighbours", "threshold": f"threshold {result.threshold}"}
     eviction = {"tinylfu": "TinyLFU"}.get(result.eviction, result.eviction.upper())
-    admitted = neighbours.get(result.admission, f"{result.admission} neighbours")
-    return f"{name}, {eviction}, {admitted}"
+    threshold = "" if result.threshold is None else f" {result.threshold}"
+    admitted = "" if result.admission == "none" else f" + {result.admission}{threshold}"
+    return f"{name}, {eviction}{admitted}"
 
 
 def _print(summary: dict[str, Any], results: list[Served]) -> None:

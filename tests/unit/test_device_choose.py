@@ -70,12 +70,21 @@ def test_sizes_are_compared_at_the_depth_of_4_kib_and_not_at_their_own() -> None
 
 
 @pytest.mark.parametrize(
-    ("useful_8k", "expected"), [(200.0, 8192), (106.0, 8192), (104.0, 4096), (50.0, 4096)]
+    ("useful", "expected"),
+    [
+        ((10, 20, 100, 200), 8192),
+        ((10, 20, 100, 106), 8192),
+        ((10, 20, 100, 104), 4096),
+        ((10, 104, 100, 50), 4096),  # a page is preferred even to what is smaller
+        ((10, 106, 100, 50), 2048),
+        ((98, 100, 50, 50), 1024),  # the smallest, where a page is no match
+    ],
 )
-def test_with_a_log_the_most_useful_bytes_win(useful_8k: float, expected: int) -> None:
-    measured = cells([10], None, 512) + cells([10]) + cells([10], None, 8192)
-    fits = {4096: choose.Fit(31, 5.0, 100.0), 8192: choose.Fit(63, 4.0, useful_8k)}
-    sizes = choose.at_knees(measured, [512, 4096, 8192], 1, 1000.0, fits)
+def test_with_a_log_the_most_useful_bytes_win(useful: tuple[float, ...], expected: int) -> None:
+    with_log = [1024, 2048, 4096, 8192]
+    fits = {size: choose.Fit(9, 5.0, u) for size, u in zip(with_log, useful, strict=True)}
+    measured = tuple(c for size in [512, *with_log] for c in cells([10], None, size))
+    sizes = choose.at_knees(measured, [512, *with_log], 1, 1000.0, fits)
     best = choose.best_size(measured, sizes, 1)
     assert best.block_bytes == expected
     assert best.useful_bytes_per_second == 10 * fits[expected].useful_bytes_per_block

@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 import bandana_kv
-from bandana_kv.heat import count_lookups, heat_of_counts
+from bandana_kv.errors import InputError
+from bandana_kv.heat import heat_by_position
 from bandana_kv.placement import Placement, place
-from bandana_kv.plan import Admission
+from bandana_kv.placement.measure import layout_of
+from bandana_kv.placement.replication import replicate
+from bandana_kv.policy import Admission, Eviction, Policy, Rule
 from bandana_kv.simulate import replay
-from bandana_kv.simulate.sample import sample_blocks
-from bandana_kv.simulate.tune import tune
+from bandana_kv.simulate.replay import Replayed, run, run_parts, stream_of
 
 ROWS, DIM = 900, 32
 PER_BLOCK = (4096 - 32) // (4 * DIM)
 TABLE = np.random.default_rng(0).random((ROWS, DIM), np.float32)
-ADMISSIONS = [Admission("none"), Admission("all"), Admission("threshold", 2)]
+# Nothing, about 30 rows, about 250, and everything.
+CACHE_BYTES = [0, 6_000, 40_000, 1 << 20]
+# Live heat halves every few requests, so that ageing matters in a log as short as this.
+POLICIES = [
+    Policy(eviction, Admission(rule, 2 if rule == "threshold" else None), half_life=2.0)
+    for eviction in get_args(Eviction)
+    for rule in get_args(Rule)
+]
+OTHERS = [
+    Policy("tinylfu", Admission("online"), half_life=0.01, seed_weight=0.0),
+    Policy("tinylfu", Admission("online"), half_life=1e6, seed_weight=3.0),
+    Policy("lru", Admission("threshold", 0)),
+    Policy("lru", Admission("threshold", 200)),
+]
 
 
-def make_log(seed: int, requests: int = 250) -> bandana_kv.AccessLog:
-    """Requests for clusters of rows, popular ones more often; some are empty."""
+def make_log(seed: int, requests: int = 200) -> bandana_kv.AccessLog:
+    """Requests for clusters of rows, popular ones more often; some are empty, some repeat ids."""
     rng = np.random.default_rng(seed)
     shuffled = np.random.default_rng(7).permutation(ROWS)
     cluster = np.minimum(rng.geometric(0.08, requests) - 1, ROWS // 30 - 1)
@@ -38,62 +54,123 @@ def make_log(seed: int, requests: int = 250) -> bandana_kv.AccessLog:
 TRAIN, TEST = make_log(1), make_log(2)
 
 
-@pytest.fixture(scope="module", params=["identity", "shuffled", "popularity", "shp"])
-def placed(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Placement]:
-    placement = place(TRAIN, ROWS, PER_BLOCK, request.param)
-    directory = tmp_path_factory.mktemp(request.param)
-    bandana_kv.load(
-        directory,
-        {"t": TABLE},
-        {"t": TRAIN},
-        adapter="memory",
-        placement={"t": placement},
-        admission="none",
-    )
-    return directory, placement
+def placed_by(method: str) -> Placement:
+    if method == "shp with copies":
+        return replicate(TRAIN, place(TRAIN, ROWS, PER_BLOCK, "shp"), 0.4)
+    return place(TRAIN, ROWS, PER_BLOCK, method)
 
 
-@pytest.mark.parametrize("coalesce", [True, False])
-@pytest.mark.parametrize("admission", ADMISSIONS, ids=str)
-@pytest.mark.parametrize("cache_bytes", [0, 6_000, 40_000, 1 << 20])
-def test_simulated_counts_are_the_served_ones(
-    placed: tuple[Path, Placement], admission: Admission, coalesce: bool, cache_bytes: int
-) -> None:
-    directory, placement = placed
-    heat = np.empty(ROWS, np.uint8)
-    heat[placement.position_of_id] = heat_of_counts(count_lookups(TRAIN.ids, ROWS))
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Placement]]:
+    """Stores of one table, by placement."""
+    stores = {}
+    for method in ("identity", "shuffled", "popularity", "shp", "shp with copies"):
+        placement = placed_by(method)
+        directory = tmp_path_factory.mktemp("store")
+        bandana_kv.load(
+            directory,
+            {"t": TABLE},
+            {"t": TRAIN},
+            adapter="memory",
+            placement={"t": placement},
+            admission="none",
+        )
+        stores[method] = directory, placement
+    return stores
+
+
+def served(directory: Path, policy: Policy, cache_bytes: int, coalesce: bool) -> tuple[int, dict]:
+    """Return the rows that DRAM held, and what was counted."""
     with bandana_kv.open(
-        directory,
-        cache_bytes,
-        admission=admission.rule,
-        threshold=admission.threshold,
-        coalesce=coalesce,
+        directory, cache_bytes, policy=policy, readers=1, coalesce=coalesce
     ) as store:
+        assert store.policy("t") == policy
         for number in range(TEST.requests):
             ids = TEST.request(number)
             assert np.array_equal(store.multi_get("t", ids), TABLE[ids])
-        counted = store.stats()["t"]
-        capacity_rows = store.capacity_rows("t")
         store.check()
-    simulated = replay(
-        TEST,
-        placement,
-        capacity_rows,
-        heat=heat,
-        least_heat=admission.least_heat,
-        coalesce=coalesce,
+        counted = store.stats()["t"]
+        del counted["bytes_read"]
+        return store.capacity_rows("t"), counted
+
+
+def simulated(placement: Placement, policy: Policy, capacity: int, coalesce: bool) -> Replayed:
+    heat = heat_by_position(TRAIN.ids, placement.position_of_id)
+    return replay(TEST, placement, capacity, policy=policy, heat=heat, coalesce=coalesce)
+
+
+@pytest.mark.parametrize("coalesce", [True, False])
+@pytest.mark.parametrize("cache_bytes", CACHE_BYTES)
+@pytest.mark.parametrize("policy", [*POLICIES, *OTHERS], ids=str)
+def test_simulated_counts_are_the_served_ones(
+    loaded: dict[str, tuple[Path, Placement]], policy: Policy, cache_bytes: int, coalesce: bool
+) -> None:
+    directory, placement = loaded["shp with copies"]
+    capacity, counted = served(directory, policy, cache_bytes, coalesce)
+    assert (capacity == 0, capacity == ROWS) == (cache_bytes == 0, cache_bytes == 1 << 20)
+    assert vars(simulated(placement, policy, capacity, coalesce)) == counted
+    assert counted["lookups"] == TEST.lookups
+    assert (counted["hits"] == 0) == (capacity == 0)
+
+
+@pytest.mark.parametrize("method", ["identity", "shuffled", "popularity", "shp"])
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_so_they_are_for_every_placement(
+    loaded: dict[str, tuple[Path, Placement]], policy: Policy, method: str
+) -> None:
+    directory, placement = loaded[method]
+    capacity, counted = served(directory, policy, 20_000, True)
+    assert vars(simulated(placement, policy, capacity, True)) == counted
+
+
+def test_the_policies_are_not_all_the_same() -> None:
+    """Else equality would say little: each eviction and each rule leaves its own counts."""
+    placement = placed_by("shp")
+    counts = {
+        policy: tuple(vars(simulated(placement, policy, 60, True)).values()) for policy in POLICIES
+    }
+    assert len(set(counts.values())) == len(POLICIES)
+
+
+def test_tables_of_one_store_count_each_for_itself(tmp_path: Path) -> None:
+    tables = {"a": TABLE, "b": TABLE[::-1].copy()}
+    placement = placed_by("shp")
+    bandana_kv.load(
+        tmp_path,
+        tables,
+        dict.fromkeys(tables, TRAIN),
+        adapter="memory",
+        placement=dict.fromkeys(tables, placement),
+        admission="none",
     )
-    del counted["bytes_read"]
-    assert vars(simulated) == counted
+    policy = Policy("s3-fifo", Admission("online"), half_life=2.0)
+    with bandana_kv.open(tmp_path, {"a": 8_000, "b": 30_000}, policy=policy, readers=1) as store:
+        for number in range(TEST.requests):
+            ids = TEST.request(number)
+            rows = store.multi_get(dict.fromkeys(tables, ids))
+            assert all(np.array_equal(rows[name], tables[name][ids]) for name in tables)
+        store.check()
+        for name, counted in store.stats().items():
+            expected = vars(simulated(placement, policy, store.capacity_rows(name), True))
+            assert {each: counted[each] for each in expected} == expected
 
 
-def test_memory_spared_for_large_tables_changes_no_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    placement = place(TRAIN, ROWS, PER_BLOCK, "shuffled")
-    usual = replay(TEST, placement, 60, least_heat=0)
-    monkeypatch.setitem(replay.__globals__, "_MOST_BUCKETS", 1)
-    assert replay(TEST, placement, 60, least_heat=0) == usual
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_memory_spared_for_large_tables_changes_no_count(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placement = placed_by("shuffled")
+    usual = replay(TEST, placement, 60, policy=policy)
+    monkeypatch.setitem(run_parts.__globals__, "_MOST_BUCKETS", 1)
+    assert replay(TEST, placement, 60, policy=policy) == usual
+
+
+def test_by_default_lru_lets_no_neighbour_in() -> None:
+    placement = placed_by("shp")
+    counted = replay(TEST, placement, 60)
+    assert counted == replay(TEST, placement, 60, policy=Policy("lru", Admission("none")))
+    assert counted.neighbours_admitted == 0
+    assert 0 < counted.hit_rate < 1
 
 
 def test_warm_requests_fill_the_cache_and_are_not_counted() -> None:
@@ -107,24 +184,27 @@ def test_warm_requests_fill_the_cache_and_are_not_counted() -> None:
     assert half.hit_rate > whole.hit_rate
 
 
-def test_a_sample_keeps_whole_blocks() -> None:
-    placement = place(TRAIN, ROWS, PER_BLOCK, "shuffled")
-    sample = sample_blocks(TEST, placement, 0.5, seed=3)
-    assert sample.requests == TEST.requests
-    blocks = placement.position_of_id // PER_BLOCK
-    kept = set(blocks[sample.ids].tolist())
-    assert 0 < len(kept) < placement.blocks
-    expected = [number for number in TEST.ids.tolist() if blocks[number] in kept]
-    assert sample.ids.tolist() == expected
+def test_parts_add_up_to_the_whole() -> None:
+    placement = placed_by("shp")
+    stream = stream_of(TEST, placement, 30)
+    layout = layout_of(placement, np.zeros(ROWS, np.uint8))
+    policy = Policy("tinylfu", Admission("online"), half_life=2.0)
+    counts = [vars(part) for part in run_parts(stream, layout, policy, 60, 4)]
+    assert len(counts) == 4
+    assert all(count["lookups"] for count in counts)
+    summed = {name: sum(count[name] for count in counts) for name in counts[0]}
+    assert summed == vars(run(stream, layout, policy, 60))
 
 
-def test_tuning_finds_neighbours_worth_having_only_where_they_are() -> None:
-    learn, validate = TRAIN.split(train=0.7, ordered=True)
-    clustered = tune(learn, validate, place(learn, ROWS, PER_BLOCK, "shp"))
-    assert {point.admission.rule for point in clustered.points} != {"none"}
-    for point in clustered.points:
-        counted = point.reads_per_lookup
-        assert counted is not None
-        assert 0 <= counted <= 1
-    too_short = TRAIN.split(train=0.95, ordered=True)[1]
-    assert tune(learn, too_short, place(learn, ROWS, PER_BLOCK, "shp")).points == ()
+def test_what_cannot_be_replayed_is_said() -> None:
+    placement = place(None, ROWS, PER_BLOCK, "identity")
+    with pytest.raises(InputError, match="capacity_rows -1 is negative"):
+        replay(TEST, placement, -1)
+    for warm in (-1, TEST.requests + 1):
+        with pytest.raises(InputError, match=f"warm_requests {warm} is not between 0 and"):
+            replay(TEST, placement, 1, warm_requests=warm)
+    small = place(None, 10, PER_BLOCK, "identity")
+    with pytest.raises(InputError, match="the placement has 10 rows"):
+        replay(TEST, small, 1)
+    empty = bandana_kv.AccessLog.from_requests([])
+    assert replay(empty, small, 1).reads_per_lookup == 0.0

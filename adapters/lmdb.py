@@ -33,6 +33,7 @@ from bandana_kv.adapters.contract import (
     key_bytes,
 )
 from bandana_kv.adapters.gate import Gate, StaleHandleError
+from bandana_kv.adapters.residency import MappedPages
 from bandana_kv.errors import (
     AdapterError,
     BandanaError,
@@ -216,6 +217,8 @@ class LmdbAdapter(Adapter):
                 if len(value) != length:
                     raise self._wrong_length(int(keys[at]), len(value))
                 flat[at * length : (at + 1) * length] = value
+            # Inside the transaction the map cannot move.
+            self._environment.pages.after_reads(len(keys))
 
     def _write(self, keys: Keys, payloads: Payloads) -> None:
         with self._begin(write=True) as txn:
@@ -329,6 +332,7 @@ class _Environment:
         self._map_bytes = map_bytes
         self._process = os.getpid()
         self.handle = self._open()
+        self.pages = MappedPages(Path(path, _DATA_FILE))
         self._map_bytes = _MAP_AS_RECORDED
         self.gate = Gate(self._close_for_fork, self._after_fork_in_child)
         self._open_now = True
@@ -345,6 +349,9 @@ class _Environment:
         self._map_bytes = 0
         self._process = os.getpid()
         self._open_now = True
+        # With subdir=False the environment's path is the file itself.
+        where = Path(self.where)
+        self.pages = MappedPages(where / _DATA_FILE if where.is_dir() else where)
         self.gate = Gate()
         return self
 

@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 _WITHIN = 0.95
+_ALIKE = 0.9  # a step of depth more or less, at the edge of the budget, changes a rate by as much
 _MAY_WIN = 0.8
 _PAGE_BYTES = 4096
 _HEADER_BYTES = 32
@@ -181,15 +182,15 @@ def best_size(cells: tuple[Cell, ...], sizes: Sequence[BlockSize], jobs: int) ->
     Returns
     -------
     BlockSize
-        Of those within 5 % of the most useful bytes a second 4 KiB, else the smallest; where
+        Of those within 10 % of the most useful bytes a second 4 KiB, else the smallest; where
         no log says what is useful, the smallest within 5 % of the rate of 4 KiB.
     """
     base_bytes = base_size([size.block_bytes for size in sizes])
     (base,) = (size for size in sizes if size.block_bytes == base_bytes)
     useful = [size.useful_bytes_per_second or 0.0 for size in sizes]
     if any(useful):
-        # Less than 5 % is within what two runs differ by; pages are then what engines read.
-        best = [s for s, u in zip(sizes, useful, strict=True) if u >= _WITHIN * max(useful)]
+        # Two runs differ by less than that; pages are then what engines read.
+        best = [s for s, u in zip(sizes, useful, strict=True) if u >= _ALIKE * max(useful)]
         return base if base in best else best[0]
 
     def rate(size: BlockSize) -> float:

@@ -54,7 +54,7 @@ def profile(
     log
         Requests of the table. The block size is then the one with the most useful bytes a
         second: rows that held-out requests want, over the blocks that they touch, times the
-        rate of that size; of those within 5 % of the best 4 KiB, else the smallest. Without
+        rate of that size; of those within 10 % of the best 4 KiB, else the smallest. Without
         a log it is the smallest size that is read within 5 % as often as 4 KiB.
     row_bytes
         Of a row; goes with `log`.

@@ -73,11 +73,11 @@ def test_sizes_are_compared_at_the_depth_of_4_kib_and_not_at_their_own() -> None
     ("useful", "expected"),
     [
         ((10, 20, 100, 200), 8192),
-        ((10, 20, 100, 106), 8192),
-        ((10, 20, 100, 104), 4096),
-        ((10, 104, 100, 50), 4096),  # a page is preferred even to what is smaller
-        ((10, 106, 100, 50), 2048),
-        ((98, 100, 50, 50), 1024),  # the smallest, where a page is no match
+        ((10, 20, 100, 112), 8192),
+        ((10, 20, 100, 110), 4096),
+        ((10, 110, 100, 50), 4096),  # a page is preferred even to what is smaller
+        ((10, 112, 100, 50), 2048),
+        ((91, 100, 50, 50), 1024),  # the smallest, where a page is no match
     ],
 )
 def test_with_a_log_the_most_useful_bytes_win(useful: tuple[float, ...], expected: int) -> None:

@@ -123,7 +123,10 @@ def miniature(stream: Stream, layout: Layout, rate: float, seed: int) -> Miniatu
 
 
 def _sample(lookups_of_block: NDArray[np.int64], rate: float, seed: int) -> NDArray[np.int64]:
-    """Return blocks, sorted: of each run of 1 / rate equally busy ones, one."""
+    """Return blocks, sorted: of each run of 1 / rate equally busy ones, one.
+
+    Two runs share a block where one ends within it; drawn from both, it counts once.
+    """
     blocks = lookups_of_block.size
     rng = np.random.default_rng(seed)
     wanted = max(1, round(blocks * rate))
@@ -132,7 +135,7 @@ def _sample(lookups_of_block: NDArray[np.int64], rate: float, seed: int) -> NDAr
     order = order[np.argsort(-lookups_of_block[order], kind="stable")]
     edges = np.linspace(0, blocks, wanted + 1)
     at = (edges[:-1] + rng.random(wanted) * np.diff(edges)).astype(np.int64)
-    return np.sort(order[at])
+    return np.unique(order[at])
 
 
 def in_threads(work: Callable[[_Job], _Result], jobs: Sequence[_Job]) -> list[_Result]:
@@ -198,12 +201,12 @@ def curve(
     -----
     Cost: for each seed one pass over the log, and a replay of the sample for each point.
     """
+    if any(rows < 0 for rows in capacities_rows):
+        raise InputError(f"capacities_rows {list(capacities_rows)} has a negative number")
     if rate is None:
         rate = rate_for(capacities_rows)
     if not 0.0 < rate <= 1.0:
         raise InputError(f"rate {rate} is not above 0 and up to 1")
-    if any(rows < 0 for rows in capacities_rows):
-        raise InputError(f"capacities_rows {list(capacities_rows)} has a negative number")
     if not seeds:
         raise InputError("seeds is empty; name at least one")
     if heat is None:

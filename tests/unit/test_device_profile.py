@@ -290,16 +290,16 @@ def test_a_log_decides_the_block_size(
     fake: Fake, directory: Path, rng: np.random.Generator
 ) -> None:
     fake(model())
-    groups = rng.permutation(64 * 124).reshape(-1, 124)
+    groups = rng.permutation(64 * 127).reshape(-1, 127)
     log = AccessLog.from_requests([groups[i % 64] for i in range(640)])
     found = profile(directory, quick=True, log=log, row_bytes=64)
-    # requests of 124 rows of 64 bytes, which fit 8 KiB: less than that is read more often
+    # requests of 127 rows of 64 bytes, which just fit 8 KiB: less than that is read more often
     # and more than that is read for nothing
     assert found.block_bytes == 8192
     chosen = next(size for size in found.sizes if size.block_bytes == 8192)
     assert chosen.rows_per_block == 127
     assert chosen.blocks_per_request is not None
-    useful = 124 * 64 / chosen.blocks_per_request * chosen.reads_per_second
+    useful = 127 * 64 / chosen.blocks_per_request * chosen.reads_per_second
     assert chosen.useful_bytes_per_second == pytest.approx(useful)
 
 

@@ -11,8 +11,8 @@ from bandana_kv.simulate.replay import Replayed, Stream, run
 
 __all__ = ["Ranked", "candidates", "race"]
 
-_SCREEN_ROWS, _FINAL_ROWS = 100, 500
-_FINALISTS = 4
+_SCREEN_ROWS, _FINAL_ROWS = 40, 300
+_FINALISTS = 6
 # A policy must be this much better to be preferred to a plainer one.
 _WORTH = 0.998
 _MOST_LOOKUPS = 2_000_000
@@ -20,10 +20,20 @@ _MOST_LOOKUPS = 2_000_000
 
 @dataclass(frozen=True)
 class Ranked:
-    """A policy and the block reads per lookup that its simulation counted."""
+    """A policy and what its simulation counted.
+
+    Attributes
+    ----------
+    policy : Policy
+    reads_per_lookup : float
+        Block reads.
+    rate : float
+        Share of the table's rows that were simulated.
+    """
 
     policy: Policy
     reads_per_lookup: float
+    rate: float
 
 
 def candidates() -> tuple[Policy, ...]:
@@ -54,8 +64,8 @@ def race(
 ) -> list[Ranked]:
     """Rank `policies` by block reads per lookup, the best first.
 
-    All run on a sample that leaves their caches about a hundred rows; the best four, and the
-    plainest, again on one five times as large.
+    All run on a sample that leaves their caches some forty rows; the best six, and the
+    plainest, again on one that leaves them three hundred.
 
     Parameters
     ----------
@@ -71,8 +81,8 @@ def race(
     Returns
     -------
     list of Ranked
-        The finalists. Cost: a tenth of replaying the stream once for each policy, or less,
-        where it is large; short streams and small caches are replayed whole.
+        The finalists. Cost: less than a tenth of replaying the stream once for each policy
+        where the cache holds some thousand rows; small caches are replayed whole.
     """
     smallest = [min(capacity_rows.values())]
     screen = _sampled(stream, layout, rate_for(smallest, _SCREEN_ROWS), seed)
@@ -98,7 +108,7 @@ def _ranked(
 
     counted = in_threads(count, policies)
     ranked = [
-        Ranked(policy, small.reads_per_lookup(each))
+        Ranked(policy, small.reads_per_lookup(each), small.rate)
         for policy, each in zip(policies, counted, strict=True)
     ]
     return sorted(ranked, key=lambda each: each.reads_per_lookup)

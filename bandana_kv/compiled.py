@@ -87,11 +87,12 @@ def inlined(function: F) -> F:
 
 def _compiled(function: F, options: dict[str, bool]) -> F:
     options = {"nogil": True, **options}
+    njit: Any = numba.njit  # its types do not know `_nrt`
     try:
-        dispatcher: Any = numba.njit(cache=True, error_model="numpy", **options)(function)
+        dispatcher: Any = njit(cache=True, error_model="numpy", **options)(function)
     except RuntimeError:  # numba finds no directory that it may write to
         _warn_uncached()
-        dispatcher = numba.njit(error_model="numpy", **options)(function)
+        dispatcher = njit(error_model="numpy", **options)(function)
     else:
         _stamp(dispatcher._cache)
     typed: F = dispatcher

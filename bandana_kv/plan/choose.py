@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -188,12 +189,14 @@ def choose_plan(
     shares = allocate(curves, int(cache_bytes))
     planned = {}
     for each in subjects:
-        draft, share = drafts[each.name], shares[each.name]
-        choice = choose(
-            each, lambda p, e=each, b=share: capacity_for(p, b, e.row_bytes, e.rows), draft.base
-        )
+        draft = drafts[each.name]
+        choice = choose(each, partial(_capacity, each, shares[each.name]), draft.base)
         planned[each.name] = TablePlan(draft.plan.points, each.log.lookups, choice)
     return Plan(PLAN_FORMAT, int(cache_bytes), seed, planned)
+
+
+def _capacity(subject: Subject, cache_bytes: int, policy: Policy) -> int:
+    return capacity_for(policy, cache_bytes, subject.row_bytes, subject.rows)
 
 
 def _subjects(

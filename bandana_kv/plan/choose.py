@@ -18,7 +18,14 @@ from bandana_kv.layout import Layout
 from bandana_kv.placement import Placement, place
 from bandana_kv.plan.allocate import allocate
 from bandana_kv.plan.data import PLAN_FORMAT, Choice, Plan, Predicted, TablePlan
-from bandana_kv.plan.points import best_points, capacities_of, judged, scaled, split
+from bandana_kv.plan.points import (
+    LEAST_REQUESTS,
+    best_points,
+    capacities_of,
+    judged,
+    scaled,
+    split,
+)
 from bandana_kv.policy import Admission, Policy
 from bandana_kv.progress import Progress
 from bandana_kv.simulate.bound import lower_bound
@@ -256,7 +263,7 @@ class Base:
         if parts is None:
             raise InputError(
                 f"table {subject.name!r}: a log of {subject.log.requests} requests is too short "
-                "to judge a plan by; 100 are the least"
+                f"to judge a plan by; {LEAST_REQUESTS} are the least"
             )
         plain = [_Arranged.of(subject, *parts, method) for method in _METHODS]
         capacity_rows = dict.fromkeys(_TRIED, max(1, round(_TRIED_SHARE * subject.rows)))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -321,8 +322,10 @@ def choose(
     capacities = {policy: capacity_of(policy) for policy in policies}
     first, *others = base.plain
     ranked = race(first.stream, first.layout, policies, capacities, subject.seed)
-    tried = first.count([each.policy for each in ranked], capacities)
-    tried.sort(key=lambda each: policies.index(each.policy))
+    finalists = {each.policy for each in ranked}
+    # Judged warm they are alike, but a store opens cold.
+    finalists |= {msgspec.structs.replace(each, seed_weight=1.0) for each in finalists}
+    tried = first.count([each for each in policies if each in finalists], capacities)
     best = [each.policy for each in sorted(tried, key=_reads)[:_POLICIES_EACH]]
     resident_rows = round(_RESIDENT_SHARE * max(capacities[policy] for policy in best))
     if resident_rows:

@@ -11,7 +11,7 @@ from bandana_kv.simulate.replay import Replayed, Stream, run
 
 __all__ = ["Ranked", "candidates", "race"]
 
-_SCREEN_ROWS, _FINAL_ROWS = 40, 300
+_SCREEN_ROWS, _FINAL_ROWS = 30, 300
 _FINALISTS = 6
 # A policy must be this much better to be preferred to a plainer one.
 _WORTH = 0.998
@@ -66,7 +66,7 @@ def race(
 ) -> list[Ranked]:
     """Rank `policies` by block reads per lookup, the best first.
 
-    All run on a sample that leaves their caches some forty rows; the best six, and the
+    All run on a sample that leaves their caches some thirty rows; the best six, and the
     plainest, again on one that leaves them three hundred.
 
     Parameters

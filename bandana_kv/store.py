@@ -17,8 +17,10 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from bandana_kv import adapters, manifest
+from bandana_kv.advice import DEFAULT_DEPTH, depth_of, given_profile
 from bandana_kv.arrays import map_array
 from bandana_kv.cache.state import capacity_for
+from bandana_kv.device import DeviceProfile
 from bandana_kv.errors import BandanaError, IdError, InputError, TableNotFoundError
 from bandana_kv.layout import Layout
 from bandana_kv.plan.allocate import allocate
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["EmbeddingStore", "open"]
 
 DEFAULT_CACHE_BYTES = 64 << 20
-DEFAULT_READERS = 16
 
 
 class EmbeddingStore:
@@ -262,7 +263,8 @@ def open(
     policy: Policy | None = None,
     admission: str | None = None,
     threshold: int | None = None,
-    readers: int = DEFAULT_READERS,
+    readers: int | None = None,
+    profile: DeviceProfile | str | os.PathLike[str] | None = None,
     coalesce: bool = True,
 ) -> EmbeddingStore:
     """Open the newest version of the store at `path` for serving.
@@ -282,7 +284,10 @@ def open(
         Override the plan for all tables, as in :func:`bandana_kv.load`.
     readers
         Threads that read; with engines that read one block after the other in a thread,
-        this is the queue depth that the device sees.
+        this is the queue depth that the device sees. By default the profile's.
+    profile
+        What ``tools/profile_device.py`` found on this device, or the path of it. By default
+        what the store was loaded with; without any, 16 reads are in flight.
     coalesce
         Read a block once for a request. False reads one block for each missed row, which
         is what a store without blocks costs: a yardstick.
@@ -309,6 +314,9 @@ def open(
     """
     root = Path(path)
     override = asked_policy(policy, admission, threshold)
+    advice = given_profile(profile)
+    if readers is None:
+        readers = depth_of(root, advice) if root.is_dir() else DEFAULT_DEPTH
     if not isinstance(readers, (int, np.integer)) or readers < 1:
         raise InputError(f"readers {readers!r} is not a whole number from 1 up")
     while True:

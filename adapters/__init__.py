@@ -38,6 +38,7 @@ _GROUP = "bandana_kv.adapters"
 # Name -> module, class, and the package to install; imported on first use, so that an
 # engine that is not installed hurts only those who ask for it.
 _BUILT_IN = {
+    "blockfile": ("bandana_kv.adapters.blockfile", "BlockfileAdapter", ""),
     "lmdb": ("bandana_kv.adapters.lmdb", "LmdbAdapter", "lmdb"),
     "memory": ("bandana_kv.adapters.memory", "MemoryAdapter", ""),
     "rocksdb": ("bandana_kv.adapters.rocksdb", "RocksdbAdapter", "rocksdict"),

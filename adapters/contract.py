@@ -44,6 +44,7 @@ __all__ = [
     "Payloads",
     "block_keys",
     "describe_key",
+    "empty_payloads",
     "key_bytes",
     "space_bounds",
 ]
@@ -119,6 +120,16 @@ def key_bytes(keys: Keys) -> list[bytes]:
     return [raw[at : at + _KEY_BYTES] for at in range(0, len(raw), _KEY_BYTES)]
 
 
+def empty_payloads(count: int, payload_bytes: int) -> Payloads:
+    """Return an array for `count` payloads that begins at a page's boundary.
+
+    Direct reads can fill it without a copy if `payload_bytes` is whole pages too.
+    """
+    held = np.empty(count * payload_bytes + PAGE_BYTES, np.uint8)
+    start = -held.ctypes.data % PAGE_BYTES
+    return held[start : start + count * payload_bytes].reshape(count, payload_bytes)
+
+
 @dataclass(frozen=True)
 class Capabilities:
     """What one opened adapter can do.
@@ -135,7 +146,8 @@ class Capabilities:
         A child process may go on reading with the adapter that its parent opened.
     queue_depth
         How reads reach the device's queue depth: ``"threads"`` when each thread keeps
-        one read in flight, ``"none"`` when there is no device.
+        one read in flight, ``"call"`` when one call keeps many, ``"none"`` when there is
+        no device.
     """
 
     persistent: bool
@@ -511,7 +523,7 @@ class Adapter(ABC):
     def _checked_out(self, out: Payloads | None, count: int) -> Payloads:
         shape = (count, self.payload_bytes)
         if out is None:
-            return np.empty(shape, np.uint8)
+            return empty_payloads(count, self.payload_bytes)
         array = np.asarray(out)
         if array is not out or out.dtype != np.uint8 or out.shape != shape:
             raise InputError(f"out must be a uint8 array of shape {shape}")

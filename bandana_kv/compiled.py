@@ -34,13 +34,15 @@ def _package_stamp() -> tuple[float, int]:
 _STAMP = _package_stamp()
 
 
-def _stamp(cache: Any) -> None:
-    """Tie a kernel's cached machine code to the state of the whole package."""
+def _stamp(cache: Any, function: Callable[..., Any]) -> None:
+    """Tie a kernel's cached machine code to the state of its file and the whole package."""
     index_file: Any = caching.IndexDataCacheFile
+    # In a source checkout adapters lie outside of the package's directory.
+    own = Path(function.__code__.co_filename).stat()
     cache._cache_file = index_file(
         cache_path=cache._cache_path,
         filename_base=cache._impl.filename_base,
-        source_stamp=_STAMP,
+        source_stamp=(max(_STAMP[0], own.st_mtime), _STAMP[1] + own.st_size),
     )
 
 
@@ -87,13 +89,14 @@ def inlined(function: F) -> F:
 
 def _compiled(function: F, options: dict[str, bool]) -> F:
     options = {"nogil": True, **options}
+    njit: Any = numba.njit  # its types do not know `_nrt`
     try:
-        dispatcher: Any = numba.njit(cache=True, error_model="numpy", **options)(function)
+        dispatcher: Any = njit(cache=True, error_model="numpy", **options)(function)
     except RuntimeError:  # numba finds no directory that it may write to
         _warn_uncached()
-        dispatcher = numba.njit(error_model="numpy", **options)(function)
+        dispatcher = njit(error_model="numpy", **options)(function)
     else:
-        _stamp(dispatcher._cache)
+        _stamp(dispatcher._cache, function)
     typed: F = dispatcher
     return typed
 

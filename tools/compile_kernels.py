@@ -10,6 +10,7 @@ import numpy as np
 
 import bandana_kv
 from bandana_kv import AccessLog
+from bandana_kv.policy import Admission, Policy
 from bandana_kv.tools.console import errors_named, out
 
 __all__ = ["main"]
@@ -35,14 +36,17 @@ def main() -> None:
         # A log read from a file has read-only arrays, which kernels tell from others.
         log.write(Path(directory) / "log.npz")
         read = AccessLog.read(Path(directory) / "log.npz")
-        for copies in (0.0, 0.2):
+        for adapter, copies in (("memory", 0.0), ("blockfile", 0.2)):
             bandana_kv.load(
-                store, {"rows": rows}, {"rows": read}, adapter="memory", replicate=copies
+                store, {"rows": rows}, {"rows": read}, adapter=adapter, replicate=copies
             )
-            with bandana_kv.open(store, cache_bytes=1 << 16) as opened:
-                for dtype in (np.int64, np.int32, np.uint32):
-                    for request in requests[:20]:
-                        opened.multi_get("rows", request.astype(dtype))
+            # Where hits relink, as under LRU, another kernel looks up.
+            for policy in (Policy(), Policy("tinylfu", Admission("online"))):
+                with bandana_kv.open(store, cache_bytes=1 << 16, policy=policy) as opened:
+                    for dtype in (np.int64, np.int32, np.uint32):
+                        for request in requests[:20]:
+                            opened.multi_get("rows", request.astype(dtype))
+                            opened.get("rows", 1)
     out.print("kernels are compiled")
 
 

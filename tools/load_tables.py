@@ -10,6 +10,7 @@ import click
 import bandana_kv
 from bandana_kv import adapters
 from bandana_kv.placement import methods
+from bandana_kv.plan import Plan
 from bandana_kv.policy import Rule
 from bandana_kv.tools.console import Bar, by_table, errors_named, out
 
@@ -38,6 +39,9 @@ __all__ = ["main"]
 @click.option("--adapter", default="lmdb", show_default=True, help=", ".join(adapters.names()))
 @click.option("--placement", default="shp", show_default=True, help=", ".join(methods()))
 @click.option(
+    "--plan", "planned", type=click.Path(path_type=Path), help="What tools/plan_cache.py made."
+)
+@click.option(
     "--replicate",
     default=0.0,
     show_default=True,
@@ -57,6 +61,7 @@ def main(
     logs: dict[str, str],
     adapter: str,
     placement: str,
+    planned: Path | None,
     replicate: float,
     admission: str | None,
     threshold: int | None,
@@ -68,6 +73,7 @@ def main(
     command is stopped, the version that was served before goes on being served.
     """
     read = {name: bandana_kv.AccessLog.read(path) for name, path in logs.items()}
+    plan = None if planned is None else Plan.read(planned)
     with Bar() as progress:
         version = bandana_kv.load(
             directory,
@@ -75,6 +81,7 @@ def main(
             read,
             adapter=adapter,
             placement=placement,
+            plan=plan,
             replicate=replicate,
             admission=admission,
             threshold=threshold,

@@ -15,11 +15,12 @@ alone.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.compiled import inlined, kernel
+from bandana_kv.compiled import inlined, kernel, signed
 from bandana_kv.heat import counts_of_heat
 
 __all__ = ["age", "bump", "credit", "random32", "seeded"]
@@ -30,7 +31,7 @@ _CODES = 256
 _ONE = 2.0**32
 
 
-def _split(codes: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
+def _split(codes: NDArray[np.floating[Any]]) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
     """Return each value's whole code below, and the chance of the next one, of 2**32."""
     values = _VALUES
     below = np.clip(np.searchsorted(values, codes, "right") - 1, 0, _CODES - 2)
@@ -92,7 +93,7 @@ def random32(number: int) -> int:
     bits = np.uint64(number) * np.uint64(0x9E3779B97F4A7C15)
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.int64((bits ^ (bits >> np.uint64(31))) >> np.uint64(32))
+    return signed((bits ^ (bits >> np.uint64(31))) >> np.uint64(32))
 
 
 @inlined

@@ -37,7 +37,7 @@ from bandana_kv.cache.state import (
     SIEVE,
     TINYLFU,
 )
-from bandana_kv.compiled import inlined
+from bandana_kv.compiled import inlined, signed
 
 __all__ = ["mark_used", "settle", "unsettle", "used", "victim"]
 
@@ -103,7 +103,7 @@ def _coldest(held: np.ndarray, marks: np.ndarray, live: np.ndarray, number: int)
     coldest, least = 0, 1 << 30
     for draw in range(_SAMPLE):
         slot = (random32(number * _SAMPLE + draw) * held.size) >> 32
-        code = np.int64(live[held[slot]]) - (_LOW_CODES if marks[slot] & LOW else 0)
+        code = signed(live[held[slot]]) - (_LOW_CODES if marks[slot] & LOW else 0)
         if code < least:
             coldest, least = slot, code
     return coldest

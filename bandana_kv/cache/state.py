@@ -174,7 +174,8 @@ def make_state(
     clock = np.array([0, buckets.size == rows, -1, 0, 0, 0, 0, 0, 0], np.int64)
     live = np.zeros(0, np.uint8)
     half_life = max(1, round(policy.half_life * capacity_rows))
-    if policy.watches_heat:
+    # Without a cache nothing is decided by heat, and its half-life would be no time at all.
+    if policy.watches_heat and capacity_rows:
         live = seeded(heat, half_life, policy.seed_weight)
     ends = empty_queues(2, halved=sizes.halved > 0)
     rules = np.array(

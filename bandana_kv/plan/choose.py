@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,27 +16,37 @@ from bandana_kv.cache.state import cache_bytes_of, capacity_for
 from bandana_kv.errors import InputError
 from bandana_kv.layout import Layout
 from bandana_kv.placement import Placement, place
-from bandana_kv.placement.measure import layout_of
 from bandana_kv.plan.allocate import allocate
 from bandana_kv.plan.data import PLAN_FORMAT, Choice, Plan, Predicted, TablePlan
-from bandana_kv.plan.points import best_points, capacities_of, judged, scaled, split
-from bandana_kv.policy import Policy
+from bandana_kv.plan.points import (
+    LEAST_REQUESTS,
+    best_points,
+    capacities_of,
+    judged,
+    scaled,
+    split,
+)
+from bandana_kv.policy import Admission, Policy
 from bandana_kv.progress import Progress
 from bandana_kv.simulate.bound import lower_bound
 from bandana_kv.simulate.miniature import in_threads
 from bandana_kv.simulate.race import candidates, race
-from bandana_kv.simulate.replay import Replayed, Stream, run, run_parts, stream_of
+from bandana_kv.simulate.replay import Replayed, Stream, replay, run, run_parts
 from bandana_kv.sources import open_rows
 
-__all__ = ["Subject", "choose", "choose_plan"]
+__all__ = ["Base", "Subject", "choose", "choose_plan"]
 
 _PAGE_BYTES, _OVERHEAD_BYTES = 4096, 96
-_RESIDENT_SHARES = (0.5, 0.9)
-_OTHER_METHODS = ("popularity", "identity")
+# Rows that DRAM will hold anyway, and the placement leaves out: a share of what it has room for.
+_RESIDENT_SHARE = 0.9
+_METHODS = ("shp", "popularity", "identity")
+# Placements are first compared under these, with DRAM for so many of the rows.
+_TRIED = (Policy(), Policy("tinylfu", Admission("online")))
+_TRIED_SHARE = 0.05
 _PARTS = 5
 _POLICIES_EACH = 2
-# Another placement must save this much of what the plain one reads: it was chosen from several.
-_WORTH = 0.995
+# A candidate must save this much of what a plainer one reads: it was chosen from several.
+_WORTH = 0.998
 
 
 @dataclass(frozen=True)
@@ -74,11 +85,39 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class _Candidate:
-    """A placement and a policy, and what they cost on each part of the log kept back."""
+class _Arranged:
+    """A placement from the earlier requests, and the later ones as replays see them under it."""
 
     method: str
     resident_rows: int
+    placement: Placement
+    stream: Stream
+    layout: Layout
+
+    @staticmethod
+    def of(
+        subject: Subject, learn: AccessLog, judge: AccessLog, method: str, resident_rows: int = 0
+    ) -> _Arranged:
+        placement = subject.placed(learn, method, resident_rows)
+        return _Arranged(method, resident_rows, placement, *judged(learn, judge, placement))
+
+    def count(self, policies: Sequence[Policy], capacity_rows: Mapping[Policy, int]) -> _Counted:
+        """Count what each policy costs."""
+        counted = in_threads(
+            lambda each: run_parts(self.stream, self.layout, each, capacity_rows[each], _PARTS),
+            policies,
+        )
+        return [
+            _Candidate(self, policy, capacity_rows[policy], parts)
+            for policy, parts in zip(policies, counted, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A placement and a policy, and what they cost on each part of the log kept back."""
+
+    where: _Arranged
     policy: Policy
     capacity_rows: int
     parts: list[Replayed]
@@ -89,8 +128,12 @@ class _Candidate:
         return sum(part.block_reads for part in self.parts) / max(1, lookups)
 
     def __str__(self) -> str:
-        resident = f" without {self.resident_rows} resident rows" if self.resident_rows else ""
-        return f"{self.method}{resident}, {self.policy}"
+        rows = self.where.resident_rows
+        resident = f" without {rows} resident rows" if rows else ""
+        return f"{self.where.method}{resident}, {self.policy}"
+
+
+_Counted = list[_Candidate]
 
 
 def choose_plan(
@@ -153,12 +196,14 @@ def choose_plan(
     shares = allocate(curves, int(cache_bytes))
     planned = {}
     for each in subjects:
-        draft, share = drafts[each.name], shares[each.name]
-        choice = choose(
-            each, lambda p, e=each, b=share: capacity_for(p, b, e.row_bytes, e.rows), draft.base
-        )
+        draft = drafts[each.name]
+        choice = choose(each, partial(_capacity, each, shares[each.name]), draft.base)
         planned[each.name] = TablePlan(draft.plan.points, each.log.lookups, choice)
     return Plan(PLAN_FORMAT, int(cache_bytes), seed, planned)
+
+
+def _capacity(subject: Subject, cache_bytes: int, policy: Policy) -> int:
+    return capacity_for(policy, cache_bytes, subject.row_bytes, subject.rows)
 
 
 def _subjects(
@@ -190,53 +235,70 @@ def _subjects(
 
 
 @dataclass(frozen=True)
-class _Base:
-    """The plain placement from the earlier requests, and the later ones to judge by."""
+class Base:
+    """A table's log, and the placements that need no DRAM named.
+
+    Attributes
+    ----------
+    learn, judge : AccessLog
+        The earlier requests, and the later ones.
+    plain : tuple of arranged placements
+        The one that serves the later requests best comes first.
+    """
 
     learn: AccessLog
     judge: AccessLog
-    placement: Placement
-    stream: Stream
-    layout: Layout
+    plain: tuple[_Arranged, ...]
 
     @staticmethod
-    def of(subject: Subject) -> _Base:
+    def of(subject: Subject) -> Base:
+        """Place the table in every plain way, and try each under a usual amount of DRAM.
+
+        Raises
+        ------
+        InputError
+            The log is too short to judge by.
+        """
         parts = split(subject.log)
         if parts is None:
             raise InputError(
                 f"table {subject.name!r}: a log of {subject.log.requests} requests is too short "
-                "to judge a plan by; 100 are the least"
+                f"to judge a plan by; {LEAST_REQUESTS} are the least"
             )
-        placement = subject.placed(parts[0], "shp", 0)
-        return _Base(*parts, placement, *judged(*parts, placement))
+        plain = [_Arranged.of(subject, *parts, method) for method in _METHODS]
+        capacity_rows = dict.fromkeys(_TRIED, max(1, round(_TRIED_SHARE * subject.rows)))
+        tried = [each for where in plain for each in where.count(_TRIED, capacity_rows)]
+        first = _plainest_of_the_best(tried).where
+        return Base(*parts, (first, *(each for each in plain if each is not first)))
 
 
 @dataclass(frozen=True)
 class _Draft:
     """A table before it is known how much DRAM it gets."""
 
-    base: _Base
+    base: Base
     plan: TablePlan
     reads_without_cache: float
 
     @staticmethod
     def of(subject: Subject) -> _Draft:
-        base = _Base.of(subject)
+        base = Base.of(subject)
+        where = base.plain[0]
         points = best_points(
-            base.stream,
-            base.layout,
+            where.stream,
+            where.layout,
             capacities_of(subject.rows),
             subject.seed,
             subject.progress,
             subject.name,
         )
-        bare = run(base.stream, base.layout, Policy(), 0)
+        bare = run(where.stream, where.layout, Policy(), 0)
         plan = TablePlan(points, subject.log.lookups)
         return _Draft(base, plan, bare.reads_per_lookup * subject.log.lookups)
 
 
 def choose(
-    subject: Subject, capacity_of: Callable[[Policy], int], base: _Base | None = None
+    subject: Subject, capacity_of: Callable[[Policy], int], base: Base | None = None
 ) -> Choice:
     """Choose a table's placement and policy for its share of the DRAM.
 
@@ -254,46 +316,34 @@ def choose(
     InputError
         The log is too short to judge by.
     """
-    base = base or _Base.of(subject)
+    base = base or Base.of(subject)
     policies = candidates()
     capacities = {policy: capacity_of(policy) for policy in policies}
-    ranked = race(base.stream, base.layout, policies, capacities, subject.seed)
-    best = [each.policy for each in ranked[:_POLICIES_EACH]]
-    tried = _count(base.stream, base.layout, "shp", 0, best, capacities)
-    for method, resident_rows in _others(max(capacities[policy] for policy in best)):
-        placement = subject.placed(base.learn, method, resident_rows)
-        stream, layout = judged(base.learn, base.judge, placement)
-        tried += _count(stream, layout, method, resident_rows, best, capacities)
-    ordered = sorted(tried, key=lambda each: each.reads_per_lookup)
-    # Ties go to what was tried first, which is the plainest.
-    winner = next(e for e in tried if e.reads_per_lookup * _WORTH <= ordered[0].reads_per_lookup)
-    rival = next(each for each in ordered if each is not winner)
+    first, *others = base.plain
+    ranked = race(first.stream, first.layout, policies, capacities, subject.seed)
+    tried = first.count([each.policy for each in ranked], capacities)
+    tried.sort(key=lambda each: policies.index(each.policy))
+    best = [each.policy for each in sorted(tried, key=_reads)[:_POLICIES_EACH]]
+    resident_rows = round(_RESIDENT_SHARE * max(capacities[policy] for policy in best))
+    if resident_rows:
+        others.append(_Arranged.of(subject, base.learn, base.judge, "shp", resident_rows))
+    tried += [each for where in others for each in where.count(best, capacities)]
+    winner = _plainest_of_the_best(tried)
+    rival = min((each for each in tried if each is not winner), key=_reads)
     return _choice(subject, base, winner, rival)
 
 
-def _others(capacity_rows: int) -> list[tuple[str, int]]:
-    resident = [("shp", round(share * capacity_rows)) for share in _RESIDENT_SHARES]
-    return [each for each in resident if each[1]] + [(method, 0) for method in _OTHER_METHODS]
+def _reads(candidate: _Candidate) -> float:
+    return candidate.reads_per_lookup
 
 
-def _count(
-    stream: Stream,
-    layout: Layout,
-    method: str,
-    resident_rows: int,
-    policies: list[Policy],
-    capacities: dict[Policy, int],
-) -> list[_Candidate]:
-    counted = in_threads(
-        lambda policy: run_parts(stream, layout, policy, capacities[policy], _PARTS), policies
-    )
-    return [
-        _Candidate(method, resident_rows, policy, capacities[policy], parts)
-        for policy, parts in zip(policies, counted, strict=True)
-    ]
+def _plainest_of_the_best(tried: Sequence[_Candidate]) -> _Candidate:
+    """Return the first of those that are nearly as good as the best; the plainest comes first."""
+    least = min(_reads(each) for each in tried)
+    return next(each for each in tried if _reads(each) * _WORTH <= least)
 
 
-def _choice(subject: Subject, base: _Base, winner: _Candidate, rival: _Candidate) -> Choice:
+def _choice(subject: Subject, base: Base, winner: _Candidate, rival: _Candidate) -> Choice:
     costs = [part.reads_per_lookup for part in winner.parts]
     wins = sum(
         mine.block_reads <= its.block_reads
@@ -304,12 +354,14 @@ def _choice(subject: Subject, base: _Base, winner: _Candidate, rival: _Candidate
         winner.reads_per_lookup, min(costs), max(costs), baseline, min(bound, baseline)
     )
     policy = scaled(winner.policy)
-    used = cache_bytes_of(policy, winner.capacity_rows, subject.row_bytes, subject.rows)
+    used = 0
+    if winner.capacity_rows:
+        used = cache_bytes_of(policy, winner.capacity_rows, subject.row_bytes, subject.rows)
     return Choice(
         cache_bytes=used,
         capacity_rows=winner.capacity_rows,
-        placement=winner.method,
-        resident_rows=winner.resident_rows,
+        placement=winner.where.method,
+        resident_rows=winner.where.resident_rows,
         policy=policy,
         predicted=predicted,
         runner_up=(str(rival), rival.reads_per_lookup),
@@ -318,25 +370,15 @@ def _choice(subject: Subject, base: _Base, winner: _Candidate, rival: _Candidate
     )
 
 
-def _yardsticks(subject: Subject, base: _Base, winner: _Candidate) -> tuple[float, float]:
+def _yardsticks(subject: Subject, base: Base, winner: _Candidate) -> tuple[float, float]:
     """Return reads per lookup of the baseline, and of the lower bound for the chosen layout."""
+    stream, placement = winner.where.stream, winner.where.placement
+    log = AccessLog(stream.offsets, placement.id_of_position()[stream.positions])
     shuffled = subject.placed(base.learn, "shuffled", 0)
-    warm = base.stream.warm_requests
-    stream = stream_of(_replayed_log(base), shuffled, warm)
-    rowless = layout_of(shuffled, np.zeros(subject.rows, np.uint8))
-    baseline = run(stream, rowless, Policy(), winner.capacity_rows, coalesce=False)
-    placement = base.placement
-    if (winner.method, winner.resident_rows) != ("shp", 0):
-        placement = subject.placed(base.learn, winner.method, winner.resident_rows)
-    log = _replayed_log(base)
-    reads = lower_bound(log, placement, winner.capacity_rows, warm_requests=warm)
+    rows, warm = winner.capacity_rows, stream.warm_requests
+    baseline = replay(log, shuffled, rows, coalesce=False, warm_requests=warm)
+    reads = lower_bound(log, placement, rows, warm_requests=warm)
     return baseline.reads_per_lookup, reads / max(1, baseline.lookups)
-
-
-def _replayed_log(base: _Base) -> AccessLog:
-    """Return the requests of the base's stream as ids."""
-    ids = base.placement.id_of_position()[base.stream.positions]
-    return AccessLog(base.stream.offsets, ids)
 
 
 def _reason(winner: _Candidate, rival: _Candidate, predicted: Predicted) -> str:

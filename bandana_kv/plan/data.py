@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from bandana_kv.cache.state import cache_bytes_of, capacity_for
+from bandana_kv.cache.state import cache_bytes_of
 from bandana_kv.errors import FormatError, InputError
 from bandana_kv.policy import Policy
 
@@ -122,21 +122,22 @@ class TablePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lookups: int = 0
     choice: Choice | None = None
 
-    def policy_at(self, capacity_rows: int) -> Policy:
-        """Return the policy planned for the amount of DRAM nearest to `capacity_rows`."""
-        known: list[tuple[int, Policy]] = [
-            (each.capacity_rows, each.policy) for each in self.points
+    def policy_for(self, cache_bytes: int, row_bytes: int, rows: int) -> Policy:
+        """Return the policy planned for the amount of DRAM nearest to `cache_bytes`.
+
+        Nearest by ratio. For what the choice was made for it is the choice's.
+        """
+        known = [
+            (cache_bytes_of(each.policy, each.capacity_rows, row_bytes, rows), each.policy)
+            for each in self.points
         ]
         if self.choice is not None:
-            known.append((self.choice.capacity_rows, self.choice.policy))
-        if not known:
-            return Policy()
-        target = math.log(max(capacity_rows, 0.5))
-        return min(known, key=lambda each: abs(math.log(max(each[0], 0.5)) - target))[1]
-
-    def policy_for(self, cache_bytes: int, row_bytes: int, rows: int) -> Policy:
-        """Return the policy planned for the amount of DRAM nearest to `cache_bytes`."""
-        return self.policy_at(capacity_for(Policy(), cache_bytes, row_bytes, rows))
+            known.insert(0, (self.choice.cache_bytes, self.choice.policy))
+        target = math.log(max(cache_bytes, 1))
+        nearest = min(
+            known, key=lambda each: abs(math.log(max(each[0], 1)) - target), default=(0, Policy())
+        )
+        return nearest[1]
 
     def curve(self, row_bytes: int, rows: int) -> list[tuple[int, float]]:
         """Return DRAM in bytes and block reads of the whole log, a pair a point."""
@@ -210,6 +211,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                     f"({PLAN_FORMAT}); upgrade bandana_kv"
                 )
             plan = msgspec.json.decode(text, type=Plan)
+            if found < 1 or plan.cache_bytes < 0 or plan.seed < 0:
+                raise ValueError("numbers are out of range")
             for table in plan.tables.values():
                 check_numbers(table)
         except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:

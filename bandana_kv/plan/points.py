@@ -21,6 +21,7 @@ from bandana_kv.simulate.replay import Stream, stream_of
 __all__ = [
     "CACHE_FRACTIONS",
     "LEARN_SHARE",
+    "LEAST_REQUESTS",
     "best_points",
     "capacities_of",
     "judged",
@@ -30,7 +31,7 @@ __all__ = [
 
 CACHE_FRACTIONS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 LEARN_SHARE = 0.8
-_LEAST_REQUESTS = 20
+LEAST_REQUESTS = 100
 
 
 def split(log: AccessLog) -> tuple[AccessLog, AccessLog] | None:
@@ -39,8 +40,7 @@ def split(log: AccessLog) -> tuple[AccessLog, AccessLog] | None:
     None where there are too few to judge by. The later part, so that traffic which drifts is
     seen to drift.
     """
-    learn, judge = log.split(train=LEARN_SHARE, ordered=True)
-    return None if judge.requests < _LEAST_REQUESTS else (learn, judge)
+    return None if log.requests < LEAST_REQUESTS else log.split(train=LEARN_SHARE, ordered=True)
 
 
 def judged(learn: AccessLog, judge: AccessLog, placement: Placement) -> tuple[Stream, Layout]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -216,10 +217,7 @@ def curve(
     reads, misses = [], []
     for seed in seeds if rate < 1.0 else seeds[:1]:
         small = whole(stream, layout) if rate == 1.0 else miniature(stream, layout, rate, seed)
-        points = in_threads(
-            lambda rows, s=small: run(s.stream, s.layout, policy or Policy(), s.capacity(rows)),
-            capacities_rows,
-        )
+        points = in_threads(partial(_run_small, small, policy or Policy()), capacities_rows)
         reads.append([small.reads_per_lookup(point) for point in points])
         misses.append([1.0 - point.hit_rate for point in points])
     return Curve(
@@ -230,6 +228,10 @@ def curve(
         np.max(reads, axis=0),
         rate,
     )
+
+
+def _run_small(small: Miniature, policy: Policy, capacity_rows: int) -> Replayed:
+    return run(small.stream, small.layout, policy, small.capacity(capacity_rows))
 
 
 def whole(stream: Stream, layout: Layout) -> Miniature:

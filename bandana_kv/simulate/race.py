@@ -11,19 +11,31 @@ from bandana_kv.simulate.replay import Replayed, Stream, run
 
 __all__ = ["Ranked", "candidates", "race"]
 
-_SCREEN_ROWS, _FINAL_ROWS = 100, 500
-_FINALISTS = 4
+_SCREEN_ROWS, _FINAL_ROWS = 40, 300
+_FINALISTS = 6
 # A policy must be this much better to be preferred to a plainer one.
 _WORTH = 0.998
 _MOST_LOOKUPS = 2_000_000
+# Live heat is halved in a sweep over the table: so many rows a lookup at most are affordable.
+_MOST_AGED = 64
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """A policy and the block reads per lookup that its simulation counted."""
+    """A policy and what its simulation counted.
+
+    Attributes
+    ----------
+    policy : Policy
+    reads_per_lookup : float
+        Block reads.
+    rate : float
+        Share of the table's rows that were simulated.
+    """
 
     policy: Policy
     reads_per_lookup: float
+    rate: float
 
 
 def candidates() -> tuple[Policy, ...]:
@@ -54,15 +66,16 @@ def race(
 ) -> list[Ranked]:
     """Rank `policies` by block reads per lookup, the best first.
 
-    All run on a sample that leaves their caches about a hundred rows; the best four, and the
-    plainest, again on one five times as large.
+    All run on a sample that leaves their caches some forty rows; the best six, and the
+    plainest, again on one that leaves them three hundred.
 
     Parameters
     ----------
     stream, layout
         The requests, and how the rows lie.
     policies
-        The plainest first: it wins ties, and gains below a fifth of a per cent.
+        The plainest first: it wins ties, and gains below a fifth of a per cent. Where caches
+        are so small that live heat would cost more than reads, none that needs it takes part.
     capacity_rows
         Rows that DRAM holds under each policy.
     seed
@@ -71,10 +84,11 @@ def race(
     Returns
     -------
     list of Ranked
-        The finalists. Cost: a tenth of replaying the stream once for each policy, or less,
-        where it is large; short streams and small caches are replayed whole.
+        The finalists. Cost: less than a tenth of replaying the stream once for each policy
+        where the cache holds some thousand rows; small caches are replayed whole.
     """
-    smallest = [min(capacity_rows.values())]
+    policies = _affordable(policies, capacity_rows, layout.heat.size)
+    smallest = [min(capacity_rows[policy] for policy in policies)]
     screen = _sampled(stream, layout, rate_for(smallest, _SCREEN_ROWS), seed)
     ranked = _ranked(screen, policies, capacity_rows)
     if screen.rate == 1.0:
@@ -83,6 +97,19 @@ def race(
     finalists = tuple(policy for policy in policies if policy in best)
     final = _sampled(stream, layout, rate_for(smallest, _FINAL_ROWS), seed + 1)
     return _plainest_of_the_best(policies, _ranked(final, finalists, capacity_rows))
+
+
+def _affordable(
+    policies: tuple[Policy, ...], capacity_rows: dict[Policy, int], rows: int
+) -> tuple[Policy, ...]:
+    """Return the policies that are worth running; the first alone where nothing is held."""
+    if not any(capacity_rows.values()):
+        return policies[:1]
+    return tuple(
+        policy
+        for policy in policies
+        if not policy.watches_heat or policy.half_life * capacity_rows[policy] * _MOST_AGED >= rows
+    )
 
 
 def _sampled(stream: Stream, layout: Layout, rate: float, seed: int) -> Miniature:
@@ -98,7 +125,7 @@ def _ranked(
 
     counted = in_threads(count, policies)
     ranked = [
-        Ranked(policy, small.reads_per_lookup(each))
+        Ranked(policy, small.reads_per_lookup(each), small.rate)
         for policy, each in zip(policies, counted, strict=True)
     ]
     return sorted(ranked, key=lambda each: each.reads_per_lookup)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import lmdb
 import pytest
 import rocksdict
 
-from bandana_kv.adapters import Adapter, block_keys
+from bandana_kv.adapters import Adapter, block_keys, blockfile_io
 from bandana_kv.adapters.lmdb import LmdbAdapter
 from bandana_kv.adapters.memory import MemoryAdapter
 from bandana_kv.adapters.rocksdb import RocksdbAdapter
@@ -17,6 +18,23 @@ from bandana_kv.testing import AdapterConformance
 
 class TestMemory(AdapterConformance):
     adapter_name = "memory"
+
+
+class TestBlockfile(AdapterConformance):
+    adapter_name = "blockfile"
+
+
+class TestBlockfileWithoutRings(AdapterConformance):
+    """As where a container forbids io_uring."""
+
+    adapter_name = "blockfile"
+
+    @pytest.fixture(autouse=True)
+    def _no_rings(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(entries: int) -> None:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(blockfile_io, "_set_up", refuse)
 
 
 class TestLmdb(AdapterConformance):

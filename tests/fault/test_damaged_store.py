@@ -16,6 +16,7 @@ from bandana_kv.adapters import block_keys
 from bandana_kv.adapters.lmdb import LmdbAdapter
 from bandana_kv.adapters.memory import MemoryAdapter
 from bandana_kv.errors import BlockCorruptError, BlockMissingError, FormatError
+from bandana_kv.manifest import FORMAT_VERSION
 
 PER_BLOCK = 31
 ROWS = np.random.default_rng(0).random((PER_BLOCK * 8 + 5, 32), np.float32)
@@ -159,15 +160,16 @@ def test_a_truncated_or_lost_manifest_is_an_error(small: Path) -> None:
 @pytest.mark.parametrize("unknown_field", [False, True])
 def test_a_newer_format_says_upgrade_and_is_left_alone(small: Path, unknown_field: bool) -> None:
     file = small / "manifests" / "000001.json"
-    manifest = msgspec.json.decode(file.read_bytes())["manifest"] | {"format": 2}
+    manifest = msgspec.json.decode(file.read_bytes())["manifest"] | {"format": FORMAT_VERSION + 1}
     if unknown_field:
-        manifest["new"] = {"in": "format 2"}
+        manifest["new"] = {"in": "a later format"}
     body = msgspec.json.encode(manifest)
     checksum = xxhash.xxh3_64_hexdigest(body)
     file.write_bytes(msgspec.json.encode({"checksum": checksum, "manifest": manifest}))
     before = sorted(small.rglob("*"))
-    with pytest.raises(FormatError, match=r"format 2 is newer .* upgrade"):
+    said = rf"format {FORMAT_VERSION + 1} is newer .* upgrade"
+    with pytest.raises(FormatError, match=said):
         bandana_kv.open(small)
-    with pytest.raises(FormatError, match=r"format 2 is newer .* upgrade"):
+    with pytest.raises(FormatError, match=said):
         bandana_kv.load(small, {"user": ROWS})
     assert sorted(small.rglob("*")) == before

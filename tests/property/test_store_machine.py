@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from typing import get_args
 
 import numpy as np
 from hypothesis import settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import bandana_kv
+from bandana_kv.policy import Admission, Eviction, Policy, Rule
 
 NAMES = ["user", "item", "Straße 7"]
 SHAPES = {
@@ -18,6 +20,16 @@ SHAPES = {
     "Straße 7": ("i1", 5),
 }
 PLACEMENTS = ["identity", "shuffled", "shp"]
+POLICIES = st.builds(
+    lambda evicted, rule, threshold, half_life, weight: Policy(
+        evicted, Admission(rule, threshold if rule == "threshold" else None), half_life, weight
+    ),
+    st.sampled_from(get_args(Eviction)),
+    st.sampled_from(get_args(Rule)),
+    st.integers(0, 3),
+    st.sampled_from([0.5, 20.0]),
+    st.sampled_from([0.0, 1.0]),
+)
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -60,20 +72,22 @@ class StoreMachine(RuleBasedStateMachine):
         cache_bytes=st.sampled_from([0, 700, 50_000, 1 << 24]),
         readers=st.sampled_from([1, 16]),
         coalesce=st.booleans(),
-        admission=st.sampled_from([None, "none", "all"]),
+        policy=st.one_of(st.none(), POLICIES),
     )
-    def open(self, cache_bytes: int, readers: int, coalesce: bool, admission: str | None) -> None:
+    def open(self, cache_bytes: int, readers: int, coalesce: bool, policy: Policy | None) -> None:
         self.close()
         self.store = bandana_kv.open(
             self.directory.name,
             cache_bytes,
             readers=readers,
             coalesce=coalesce,
-            admission=admission,
+            policy=policy,
         )
         self.served = dict(self.loaded)
         assert self.store.version == self.version
         assert set(self.store.tables) == set(self.served)
+        if policy is not None:
+            assert {self.store.policy(name) for name in self.served} == {policy}
 
     @precondition(lambda self: self.store is not None)
     @rule(data=st.data(), count=st.integers(0, 80), into_out=st.booleans())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from typing import get_args
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bandana_kv
+from bandana_kv.policy import Admission, Eviction, Policy, Rule
 
 DTYPES = ["<f4", "<f2", "<f8", "i1", "u1", "<i8", ">f4", "<c16", "?"]
 
@@ -31,16 +33,25 @@ def log_of(rows: int, seed: int) -> bandana_kv.AccessLog:
     return bandana_kv.AccessLog.from_requests(requests)
 
 
-ADMISSIONS = st.sampled_from(
-    [{}, {"admission": "none"}, {"admission": "all"}, {"admission": "threshold", "threshold": 1}]
+POLICIES = st.builds(
+    lambda evicted, rule, threshold, half_life, weight: Policy(
+        evicted, Admission(rule, threshold if rule == "threshold" else None), half_life, weight
+    ),
+    st.sampled_from(get_args(Eviction)),
+    st.sampled_from(get_args(Rule)),
+    st.integers(0, 3),
+    st.sampled_from([0.5, 20.0]),
+    st.sampled_from([0.0, 1.0]),
 )
+# None: what the load planned.
+ASKED = st.one_of(st.none(), POLICIES)
 
 
 @settings(max_examples=60)
 @given(
     table=tables(),
     placement=st.sampled_from(["identity", "shuffled", "popularity", "shp"]),
-    admission=ADMISSIONS,
+    policy=ASKED,
     cache_bytes=st.sampled_from([0, 1, 100, 5_000, 1 << 24]),
     readers=st.sampled_from([1, 16]),
     coalesce=st.booleans(),
@@ -49,7 +60,7 @@ ADMISSIONS = st.sampled_from(
 def test_served_rows_are_the_source_bit_for_bit(
     table: np.ndarray,
     placement: str,
-    admission: dict[str, object],
+    policy: Policy | None,
     cache_bytes: int,
     readers: int,
     coalesce: bool,
@@ -66,7 +77,7 @@ def test_served_rows_are_the_source_bit_for_bit(
             placement=placement,
         )
         with bandana_kv.open(
-            directory, cache_bytes, readers=readers, coalesce=coalesce, **admission
+            directory, cache_bytes, readers=readers, coalesce=coalesce, policy=policy
         ) as store:
             for _ in range(4):
                 wanted = data.draw(ids)
@@ -83,22 +94,24 @@ def test_served_rows_are_the_source_bit_for_bit(
     rows=st.integers(1, 400),
     dim=st.integers(1, 40),
     cache_bytes=st.integers(0, 40_000),
-    admission=ADMISSIONS,
+    policy=ASKED,
 )
 def test_the_cache_stays_within_its_bytes_and_counts_add_up(
-    rows: int, dim: int, cache_bytes: int, admission: dict[str, object]
+    rows: int, dim: int, cache_bytes: int, policy: Policy | None
 ) -> None:
     table = np.arange(rows * dim, dtype=np.float32).reshape(rows, dim)
     log = log_of(rows, rows)
     with tempfile.TemporaryDirectory() as directory:
         bandana_kv.load(directory, {"t": table}, {"t": log}, adapter="memory", placement="identity")
-        with bandana_kv.open(directory, cache_bytes, **admission) as store:
+        with bandana_kv.open(directory, cache_bytes, policy=policy) as store:
             per_block = store._tables["t"].stored.rows_per_block
             blocks = -(-rows // per_block)
             for number in range(log.requests):
                 store.multi_get("t", log.request(number))
             served = store._tables["t"]
-            held = served._data.nbytes + sum(array.nbytes for array in served._state)
+            state = served._state
+            arrays = [served._data, *state[:-2], *state.ghost, *state.shadow]
+            held = sum(array.nbytes for array in arrays) - state.live.nbytes
             assert held == store.cache_bytes
             assert held <= cache_bytes or store.capacity_rows("t") == 0
             counts = store.stats()["t"]
@@ -108,5 +121,5 @@ def test_the_cache_stays_within_its_bytes_and_counts_add_up(
     assert counts["hits"] + counts["block_reads"] <= counts["lookups"]
     assert counts["bytes_read"] == 4096 * counts["block_reads"]
     assert counts["block_reads"] >= (1 if blocks else 0)
-    if admission == {"admission": "none"}:
+    if policy is not None and policy.admission.rule == "none":
         assert counts["neighbours_admitted"] == counts["neighbours_hit"] == 0

@@ -56,7 +56,7 @@ def load(adapter: Adapter) -> None:
     adapter.bulk_load(batches(), BLOCKS)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["lmdb", "rocksdb"])
+@pytest.mark.parametrize("name", ["blockfile", "lmdb", "rocksdb"])
 def test_a_cold_get_reads_one_page(name: str, folder: Path) -> None:
     def load_and_close() -> bool:
         # In a process of its own: pages that are mapped here would not be dropped.

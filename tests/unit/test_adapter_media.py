@@ -13,7 +13,7 @@ from bandana_kv.adapters import Adapter, block_keys, create, open_existing
 from bandana_kv.errors import AdapterError, BlockMissingError, DiskFullError
 from bandana_kv.testing import payloads_for
 
-ENGINES = ["lmdb", "rocksdb"]
+ENGINES = ["blockfile", "lmdb", "rocksdb"]
 
 
 def mount(*arguments: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 import bandana_kv
 from bandana_kv import adapters, tools
+from bandana_kv.compiled import inlined, kernel, signed
 
 ANNOUNCED = "compiling kernels; this happens once per machine and release"
 # importing, opening and the first lookup, in seconds
@@ -113,3 +114,36 @@ def test_with_no_directory_to_write_to_it_works_and_says_what_that_costs(
     )
     assert package.startswith(str(read_only_package))
     assert logged.count("every process compiles them anew; set NUMBA_CACHE_DIR") == 1
+
+
+@kernel
+def _through_kernels(live: np.ndarray, out: np.ndarray) -> None:
+    for position in range(live.size):
+        out[position] = signed(live[position]) - 1
+
+
+@inlined
+def _less_one(values: np.ndarray, at: int) -> int:
+    return signed(values[at]) - 1
+
+
+@kernel
+def _through_inlined(live: np.ndarray, out: np.ndarray) -> None:
+    for position in range(live.size):
+        out[position] = _less_one(live, position)
+
+
+def test_inlined_kernels_compute_what_others_do_and_count_no_references() -> None:
+    live = np.arange(200, dtype=np.uint64)
+    one, other = np.empty(200, np.int64), np.empty(200, np.int64)
+    before = sys.getrefcount(live)
+    _through_kernels(live, one)
+    _through_inlined(live, other)
+    assert one[0] == -1  # neither wraps around nor becomes a float
+    assert np.array_equal(one, other)
+    assert _less_one(live, 0) == -1
+    assert sys.getrefcount(live) == before
+    (code,) = _less_one.inspect_llvm().values()
+    assert "alwaysinline" in code
+    (code,) = _through_inlined.inspect_llvm().values()
+    assert "call void @NRT_incref" not in code

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from bandana_kv.heat import count_lookups, heat_of_counts, least_heat
+from bandana_kv.heat import (
+    count_lookups,
+    counts_of_heat,
+    heat_by_position,
+    heat_of_counts,
+    least_heat,
+)
 
 
 def test_heat_never_falls_with_the_count() -> None:
@@ -29,3 +35,18 @@ def test_a_large_threshold_is_off_by_one_level_at_most(threshold: int) -> None:
 
 def test_lookups_are_counted() -> None:
     assert count_lookups(np.array([3, 0, 3], np.int32), 5).tolist() == [1, 0, 0, 2, 0]
+
+
+def test_heat_by_position_is_that_of_the_row_which_lies_there() -> None:
+    position_of_id = np.array([2, 0, 1, 3], np.uint32)
+    heat = heat_by_position(np.array([0, 0, 0, 2, 1, 2]), position_of_id)
+    assert heat.tolist() == [1, 2, 3, 0]
+
+
+def test_the_count_behind_a_heat_is_the_least_that_has_it() -> None:
+    heat = np.arange(256, dtype=np.uint8)
+    counts = counts_of_heat(heat)
+    assert np.array_equal(counts[:129], np.arange(129))
+    assert np.array_equal(heat_of_counts(np.ceil(counts).astype(np.int64)), heat)
+    fewer = np.maximum(np.ceil(counts - 1), 0).astype(np.int64)
+    assert np.all(heat_of_counts(fewer[1:]) < heat[1:])

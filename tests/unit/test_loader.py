@@ -65,7 +65,7 @@ def test_a_placement_of_another_table_is_refused(tmp_path: Path, size: tuple[int
         ({"placement": {"user": 3}}, "3 is neither"),
         ({"adapter": "sqlite"}, "no adapter 'sqlite'; there are"),
         ({"adapter": 3}, "3 is neither a name nor an open adapter"),
-        ({"admission": "some"}, "choose none, all or threshold"),
+        ({"admission": "some"}, "choose one of none, all, lower"),
         ({"threshold": 2}, "no admission was named"),
         ({"seed": -1}, "seed -1"),
         ({"seed": "x"}, "seed 'x'"),

@@ -176,7 +176,7 @@ def test_a_store_in_a_held_engine_asks_for_it(engine: Engine, tmp_path: Path) ->
 def test_spaces_that_hold_keys_of_theirs_are_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bandana_kv.loader.secrets, "randbelow", lambda _: 4)
+    monkeypatch.setattr(bandana_kv.jobs.secrets, "randbelow", lambda _: 4)
     adapter = MemoryAdapter()
     theirs = block_keys(5, [0])
     adapter.put_many(theirs, np.full((1, 4096), 7, np.uint8))

@@ -10,6 +10,8 @@ import pytest
 import bandana_kv
 from bandana_kv import manifest
 from bandana_kv.errors import FormatError, InputError, LoadInProgressError
+from bandana_kv.plan import PlannedPoint, TablePlan
+from bandana_kv.policy import Admission, Policy
 from bandana_kv.progress import Progress
 
 ROWS = np.arange(640, dtype=np.float32).reshape(20, 32)
@@ -143,6 +145,52 @@ def test_directories_of_others_are_left_alone(tmp_path: Path) -> None:
         "theirs/segments",
         "theirs/segments/000001",
     ]
+
+
+def test_an_older_format_says_to_load_again_elsewhere(tmp_path: Path) -> None:
+    load(tmp_path / "s")
+    (path,) = (tmp_path / "s" / "manifests").glob("*.json")
+    older = manifest.msgspec.json.decode(path.read_bytes())["manifest"] | {"format": 1}
+    body = manifest.msgspec.json.encode(older)
+    checksum = manifest.xxhash.xxh3_64_hexdigest(body)
+    path.write_bytes(manifest.msgspec.json.encode({"checksum": checksum, "manifest": older}))
+    assert manifest.FORMAT_VERSION == 2
+    said = r"format 1 is older .* \(2\); load the tables again into another directory"
+    with pytest.raises(FormatError, match=said):
+        bandana_kv.open(tmp_path / "s")
+    with pytest.raises(FormatError, match=said):
+        load(tmp_path / "s")
+    load(tmp_path / "t")
+    with bandana_kv.open(tmp_path / "t") as store:
+        assert np.array_equal(store.multi_get("user", range(20)), ROWS)
+
+
+def test_a_plan_survives_its_file(tmp_path: Path) -> None:
+    policy = Policy("tinylfu", Admission("threshold", 7), half_life=12.5, seed_weight=0.25)
+    load(tmp_path / "s", policy=policy)
+    table = manifest.read_current(tmp_path / "s").tables["user"]
+    assert table.plan == TablePlan((PlannedPoint(20, policy, None),))
+    with bandana_kv.open(tmp_path / "s") as store:
+        assert store.policy("user") == policy
+
+
+def test_a_plan_whose_numbers_are_out_of_range_is_refused(tmp_path: Path) -> None:
+    load(tmp_path / "s")
+    current = manifest.read_current(tmp_path / "s")
+    replace = manifest.msgspec.structs.replace
+    for wrong in (
+        Policy(half_life=0.0),
+        Policy(half_life=1e10),
+        Policy(seed_weight=-1.0),
+        Policy("lru", Admission("threshold")),
+        Policy("lru", Admission("all", 3)),
+        Policy("lru", Admission("threshold", -1)),
+    ):
+        plan = TablePlan((PlannedPoint(5, wrong, None),))
+        table = replace(current.tables["user"], plan=plan)
+        manifest.switch_to(tmp_path / "s", replace(current, tables={"user": table}))
+        with pytest.raises(FormatError, match="out of range"):
+            bandana_kv.open(tmp_path / "s")
 
 
 def test_a_manifest_whose_numbers_contradict_each_other_is_refused(tmp_path: Path) -> None:

@@ -75,9 +75,10 @@ def test_small_caches_are_replayed_whole() -> None:
     policies = candidates()
     positions = skewed(2, 800, 4000)
     layout, stream = layout_from(skewed(1, 800, 4000), 800), stream_from(positions, 0)
-    ranked = race(stream, layout, policies, dict.fromkeys(policies, 90), seed=0)
-    reads = all_reads(stream, layout, policies, 90)
+    ranked = race(stream, layout, policies, dict.fromkeys(policies, 40), seed=0)
+    reads = all_reads(stream, layout, policies, 40)
     assert {each.policy: each.reads_per_lookup for each in ranked} == reads
+    assert {each.rate for each in ranked} == {1.0}
 
 
 def test_each_policy_has_its_own_capacity() -> None:

@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 
 import bandana_kv
 from bandana_kv import AccessLog
+from bandana_kv.cache.state import cache_bytes_of
 from bandana_kv.errors import InputError
-from bandana_kv.heat import ALL, NONE, count_lookups, heat_of_counts
+from bandana_kv.heat import heat_by_position
 from bandana_kv.layout import cover
 from bandana_kv.placement import Placement, place
 from bandana_kv.placement.measure import blocks_per_request, layout_of
 from bandana_kv.placement.replication import replicate
+from bandana_kv.policy import Admission, Policy
 from bandana_kv.simulate import replay
-from bandana_kv.table import cache_bytes_of
 
 ROWS, PER_BLOCK = 640, 8
 
@@ -114,9 +115,9 @@ def test_copies_survive_a_file(
 
 
 @pytest.mark.parametrize("adapter", ["memory", "lmdb", "rocksdb"])
-@pytest.mark.parametrize("least_heat", [NONE, ALL])
+@pytest.mark.parametrize("policy", [Policy(), Policy("sieve", Admission("online"))], ids=str)
 def test_served_rows_are_right_and_reads_as_simulated(
-    logs: tuple[AccessLog, AccessLog], tmp_path: Path, adapter: str, least_heat: int
+    logs: tuple[AccessLog, AccessLog], tmp_path: Path, adapter: str, policy: Policy
 ) -> None:
     learn, test = logs
     rows = np.random.default_rng(1).random((ROWS, 32), dtype=np.float32)
@@ -126,14 +127,14 @@ def test_served_rows_are_right_and_reads_as_simulated(
         {"user": learn},
         adapter=adapter,
         replicate=0.4,
-        admission="all" if least_heat == ALL else "none",
+        policy=policy,
     )
     placed = place(learn, ROWS, 31, seed=0)
     placed = replicate(learn, placed, 0.4, seed=0)
-    heat = np.empty(ROWS, np.uint8)
-    heat[placed.position_of_id] = heat_of_counts(count_lookups(learn.ids, ROWS))
-    expected = replay(test, placed, 32, heat=heat, least_heat=least_heat)
-    with bandana_kv.open(tmp_path, cache_bytes_of(32, 128, ROWS)) as store:
+    heat = heat_by_position(learn.ids, placed.position_of_id)
+    expected = replay(test, placed, 32, policy=policy, heat=heat)
+    with bandana_kv.open(tmp_path, cache_bytes_of(policy, 32, 128, ROWS)) as store:
+        assert store.policy("user") == policy
         for number in range(test.requests):
             ids = test.request(number)
             assert np.array_equal(store.multi_get("user", ids), rows[ids])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import bandana_kv
+from bandana_kv.cache.state import cache_bytes_of
 from bandana_kv.errors import InputError
 from bandana_kv.heat import heat_by_position
 from bandana_kv.placement import Placement, place
@@ -163,6 +164,27 @@ def test_memory_spared_for_large_tables_changes_no_count(
     usual = replay(TEST, placement, 60, policy=policy)
     monkeypatch.setitem(run_parts.__globals__, "_MOST_BUCKETS", 1)
     assert replay(TEST, placement, 60, policy=policy) == usual
+
+
+def test_what_was_planned_is_what_is_served(tmp_path: Path) -> None:
+    """Without an override the store obeys its plan; the plan fits the log it was made from."""
+    bandana_kv.load(tmp_path, {"t": TABLE}, {"t": TRAIN}, adapter="memory")
+    plan = bandana_kv.manifest.read_current(tmp_path).tables["t"].plan
+    assert len(plan.points) > 3
+    assert plan.lookups == TRAIN.lookups
+    reads = [point.reads_per_lookup for point in plan.points]
+    assert all(0 <= count <= 1 for count in reads)
+    assert reads[-1] < 0.5 * reads[0]
+    for point in plan.points:
+        cache_bytes = cache_bytes_of(Policy(), point.capacity_rows, 4 * DIM, ROWS)
+        with bandana_kv.open(tmp_path, cache_bytes, readers=1) as store:
+            assert store.policy("t") == point.policy
+            capacity = store.capacity_rows("t")
+            for number in range(TEST.requests):
+                store.multi_get("t", TEST.request(number))
+            counted = store.stats()["t"]
+        expected = vars(simulated(placed_by("shp"), point.policy, capacity, True))
+        assert {each: counted[each] for each in expected} == expected
 
 
 def test_by_default_lru_lets_no_neighbour_in() -> None:

@@ -18,6 +18,7 @@ from bandana_kv.errors import (
     StoreNotFoundError,
     TableNotFoundError,
 )
+from bandana_kv.policy import Policy
 
 RNG = np.random.default_rng(0)
 USER = RNG.random((500, 32), np.float32)
@@ -165,7 +166,7 @@ def test_a_closed_store_says_so(path: Path) -> None:
     for ask in (
         lambda: store.get("user", 1),
         lambda: store.multi_get({"user": [1]}),
-        lambda: store.admission("user"),
+        lambda: store.policy("user"),
     ):
         with pytest.raises(InputError, match="closed"):
             ask()
@@ -180,10 +181,13 @@ def test_a_closed_store_says_so(path: Path) -> None:
         ({"readers": 0}, "readers 0"),
         ({"readers": 1.5}, "readers 1.5"),
         ({"readers": "many"}, "readers 'many'"),
-        ({"admission": "some"}, "choose none, all or threshold"),
+        ({"admission": "some"}, "choose one of none, all, lower"),
         ({"admission": "threshold"}, "threshold"),
         ({"admission": "threshold", "threshold": -1}, "threshold -1"),
         ({"threshold": 3}, "no admission was named"),
+        ({"policy": "lru"}, "not a bandana_kv.policy.Policy"),
+        ({"policy": Policy(half_life=0.0)}, "half_life"),
+        ({"policy": Policy(), "admission": "all"}, "not both"),
     ],
 )
 def test_wrong_options_are_named(path: Path, options: dict[str, object], said: str) -> None:

@@ -17,10 +17,22 @@ import pytest
 
 import bandana_kv
 from bandana_kv.adapters.memory import MemoryAdapter
-from bandana_kv.errors import AdapterError, InputError
+from bandana_kv.errors import AdapterError, IdError, InputError
+from bandana_kv.inflight import Claim, InFlight
+from bandana_kv.policy import Admission, Policy
 
 ROWS = np.random.default_rng(0).random((5000, 32), np.float32)
 PATIENCE_S = 20.0
+# Lookups of the first, and of shadows, take turns; all others share the cache.
+POLICIES = [
+    Policy("lru", Admission("all")),
+    Policy("clock", Admission("online"), half_life=2.0),
+    Policy("sieve", Admission("lower")),
+    Policy("s3-fifo", Admission("shadow")),
+    Policy("s3-fifo", Admission("none")),
+    Policy("tinylfu", Admission("none"), half_life=2.0),
+    Policy("tinylfu", Admission("online"), half_life=2.0),
+]
 
 
 class Gated(MemoryAdapter):
@@ -74,8 +86,17 @@ def ask_all(
     store: bandana_kv.EmbeddingStore, pool: ThreadPoolExecutor, requests: list[list[int]]
 ) -> list[Future[np.ndarray]]:
     """Start all requests; return when each of them is reading or waits for one that is."""
-    asked = [pool.submit(store.multi_get, "user", ids) for ids in requests]
-    wait_for(lambda: store.stats()["user"]["lookups"] == sum(map(len, requests)))
+    in_flight = store._tables["user"]._in_flight
+    claims = []
+
+    def claim(blocks: np.ndarray) -> Claim:
+        claims.append(InFlight.claim(in_flight, blocks))
+        return claims[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(in_flight, "claim", claim)
+        asked = [pool.submit(store.multi_get, "user", ids) for ids in requests]
+        wait_for(lambda: len(claims) == len(requests))
     return asked
 
 
@@ -159,26 +180,82 @@ def eager_switches() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("eager_switches")
-@pytest.mark.parametrize("adapter", ["memory", "lmdb", "rocksdb"])
+@pytest.mark.parametrize(
+    ("adapter", "policy"),
+    [
+        *(("memory", policy) for policy in POLICIES),
+        ("lmdb", POLICIES[0]),
+        ("lmdb", POLICIES[-1]),
+        ("rocksdb", POLICIES[0]),
+        ("rocksdb", POLICIES[-1]),
+    ],
+    ids=str,
+)
 def test_sixteen_threads_get_their_rows(
-    adapter: str, tmp_path: Path, pool: ThreadPoolExecutor
+    adapter: str, policy: Policy, tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
     bandana_kv.load(tmp_path / "s", {"user": ROWS}, adapter=adapter, placement="shuffled")
 
-    def serve(seed: int, store: bandana_kv.EmbeddingStore) -> int:
+    def serve(seed: int, store: bandana_kv.EmbeddingStore) -> tuple[int, int]:
+        """Return how many rows were asked for, and how many were wrong."""
         rng = np.random.default_rng(seed)
-        wrong = 0
+        asked = wrong = 0
         for _ in range(40):
             ids = np.minimum(rng.geometric(0.002, rng.integers(1, 200)), 5000) - 1
+            asked += ids.size
+            wrong += int((store.multi_get("user", ids) != ROWS[ids]).any(axis=1).sum())
+        return asked, wrong
+
+    with bandana_kv.open(tmp_path / "s", cache_bytes=90_000, policy=policy) as store:
+        served = list(pool.map(lambda seed: serve(seed, store), range(16)))
+        counts = store.stats()["user"]
+        store.check()
+    assert [wrong for _, wrong in served] == [0] * 16
+    assert counts["lookups"] == sum(asked for asked, _ in served)
+    assert 0 < counts["hits"] < counts["lookups"]
+    if policy.admission.rule != "none":
+        assert counts["neighbours_admitted"] > 0
+
+
+@pytest.mark.usefixtures("eager_switches")
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_hits_beside_admissions_are_rows_of_their_own_id(
+    policy: Policy, tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
+    """Half of the threads ask for few rows, mostly hits; the others drive rows out."""
+    bandana_kv.load(tmp_path / "s", {"user": ROWS}, adapter="memory", placement="identity")
+
+    def serve(seed: int, store: bandana_kv.EmbeddingStore) -> int:
+        rng = np.random.default_rng(seed)
+        wrong, most = 0, 200 if seed % 2 else 5000
+        for _ in range(150):
+            ids = rng.integers(0, most, 8)
             wrong += int((store.multi_get("user", ids) != ROWS[ids]).any(axis=1).sum())
         return wrong
 
-    with bandana_kv.open(tmp_path / "s", cache_bytes=60_000, admission="all") as store:
-        wrongs = list(pool.map(lambda seed: serve(seed, store), range(16)))
-        counts = store.stats()["user"]
+    with bandana_kv.open(tmp_path / "s", cache_bytes=60_000, policy=policy, readers=1) as store:
+        assert list(pool.map(lambda seed: serve(seed, store), range(8))) == [0] * 8
+        assert store.stats()["user"]["hits"] > 0
         store.check()
-    assert wrongs == [0] * 16
-    assert counts["neighbours_hit"] <= counts["hits"] < counts["lookups"]
+
+
+@pytest.mark.parametrize("policy", [POLICIES[0], POLICIES[-1]], ids=str)
+def test_a_wrong_id_and_a_failed_read_leave_the_cache_to_others(
+    engine: Gated, tmp_path: Path, policy: Policy
+) -> None:
+    with bandana_kv.open(tmp_path, adapter=engine, policy=policy, readers=1) as store:
+        store.multi_get("user", [1, 2, 3])
+        with pytest.raises(IdError):
+            store.multi_get("user", [1, 5000])
+        engine.failures = [OSError("once")]
+        with pytest.raises(AdapterError):
+            store.multi_get("user", [1, 4000])
+        for _ in range(2):
+            assert np.array_equal(store.multi_get("user", [1, 4000]), ROWS[[1, 4000]])
+        turns = store._tables["user"]._turns
+        assert turns._inside == 0
+        assert not turns._door.locked()
+        store.check()
 
 
 @pytest.mark.parametrize("adapter", ["lmdb", "rocksdb"])

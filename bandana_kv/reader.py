@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from bandana_kv import blocks as block_format
 from bandana_kv.adapters import block_keys
+from bandana_kv.adapters.contract import empty_payloads
 from bandana_kv.errors import (
     AdapterError,
     BlockCorruptError,
@@ -38,6 +39,8 @@ _SLICE_US = 200.0
 _FIRST_BLOCK_US = 100.0
 # A long slice would hold up the small requests that come after it.
 _MOST_BLOCKS = 64
+# What an engine that reaches the device's depth in one call reads in one.
+_BLOCKS_OF_CALL, _CALLS_AT_ONCE = 128, 2
 # The estimate falls fast and rises slowly, since waiting for the GIL or for a busy device
 # makes a read look slower than it is, and slicing even finer would make that worse.
 _FALL, _RISE = 0.3, 0.02
@@ -150,8 +153,8 @@ class BlockReader:
         Cost: one device read a block; checksums about 0.5 us a block. The GIL is released
         while the device works and while checksums are computed.
         """
-        payloads = np.empty((blocks.size, table.adapter.payload_bytes), np.uint8)
-        slices = self._slices(blocks.size)
+        payloads = empty_payloads(blocks.size, table.adapter.payload_bytes)
+        slices = self._slices(table, blocks.size)
         if len(slices) == 1:
             begun = time.perf_counter()
             _read_slice(table, blocks, payloads)
@@ -179,12 +182,12 @@ class BlockReader:
 
         `then` is called by the thread that ends it, with the payloads or, after a failure, None.
         """
-        payloads = np.empty((blocks.size, table.adapter.payload_bytes), np.uint8)
+        payloads = empty_payloads(blocks.size, table.adapter.payload_bytes)
         batch = _Batch(
             table,
             blocks,
             payloads,
-            self._slices(blocks.size),
+            self._slices(table, blocks.size),
             lambda: then(None if batch.error is not None else payloads),
         )
         self._enqueue(batch)
@@ -194,7 +197,9 @@ class BlockReader:
         with self._change:
             if self._closed:
                 raise InputError("the store was closed during a lookup")
-            wanted = min(self.depth, len(self._threads) + len(batch.slices))
+            calls = batch.table.adapter.capabilities.queue_depth == "call"
+            most = min(self.depth, _CALLS_AT_ONCE) if calls else self.depth
+            wanted = min(most, len(self._threads) + len(batch.slices))
             while len(self._threads) < wanted:
                 thread = threading.Thread(target=self._help, name="bandana-kv-read", daemon=True)
                 self._threads.append(thread)
@@ -240,10 +245,14 @@ class BlockReader:
             self._finish(batch, found)
             del batch  # or an idle thread would keep the last request's payloads alive
 
-    def _slices(self, count: int) -> list[slice]:
+    def _slices(self, table: StoredTable, count: int) -> list[slice]:
         """Cut `count` blocks into slices that are worth a thread each, and none too long."""
-        worth = min(self.depth + 1, int(count * self._block_us / _SLICE_US))
-        slices = max(1, min(count, max(worth, -(-count // _MOST_BLOCKS))))
+        if table.adapter.capabilities.queue_depth == "call":
+            # A call keeps the device busy by itself; a second one, while this is verified.
+            slices = -(-count // _BLOCKS_OF_CALL)
+        else:
+            worth = min(self.depth + 1, int(count * self._block_us / _SLICE_US))
+            slices = max(1, min(count, max(worth, -(-count // _MOST_BLOCKS))))
         edges = [count * part // slices for part in range(slices + 1)]
         return [slice(first, last) for first, last in pairwise(edges)]
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bandana_kv.adapters.contract import Adapter
 
 __all__ = [
+    "PAGE_BYTES",
     "Job",
     "check_fits",
     "check_permutation",
@@ -33,6 +34,7 @@ __all__ = [
     "with_spaces",
 ]
 
+PAGE_BYTES = 4096
 _MOST_ROW_BYTES = 1 << 20
 # What a block costs beside its rows, at most: our header, and the engine's own.
 _OVERHEAD_BYTES = blocks.HEADER_BYTES + 64
@@ -54,8 +56,8 @@ class Job:
     @property
     def device_bytes(self) -> int:
         """About what the table will take on the device."""
-        per_block = max(1, (self.pages * 4096 - _OVERHEAD_BYTES) // self.source.row_bytes)
-        return -(-self.source.rows // per_block) * self.pages * 4096 + 5 * self.source.rows
+        per_block = max(1, (self.pages * PAGE_BYTES - _OVERHEAD_BYTES) // self.source.row_bytes)
+        return -(-self.source.rows // per_block) * self.pages * PAGE_BYTES + 5 * self.source.rows
 
 
 def check_seed(seed: int) -> None:
@@ -80,6 +82,7 @@ def checked_jobs(
     logs: Mapping[str, AccessLog],
     placement: str | Mapping[str, str | Placement],
     plan: Plan | None,
+    least_pages: int,
     held: Adapter | None,
 ) -> list[Job]:
     """Return what is to be loaded; all that is wrong with it is found here."""
@@ -99,7 +102,8 @@ def checked_jobs(
         if log is not None:
             _check_log(name, log, source.rows)
         wanted = placement if isinstance(placement, str) else named.get(name, "shp")
-        pages = held.pages if held else -(-(source.row_bytes + _OVERHEAD_BYTES) // 4096)
+        fitting = -(-(source.row_bytes + _OVERHEAD_BYTES) // PAGE_BYTES)
+        pages = held.pages if held else max(least_pages, fitting)
         of_table = planned.get(name)
         if of_table is not None and of_table.choice is not None and name not in named:
             wanted = of_table.choice.placement

@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv import adapters, blocks, manifest
+from bandana_kv.advice import PROFILE_FILE, given_profile, pages_of
 from bandana_kv.arrays import write_array
+from bandana_kv.device import DeviceProfile
 from bandana_kv.errors import BandanaError, DiskFullError, InputError
 from bandana_kv.heat import count_lookups, heat_of_counts
 from bandana_kv.jobs import (
@@ -71,6 +73,7 @@ def load(
     policy: Policy | None = None,
     admission: str | None = None,
     threshold: int | None = None,
+    profile: DeviceProfile | str | os.PathLike[str] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> int:
@@ -104,6 +107,10 @@ def load(
         that the placement has not seen decides, for several amounts of DRAM.
     admission, threshold
         Short for LRU with that :class:`~bandana_kv.policy.Admission`.
+    profile
+        What ``tools/profile_device.py`` found, or the path of it. Blocks then are as long as it
+        advises, whole pages, and the store keeps it: `open` obeys its queue depth. Without
+        one, neither now nor kept from before, blocks are the pages that a row needs.
     seed
         Of placement and simulation.
     progress
@@ -136,8 +143,11 @@ def load(
         raise InputError(f"replicate {replicate!r} is not a share of the blocks from 0 to 1")
     fixed = asked_policy(policy, admission, threshold)
     held = held_adapter(adapter)
+    advice = given_profile(profile)
     with contextlib.ExitStack() as stack:
-        jobs = checked_jobs(stack, tables, logs or {}, placement, plan, held)
+        jobs = checked_jobs(
+            stack, tables, logs or {}, placement, plan, pages_of(root, advice), held
+        )
         stack.enter_context(manifest.disk_full_named(root))
         stack.enter_context(manifest.writer_lock(root))
         manifest.drop_unused(root, lambda segment: _forget(root, segment, held))
@@ -148,6 +158,8 @@ def load(
         begun = _Load(root, version, seed, replicate, fixed, progress or Progress())
         try:
             new = _write_segment(begun, jobs, adapter, old)
+            if advice is not None:
+                advice.write(root / PROFILE_FILE)
             manifest.switch_to(root, new)
         except BaseException:
             manifest.discard(root, version, lambda segment: _forget(root, segment, held))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -14,8 +17,10 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from bandana_kv import adapters, manifest
+from bandana_kv.advice import DEFAULT_DEPTH, depth_of, given_profile
 from bandana_kv.arrays import map_array
 from bandana_kv.cache.state import capacity_for
+from bandana_kv.device import DeviceProfile
 from bandana_kv.errors import BandanaError, IdError, InputError, TableNotFoundError
 from bandana_kv.layout import Layout
 from bandana_kv.plan.allocate import allocate
@@ -29,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["EmbeddingStore", "open"]
 
 DEFAULT_CACHE_BYTES = 64 << 20
-DEFAULT_READERS = 16
 
 
 class EmbeddingStore:
@@ -50,6 +54,8 @@ class EmbeddingStore:
         self._reader = reader
         self._resources = resources
         self._closed = False
+        self._executors: ThreadPoolExecutor | None = None
+        self._executor_lock = threading.Lock()
 
     @property
     def version(self) -> int:
@@ -131,6 +137,55 @@ class EmbeddingStore:
             self._served(name)
         return {name: self.multi_get(name, of_table) for name, of_table in table.items()}
 
+    async def multi_get_async(
+        self, table: str, ids: ArrayLike, *, out: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """Return rows as :meth:`multi_get` does, without blocking the event loop.
+
+        Cost: a hand-over to another thread and back, some 100 us.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._executor(), lambda: self.multi_get(table, ids, out=out)
+        )
+
+    def prefetch(self, table: str, ids: ArrayLike) -> None:
+        """Begin to read the blocks of rows that will be asked for soon, and return at once.
+
+        Parameters
+        ----------
+        table
+            Name of the table.
+        ids
+            Integers (n,).
+
+        Raises
+        ------
+        TableNotFoundError, IdError, InputError
+            As :meth:`multi_get`. A read that fails is not reported here: the lookup that
+            needs the block reads it again, and says what is wrong.
+
+        Notes
+        -----
+        The blocks wait outside the cache, 1,024 a table at most, until a lookup takes them or
+        later ones crowd them out. A block counts as read when it arrives.
+        """
+        served = self._served(table)
+        wanted = _checked_ids(table, ids)
+        if wanted.size:
+            served.prefetch(self._reader, wanted)
+
+    def _executor(self) -> ThreadPoolExecutor:
+        """Return the threads that wait for lookups of event loops; made when first needed."""
+        with self._executor_lock:
+            if self._closed:
+                raise InputError("the store is closed")
+            if self._executors is None:
+                self._executors = ThreadPoolExecutor(
+                    self._reader.depth, thread_name_prefix="bandana-kv-async"
+                )
+            return self._executors
+
     def _served(self, table: str) -> ServedTable:
         if self._closed:
             raise InputError("the store is closed")
@@ -180,9 +235,13 @@ class EmbeddingStore:
 
     def close(self) -> None:
         """Wait for running reads, then release threads, files and engines."""
-        if not self._closed:
-            self._closed = True
-            self._resources.close()
+        with self._executor_lock:
+            closed, self._closed = self._closed, True
+        if closed:
+            return
+        if self._executors is not None:
+            self._executors.shutdown()
+        self._resources.close()
 
     def __enter__(self) -> Self:
         return self
@@ -204,7 +263,8 @@ def open(
     policy: Policy | None = None,
     admission: str | None = None,
     threshold: int | None = None,
-    readers: int = DEFAULT_READERS,
+    readers: int | None = None,
+    profile: DeviceProfile | str | os.PathLike[str] | None = None,
     coalesce: bool = True,
 ) -> EmbeddingStore:
     """Open the newest version of the store at `path` for serving.
@@ -224,7 +284,10 @@ def open(
         Override the plan for all tables, as in :func:`bandana_kv.load`.
     readers
         Threads that read; with engines that read one block after the other in a thread,
-        this is the queue depth that the device sees.
+        this is the queue depth that the device sees. By default the profile's.
+    profile
+        What ``tools/profile_device.py`` found on this device, or the path of it. By default
+        what the store was loaded with; without any, 16 reads are in flight.
     coalesce
         Read a block once for a request. False reads one block for each missed row, which
         is what a store without blocks costs: a yardstick.
@@ -251,6 +314,9 @@ def open(
     """
     root = Path(path)
     override = asked_policy(policy, admission, threshold)
+    advice = given_profile(profile)
+    if readers is None:
+        readers = depth_of(root, advice) if root.is_dir() else DEFAULT_DEPTH
     if not isinstance(readers, (int, np.integer)) or readers < 1:
         raise InputError(f"readers {readers!r} is not a whole number from 1 up")
     while True:

@@ -21,7 +21,9 @@ from bandana_kv.cache.batch import (
     missing,
     new_counters,
 )
+from bandana_kv.cache.index import find
 from bandana_kv.cache.state import (
+    DIRECT,
     EVICTION,
     CacheState,
     cache_bytes_of,
@@ -108,6 +110,26 @@ def _look_up_rows_together(
 
 
 @kernel
+def _absent(
+    buckets: np.ndarray,
+    clock: np.ndarray,
+    ids: np.ndarray,
+    position_of_id: np.ndarray,
+    positions: np.ndarray,
+) -> int:
+    """Put the positions that DRAM does not hold first, and return how many; or -1 - i."""
+    wrong = _to_positions(ids, position_of_id, positions)
+    if wrong >= 0:
+        return -1 - wrong
+    absent = 0
+    for i in range(positions.size):
+        if find(buckets, clock[DIRECT], positions[i]) < 0:
+            positions[absent] = positions[i]
+            absent += 1
+    return absent
+
+
+@kernel
 def _answer_missed(
     payloads: np.ndarray,
     blocks: np.ndarray,
@@ -153,6 +175,10 @@ def _admit_rows(
         start = HEADER_BYTES + (place - block * rows_per_block) * row_bytes
         for byte in range(row_bytes):
             data[slot, byte] = payloads[index, start + byte]
+
+
+# Blocks read ahead that a table keeps until they are asked for: 4 MiB.
+_MOST_AHEAD = 1024
 
 
 def _first_of_each(
@@ -210,7 +236,7 @@ class ServedTable:
         self._eviction = int(self._state.rules[EVICTION])
         self._data = np.empty((capacity_rows, stored.row_bytes), np.uint8)
         self._counters = new_counters()
-        self._in_flight = InFlight()
+        self._in_flight = InFlight(_MOST_AHEAD)
         # Lookups share the state and the data unless a hit relinks; admission is alone with
         # them. Held for a kernel call, never during a read.
         self._turns = Turns()
@@ -234,10 +260,7 @@ class ServedTable:
         counters = new_counters()
         missed = self._look(ids, positions, slots, out, counters)
         if missed < 0:
-            raise IdError(
-                f"table {self.stored.name!r}: id {int(ids[-1 - missed])} is out of range; "
-                f"it has rows 0 to {self.stored.rows - 1}"
-            )
+            raise self._out_of_range(ids, -1 - missed)
         try:
             if missed:
                 self._answer_from_blocks(reader, positions, slots, missed, out, counters)
@@ -307,7 +330,7 @@ class ServedTable:
                     asked,
                     ordered,
                     places,
-                    claim.mine.blocks,
+                    claim.fresh_blocks(),
                     blocks,
                     payloads,
                     counters,
@@ -319,6 +342,45 @@ class ServedTable:
             # the cache or in nobody's hands, never read twice at once.
             with self._lock:
                 self._in_flight.release(claim)
+
+    def prefetch(self, reader: BlockReader, ids: NDArray[np.integer[Any]]) -> None:
+        """Begin to read the blocks of those of `ids` that DRAM does not hold."""
+        positions = np.empty(ids.size, np.int64)
+        state = self._state
+        self._turns.enter()
+        try:
+            absent = _absent(state.buckets, state.clock, ids, self._position_of_id, positions)
+        finally:
+            self._turns.leave()
+        if absent < 0:
+            raise self._out_of_range(ids, -1 - absent)
+        ordered = np.unique(positions[:absent])
+        blocks = cover(ordered, self._layout, np.empty(ordered.size, np.int64))
+        with self._lock:
+            reading = self._in_flight.claim_ahead(blocks)
+        if reading is None:
+            return
+
+        def arrived(payloads: NDArray[np.uint8] | None) -> None:
+            reading.payloads = payloads
+            reading.done.set()
+            with self._lock:
+                if payloads is None:
+                    self._in_flight.drop_ahead(reading)
+                else:
+                    self._counters[BLOCK_READS] += reading.blocks.size
+
+        try:
+            reader.start(self.stored, reading.blocks, arrived)
+        except BaseException:
+            arrived(None)
+            raise
+
+    def _out_of_range(self, ids: NDArray[np.integer[Any]], at: int) -> IdError:
+        return IdError(
+            f"table {self.stored.name!r}: id {int(ids[at])} is out of range; "
+            f"it has rows 0 to {self.stored.rows - 1}"
+        )
 
     def before_fork(self) -> None:
         """Keep the cache still while the process is copied."""
@@ -332,7 +394,7 @@ class ServedTable:
 
     def after_fork_in_child(self) -> None:
         """Go on, without the reads of threads that do not exist here."""
-        self._in_flight = InFlight()
+        self._in_flight = InFlight(_MOST_AHEAD)
         self._lock.release()
         self._turns.give_back()
 

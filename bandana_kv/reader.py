@@ -229,21 +229,23 @@ class BlockReader:
 
     def _help(self) -> None:
         """Read slices of the smallest request, again and again, until closed."""
-        while True:
-            with self._change:
-                found = None
-                while found is None:
-                    while self._waiting and found is None:
-                        batch = self._waiting[0][2]
-                        found = self._take_locked(batch)
-                        if found is None:
-                            heapq.heappop(self._waiting)
-                    if found is None:
-                        if self._closed:
-                            return
-                        self._change.wait()
-            self._finish(batch, found)
-            del batch  # or an idle thread would keep the last request's payloads alive
+        while (work := self._next()) is not None:
+            self._finish(*work)
+            del work  # or an idle thread would keep the last request's payloads alive
+
+    def _next(self) -> tuple[_Batch, slice] | None:
+        """Wait for a slice to read; None once closed and nothing is left."""
+        with self._change:
+            while True:
+                while self._waiting:
+                    batch = self._waiting[0][2]
+                    part = self._take_locked(batch)
+                    if part is not None:
+                        return batch, part
+                    heapq.heappop(self._waiting)
+                if self._closed:
+                    return None
+                self._change.wait()
 
     def _slices(self, table: StoredTable, count: int) -> list[slice]:
         """Cut `count` blocks into slices that are worth a thread each, and none too long."""

@@ -251,7 +251,7 @@ class BlockReader:
         """Cut `count` blocks into slices that are worth a thread each, and none too long."""
         if table.adapter.capabilities.queue_depth == "call":
             # A call keeps the device busy by itself; a second one, while this is verified.
-            slices = -(-count // _BLOCKS_OF_CALL)
+            slices = max(1, -(-count // _BLOCKS_OF_CALL))
         else:
             worth = min(self.depth + 1, int(count * self._block_us / _SLICE_US))
             slices = max(1, min(count, max(worth, -(-count // _MOST_BLOCKS))))

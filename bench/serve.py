@@ -21,7 +21,8 @@ Equal DRAM
     what it takes, pages of files included. Caches that a system allocates itself
     (`private_bytes`) are bounded by its options. The page cache is bounded by the cgroup: every
     20 ms its limit is set to what the process holds of its own, plus what of `dram_bytes` its
-    private caches leave, plus `slack_bytes`. `working_bytes` is the most that a process held
+    private caches leave, plus `slack_bytes` (a rival whose reads are direct gets room beside, as
+    it has no use for pages). `working_bytes` is the most that a process held
     beside those: buffers, stacks, and whatever it hides. Where no cgroup can be made,
     `limited_by` is "nothing": then the page cache is free.
 
@@ -37,7 +38,8 @@ Cold
 Counted
     Each thread takes the next request as it gets done with one. `rows_per_second` is all rows
     answered over the time from the first counted request to the last; latencies are those of
-    requests. Warming and counting end after --seconds each. `device_bytes_per_lookup` is what
+    requests. Warming and counting end after --seconds each. At the largest number of threads
+    the systems take turns, and the round with the median rate counts. `device_bytes_per_lookup` is what
     storage delivered to the process; `block_reads_per_lookup` is the store's own counter, or
     for a rival those bytes in pages of 4 KiB. Every row served is compared with its source, by
     a compiled loop outside of the latencies (`wrong_rows`). Rows are a hash of their id.
@@ -72,9 +74,13 @@ from bandana_kv.tools.cold import drop_page_cache
 TRAIN = 0.7
 PAGE_BYTES, BLOCK_OVERHEAD_BYTES = 4096, 96
 INDEX_BYTES = 4  # a row: where it lies
-ENGINE_INDEX_BYTES = 26  # a block: what RocksDB and LMDB keep to find it
+# A block: what the engine keeps to find it, by itself or as pages of its file.
+ENGINE_INDEX_BYTES = {"blockfile": 0, "lmdb": 26, "rocksdb": 26}
 LEAST_DRAM_BYTES, MOST_COPIES = 16 << 20, 64
 SLACK_BYTES = 1 << 20
+# Beside its limit for a rival that reads past the page cache: at a tight one direct reads fail.
+DIRECT_ROOM_BYTES = 16 << 20
+PLANNED_FOR = "blockfile"
 TRIAL_SECONDS = 3.0
 CHUNK_ROWS = 1 << 16
 # Large request buffers stay in the heap, so that they are not taken anew in the cgroup.
@@ -96,15 +102,14 @@ class Bench:
     def rows_per_block(self) -> int:
         return (PAGE_BYTES - BLOCK_OVERHEAD_BYTES) // (4 * self.dim)
 
-    @property
-    def engine_bytes(self) -> int:
-        return ENGINE_INDEX_BYTES * self.copies * -(-self.rows // self.rows_per_block)
+    def engine_bytes(self, adapter: str) -> int:
+        """Return the DRAM that an engine's index of our blocks takes."""
+        return ENGINE_INDEX_BYTES[adapter] * self.copies * -(-self.rows // self.rows_per_block)
 
-    @property
-    def cache_bytes(self) -> int:
+    def cache_bytes(self, adapter: str) -> int:
         """Return the DRAM of our row caches."""
         index_bytes = INDEX_BYTES * self.rows * self.copies
-        return max(0, self.dram_bytes - index_bytes - self.engine_bytes)
+        return max(0, self.dram_bytes - index_bytes - self.engine_bytes(adapter))
 
     def write_requests(self, test: AccessLog, *, ordered: bool, seed: int) -> None:
         """Write the requests to serve: those of each copy, the copies taking turns."""
@@ -127,7 +132,7 @@ class Bench:
         small.mkdir()
         _write_rows(small / "rows.npy", SMALL_ROWS, self.dim)
         begun = time.perf_counter()
-        budget = self.cache_bytes // self.copies
+        budget = self.cache_bytes(PLANNED_FOR) // self.copies
         plan = choose_plan({"t": (self.rows, 4 * self.dim)}, {"t": learn}, budget, seed=seed)
         choice = plan.tables["t"].choice
         assert choice is not None
@@ -175,7 +180,7 @@ class Bench:
             adapter=adapter,
             placement=dict.fromkeys(names, placement),
             plan=Plan(
-                plan.format, self.cache_bytes, plan.seed, dict.fromkeys(names, plan.tables["t"])
+                plan.format, plan.cache_bytes, plan.seed, dict.fromkeys(names, plan.tables["t"])
             ),
         )
         bandana_kv.load(
@@ -190,6 +195,7 @@ class Bench:
         """Serve in a process of its own."""
         drop_page_cache(self.directory / system)
         group = Group.create(f"bandana-kv-serve-{os.getpid()}")
+        adapter = system.removeprefix(OURS) if system.startswith(OURS) else None
         run = Run(
             system=system,
             options=options,
@@ -199,8 +205,9 @@ class Bench:
             rows=self.rows,
             dim=self.dim,
             dram_bytes=self.dram_bytes,
-            cache_bytes=self.cache_bytes,
-            engine_bytes=self.engine_bytes if system == "ours-rocksdb" else 0,
+            cache_bytes=self.cache_bytes(adapter) if adapter else 0,
+            # LMDB's are pages of its file.
+            engine_bytes=self.engine_bytes(adapter) if adapter == "rocksdb" else 0,
             small_bytes=SMALL_ROWS * 4 * self.dim // 20,
             group=str(group.path) if group else None,
         )
@@ -232,6 +239,8 @@ class Bench:
             follower = None
             if said and group:
                 pages = max(0, self.dram_bytes - int(said)) + SLACK_BYTES
+                if run.system in competitors.DIRECT:
+                    pages += DIRECT_ROOM_BYTES
                 follower = threading.Thread(target=group.follow, args=(pages, done))
                 follower.start()
             try:
@@ -248,6 +257,23 @@ class Bench:
             result["working_bytes"] = max(0, group.most_own_bytes - result["private_bytes"])
             result["page_cache_bytes"] = group.most_page_bytes
         return result
+
+    def rounds(
+        self, options: dict[str, dict[str, Any]], threads: int, seconds: float, rounds: int
+    ) -> list[dict[str, Any]]:
+        """Let the systems take turns; return of each its median by rows a second."""
+        runs: dict[str, list[dict[str, Any]]] = {system: [] for system in options}
+        for _ in range(rounds):
+            for system, settings in options.items():
+                runs[system].append(self.run(system, settings, threads, seconds))
+                _say(json.dumps(runs[system][-1]))
+        medians = []
+        for each in runs.values():
+            ranked = sorted(each, key=lambda run: run["rows_per_second"])
+            rates = [run["rows_per_second"] for run in ranked]
+            wrong = sum(run.get("wrong_rows", 0) for run in each)
+            medians.append(ranked[len(each) // 2] | {"wrong_rows": wrong, "rounds": rates})
+        return medians
 
     def best_options(self, system: str, threads: int) -> dict[str, Any]:
         """Return the settings of a rival that serve most rows a second."""
@@ -279,7 +305,7 @@ def _write_rows(path: Path, rows: int, dim: int) -> None:
 
 
 def _systems() -> list[str]:
-    ours = [name for name in ("rocksdb", "lmdb", "blockfile") if name in adapters.names()]
+    ours = [name for name in ENGINE_INDEX_BYTES if name in adapters.names()]
     return [OURS + name for name in ours] + list(competitors.NAMES)
 
 
@@ -323,7 +349,8 @@ def _ratios(measured: list[dict[str, Any]], threads: int) -> dict[str, Any]:
 @click.option("--row-bytes", default=128, show_default=True)
 @click.option("--dram-fraction", default=0.05, show_default=True)
 @click.option("--threads", default="1,8", show_default=True)
-@click.option("--seconds", default=20.0, show_default=True, help="Most of a run that counts.")
+@click.option("--rounds", default=3, show_default=True, help="At the most threads.")
+@click.option("--seconds", default=8.0, show_default=True, help="Most of a run that counts.")
 @click.option("--systems", help="Comma-separated; by default all.")
 @click.option("--copies", type=int, help="By default as many as make 16 MiB of DRAM.")
 @click.option("--child", hidden=True)
@@ -338,6 +365,7 @@ def main(
     row_bytes: int,
     dram_fraction: float,
     threads: str,
+    rounds: int,
     seconds: float,
     systems: str | None,
     copies: int | None,
@@ -368,9 +396,7 @@ def main(
         planned = bench.build(names, learn, seed)
         options = {name: bench.best_options(name, max(counts)) for name in names}
         for count in counts:
-            for name in names:
-                measured.append(bench.run(name, options[name], count, seconds))
-                _say(json.dumps(measured[-1]))
+            measured += bench.rounds(options, count, seconds, rounds if count == max(counts) else 1)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     log_name = path.stem if path else f"generator-{rows}"
@@ -385,7 +411,7 @@ def main(
         "slack_bytes": SLACK_BYTES,
         "systems": measured,
         **_ratios(measured, max(counts)),
-        "ours_cache_bytes": bench.cache_bytes,
+        "ours_cache_bytes": {name: bench.cache_bytes(name) for name in ENGINE_INDEX_BYTES},
         "ours_plan": planned,
         "surroundings": surroundings(seed),
     }

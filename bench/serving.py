@@ -65,7 +65,7 @@ class Run:
     rows
         Of a table.
     cache_bytes, engine_bytes
-        Ours: of the row caches, and what the engine holds beside them.
+        Ours: of the row caches, and what the engine holds in the process beside them.
     small_bytes
         Of the small table's cache.
     """
@@ -135,17 +135,18 @@ class _Clients:
 
     def __init__(self, run: Run) -> None:
         directory = Path(run.directory)
-        self._offsets = np.load(directory / "offsets.npy")
+        offsets = np.load(directory / "offsets.npy")
         self._ids = np.load(directory / "ids.npy")
         self._tables = np.load(directory / "tables.npy").tolist()
         self._table_rows = run.rows
         if not run.system.startswith(OURS):
             begins = np.array(self._tables, np.int32) * np.int32(run.rows)
-            self._ids += np.repeat(begins, np.diff(self._offsets))
+            self._ids += np.repeat(begins, np.diff(offsets))
             self._table_rows = 0
+        self._offsets = offsets.tolist()
         self.requests = len(self._tables)
         self._threads = run.threads
-        most = int(np.diff(self._offsets).max())
+        most = int(np.diff(offsets).max())
         self._buffers = [np.zeros((2, most, run.dim), np.float32) for _ in range(run.threads)]
         self._pool = ThreadPoolExecutor(run.threads)
 
@@ -155,7 +156,7 @@ class _Clients:
         """Serve requests `first` to `last` for `seconds` at most; or their like from small."""
         numbers = itertools.count(first)
         gate = threading.Barrier(self._threads)
-        offsets = self._offsets.tolist()
+        offsets = self._offsets
 
         def work(buffers: NDArray[np.float32]) -> _Tally:
             tally = _Tally()

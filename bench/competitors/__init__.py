@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["NAMES", "Reader", "Splitting", "module"]
+__all__ = ["DIRECT", "NAMES", "Reader", "Splitting", "module"]
 
 NAMES = {
     "memmap": "competitors.memmap",
@@ -26,6 +26,8 @@ NAMES = {
     "lmdb_rows": "competitors.lmdb_rows",
     "lance": "competitors.lance_take",
 }
+DIRECT = ("rocksdict_rows",)
+"""Systems that read past the page cache."""
 _LEAST_IDS = 4
 
 

@@ -40,9 +40,10 @@ Counted
     answered over the time from the first counted request to the last; latencies are those of
     requests. Warming and counting end after --seconds each. At the largest number of threads
     the systems take turns, and the round with the median rate counts.
-    `device_bytes_per_lookup` is what storage delivered to the process; `block_reads_per_lookup` is the store's own counter, or
-    for a rival those bytes in pages of 4 KiB. Every row served is compared with its source, by
-    a compiled loop outside of the latencies (`wrong_rows`). Rows are a hash of their id.
+    `device_bytes_per_lookup` is what storage delivered to the process;
+    `block_reads_per_lookup` is the store's own counter, or for a rival those bytes in pages of
+    4 KiB. Every row served is compared with its source, by a compiled loop outside of the
+    latencies (`wrong_rows`). Rows are a hash of their id.
 """
 
 from __future__ import annotations

@@ -1,0 +1,158 @@
+"""How fast tables load, against how fast the same device writes a file.
+
+    python bench/load.py --dir DIR --gib 4 --json [--adapters blockfile,lmdb,rocksdb]
+
+A ``.npy`` of --gib GiB, rows of 128 bytes; the page cache forgets it before each load, so
+that every load also reads it from the device. `load` runs in a process of its own that has
+loaded a small table before, so that kernels are there; `seconds` is the call, until the new
+version is safe on the device and served; `mib_per_second` counts bytes of rows.
+
+identity
+    Rows stay in the order of their ids: source and store are read and written in order, so
+    that this is the speed of the loader itself. The figures of an adapter are these.
+shuffled
+    Blocks take their rows from anywhere in the file, as with a learnt placement. Reads of the
+    source are random then (`shuffled` in the result has the same figures).
+
+Before each load a file of the same size is written in pieces of 8 MiB and synced, and
+`fraction_of_sequential_write` compares with the median of those rates. `peak_rss_bytes`
+is the whole process's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from common import report, surroundings
+
+import bandana_kv
+from bandana_kv import adapters
+from bandana_kv.policy import Policy
+from bandana_kv.tools.cold import drop_page_cache
+
+ROW_BYTES, PIECE_BYTES = 128, 8 << 20
+DIM = ROW_BYTES // 4
+SMALL_ROWS = 10_000
+
+
+@click.command()
+@click.option("--dir", "directory", type=click.Path(path_type=Path))
+@click.option("--gib", default=4.0, show_default=True)
+@click.option("--adapters", "names", help="By default all that keep what they are given.")
+@click.option("--child", type=(Path, Path, str, str), hidden=True)
+@click.option("--json", "_json", is_flag=True, help="Accepted for likeness; the result is JSON.")
+@click.option("--keep", is_flag=True, help="Keep the result under bench/results/.")
+def main(
+    directory: Path | None,
+    gib: float,
+    names: str | None,
+    child: tuple[Path, Path, str, str] | None,
+    _json: bool,
+    keep: bool,
+) -> None:
+    if child:
+        print(json.dumps(_load(*child)))
+        return
+    if directory is None:
+        raise click.UsageError("--dir is needed")
+    wanted = names.split(",") if names else [n for n in adapters.names() if n != "memory"]
+    rows = int(gib * (1 << 30)) // ROW_BYTES
+    work = directory / f"load-{os.getpid()}"
+    work.mkdir(parents=True)
+    try:
+        table = work / "table"
+        table.mkdir()
+        _write_table(table / "rows.npy", rows)
+        writes: list[float] = []
+        loads: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in wanted}
+        for name in wanted:
+            for placement in ("identity", "shuffled"):
+                writes.append(_sequential_write(work / "sequential", rows * ROW_BYTES))
+                drop_page_cache(table)
+                loads[name][placement] = _run(table / "rows.npy", work / "store", name, placement)
+                print(name, placement, loads[name][placement], file=sys.stderr, flush=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    rate = statistics.median(writes)
+    for of_adapter in loads.values():
+        for figures in of_adapter.values():
+            figures["mib_per_second"] = round(rows * ROW_BYTES / figures["seconds"] / (1 << 20), 1)
+            figures["fraction_of_sequential_write"] = round(figures["mib_per_second"] / rate, 3)
+    result = {
+        "bench": "load",
+        "rows": rows,
+        "row_bytes": ROW_BYTES,
+        "sequential_write_mib_per_second": round(rate, 1),
+        "sequential_writes": [round(each, 1) for each in writes],
+        "adapters": {
+            name: each["identity"] | {"shuffled": each["shuffled"]} for name, each in loads.items()
+        },
+        "surroundings": surroundings(0),
+    }
+    report(result, "load" if keep else None)
+
+
+def _write_table(path: Path, rows: int) -> None:
+    piece = PIECE_BYTES // ROW_BYTES
+    words = np.random.default_rng(0).random(piece * DIM, np.float32)
+    with open(path, "wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (rows, DIM)}
+        np.lib.format.write_array_header_1_0(file, header)
+        firsts = range(0, rows, piece)
+        file.writelines(
+            np.roll(words, first % 1009)[: DIM * min(piece, rows - first)].data for first in firsts
+        )
+
+
+def _sequential_write(path: Path, size_bytes: int) -> float:
+    """Return MiB a second of a file written in pieces and synced."""
+    piece = np.random.default_rng(1).bytes(PIECE_BYTES)
+    begun = time.perf_counter()
+    with open(path, "wb", buffering=0) as file:
+        firsts = range(0, size_bytes, PIECE_BYTES)
+        file.writelines(piece[: min(PIECE_BYTES, size_bytes - first)] for first in firsts)
+        os.fsync(file.fileno())
+    rate = size_bytes / (time.perf_counter() - begun) / (1 << 20)
+    path.unlink()
+    return rate
+
+
+def _run(table: Path, store: Path, adapter: str, placement: str) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--child", str(table), str(store), adapter, placement]
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    finally:
+        shutil.rmtree(store, ignore_errors=True)
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def _load(table: Path, store: Path, adapter: str, placement: str) -> dict[str, Any]:
+    """Load in this process, after a small table."""
+    small = store.with_name("small")
+    _write_table(small.with_suffix(".npy"), SMALL_ROWS)
+    seconds = 0.0
+    for source, target in ((small.with_suffix(".npy"), small), (table, store)):
+        begun, busy = time.perf_counter(), time.process_time()
+        bandana_kv.load(
+            target, {"t": source}, adapter=adapter, placement=placement, policy=Policy()
+        )
+        seconds, busy = time.perf_counter() - begun, time.process_time() - busy
+    shutil.rmtree(small)
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"seconds": round(seconds, 2), "cpu_seconds": round(busy, 2), "peak_rss_bytes": peak}
+
+
+if __name__ == "__main__":
+    main()

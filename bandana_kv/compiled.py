@@ -17,7 +17,7 @@ import numba
 import numpy as np
 from numba.core import caching, event
 
-__all__ = ["inlined", "kernel", "signed"]
+__all__ = ["inlined", "kernel", "modules_of_kernels", "signed"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,9 +25,19 @@ _PACKAGE = Path(__file__).resolve().parent
 _log = logging.getLogger("bandana_kv")
 
 
+# What a module says of itself that holds numbers for kernels, and no kernel.
+_MARKS = b"bandana_kv.compiled import", b"# Constants of kernels."
+
+
+def modules_of_kernels() -> list[Path]:
+    """Return the package's modules that kernels are made of: with what they call and name."""
+    modules = sorted(_PACKAGE.rglob("*.py"))
+    return [path for path in modules if any(mark in path.read_bytes() for mark in _MARKS)]
+
+
 def _package_stamp() -> tuple[float, int]:
-    """Return the newest change and the total size of the package's modules."""
-    stats = [path.stat() for path in _PACKAGE.rglob("*.py")]
+    """Return the newest change and the total size of the modules that kernels are made of."""
+    stats = [path.stat() for path in modules_of_kernels()]
     return max(stat.st_mtime for stat in stats), sum(stat.st_size for stat in stats)
 
 
@@ -35,7 +45,7 @@ _STAMP = _package_stamp()
 
 
 def _stamp(cache: Any, function: Callable[..., Any]) -> None:
-    """Tie a kernel's cached machine code to the state of its file and the whole package."""
+    """Tie a kernel's cached machine code to the state of its file and of all kernels."""
     index_file: Any = caching.IndexDataCacheFile
     # In a source checkout adapters lie outside of the package's directory.
     own = Path(function.__code__.co_filename).stat()
@@ -71,8 +81,8 @@ def kernel(function: F) -> F:
     Notes
     -----
     numba watches only the file a kernel is written in. Kernels call kernels of other
-    files, so the cache is stamped with the whole package: after an edit or an upgrade
-    anywhere, nothing old is linked in.
+    files, so the cache is stamped with all of those: after an edit or an upgrade, nothing
+    old is linked in.
     """
     return _compiled(function, {})
 

@@ -19,6 +19,7 @@ __all__ = [
     "least_heat",
 ]
 
+# Constants of kernels.
 ALL = 0
 NONE = 256
 _EXACT = 128

@@ -12,27 +12,16 @@ from numpy.typing import NDArray
 
 from bandana_kv.arrays import let_go
 from bandana_kv.blocks import HEADER_BYTES
-from bandana_kv.cache.batch import (
-    BLOCK_READS,
-    COUNTERS,
-    admit,
-    look_up,
-    look_up_together,
-    missing,
-    new_counters,
+from bandana_kv.cache.batch import BLOCK_READS, COUNTERS, missing, new_counters
+from bandana_kv.cache.rows import (
+    absent,
+    admit_rows,
+    answer_missed,
+    look_up_rows,
+    look_up_rows_together,
 )
-from bandana_kv.cache.index import find
-from bandana_kv.cache.state import (
-    DIRECT,
-    EVICTION,
-    CacheState,
-    cache_bytes_of,
-    check,
-    hits_relink,
-    make_state,
-)
+from bandana_kv.cache.state import EVICTION, cache_bytes_of, check, hits_relink, make_state
 from bandana_kv.cache.state import positions as cached_positions
-from bandana_kv.compiled import inlined, kernel
 from bandana_kv.errors import IdError
 from bandana_kv.inflight import Claim, InFlight
 from bandana_kv.layout import Layout, cover
@@ -41,140 +30,6 @@ from bandana_kv.reader import BlockReader, StoredTable
 from bandana_kv.turns import Turns
 
 __all__ = ["ServedTable"]
-
-
-@inlined
-def _to_positions(ids: np.ndarray, position_of_id: np.ndarray, positions: np.ndarray) -> int:
-    """Translate ids; return the index of the first that is out of range, or -1."""
-    for i in range(ids.size):
-        if ids[i] < 0 or ids[i] >= position_of_id.size:
-            return i
-        positions[i] = position_of_id[ids[i]]
-    return -1
-
-
-@inlined
-def _copy_rows(data: np.ndarray, slots: np.ndarray, out: np.ndarray) -> None:
-    for i in range(slots.size):
-        slot = slots[i]
-        if slot >= 0:
-            for word in range(data.shape[1]):
-                out[i, word] = data[slot, word]
-
-
-@kernel
-def _look_up_rows(
-    state: CacheState,
-    data: np.ndarray,
-    ids: np.ndarray,
-    position_of_id: np.ndarray,
-    positions: np.ndarray,
-    slots: np.ndarray,
-    out: np.ndarray,
-    counters: np.ndarray,
-) -> int:
-    """Answer what DRAM holds; return how many missed, or -1 - i where the i-th id is wrong."""
-    wrong = _to_positions(ids, position_of_id, positions)
-    if wrong >= 0:
-        return -1 - wrong
-    missed = look_up(state, positions, slots, counters)
-    _copy_rows(data, slots, out)
-    return missed
-
-
-@kernel
-def _look_up_rows_together(
-    eviction: int,
-    buckets: np.ndarray,
-    marks: np.ndarray,
-    live: np.ndarray,
-    clock: np.ndarray,
-    data: np.ndarray,
-    ids: np.ndarray,
-    position_of_id: np.ndarray,
-    positions: np.ndarray,
-    slots: np.ndarray,
-    out: np.ndarray,
-    counters: np.ndarray,
-) -> int:
-    """Do the same where hits do not relink, beside other threads.
-
-    Handing over the few arrays that this needs is much of what a small request costs.
-    """
-    wrong = _to_positions(ids, position_of_id, positions)
-    if wrong >= 0:
-        return -1 - wrong
-    missed = look_up_together(eviction, buckets, marks, live, clock, positions, slots, counters)
-    _copy_rows(data, slots, out)
-    return missed
-
-
-@kernel
-def _absent(
-    buckets: np.ndarray,
-    clock: np.ndarray,
-    ids: np.ndarray,
-    position_of_id: np.ndarray,
-    positions: np.ndarray,
-) -> int:
-    """Put the positions that DRAM does not hold first, and return how many; or -1 - i."""
-    wrong = _to_positions(ids, position_of_id, positions)
-    if wrong >= 0:
-        return -1 - wrong
-    absent = 0
-    for i in range(positions.size):
-        if find(buckets, clock[DIRECT], positions[i]) < 0:
-            positions[absent] = positions[i]
-            absent += 1
-    return absent
-
-
-@kernel
-def _answer_missed(
-    payloads: np.ndarray,
-    blocks: np.ndarray,
-    rows_per_block: int,
-    positions: np.ndarray,
-    slots: np.ndarray,
-    ordered: np.ndarray,
-    places: np.ndarray,
-    out: np.ndarray,
-) -> None:
-    row_bytes = out.shape[1]
-    for i in range(positions.size):
-        if slots[i] < 0:
-            place = places[np.searchsorted(ordered, positions[i])]
-            block = place // rows_per_block
-            index = np.searchsorted(blocks, block)
-            start = HEADER_BYTES + (place - block * rows_per_block) * row_bytes
-            for byte in range(row_bytes):
-                out[i, byte] = payloads[index, start + byte]
-
-
-@kernel
-def _admit_rows(
-    state: CacheState,
-    data: np.ndarray,
-    layout: Layout,
-    asked: np.ndarray,
-    ordered: np.ndarray,
-    places: np.ndarray,
-    read: np.ndarray,
-    blocks: np.ndarray,
-    payloads: np.ndarray,
-    counters: np.ndarray,
-) -> None:
-    rows_per_block = layout.rows_per_block
-    fills = np.empty((read.size * rows_per_block + asked.size, 2), np.int64)
-    filled = admit(state, layout, asked, ordered, places, read, fills, counters)
-    row_bytes = data.shape[1]
-    for i in range(filled):
-        slot, place = fills[i, 0], fills[i, 1]
-        block = place // rows_per_block
-        index = np.searchsorted(blocks, block)
-        start = HEADER_BYTES + (place - block * rows_per_block) * row_bytes
-        for byte in range(row_bytes):
-            data[slot, byte] = payloads[index, start + byte]
 
 
 # Blocks read ahead that a table keeps until they are asked for: 4 MiB.
@@ -273,7 +128,7 @@ class ServedTable:
         ids, positions, slots, out, counters = arrays
         self._turns.take()
         try:
-            return _look_up_rows(
+            return look_up_rows(
                 self._state, self._data, ids, self._position_of_id, positions, slots, out, counters
             )
         finally:
@@ -285,7 +140,7 @@ class ServedTable:
         state = self._state
         self._turns.enter()
         try:
-            return _look_up_rows_together(
+            return look_up_rows_together(
                 self._eviction,
                 state.buckets,
                 state.marks,
@@ -320,10 +175,10 @@ class ServedTable:
             claim = self._in_flight.claim(blocks)
         try:
             payloads = self._fetch(reader, claim, blocks, places, counters)
-            _answer_missed(payloads, blocks, per_block, positions, slots, ordered, places, out)
+            answer_missed(payloads, blocks, per_block, positions, slots, ordered, places, out)
             self._turns.take()
             try:
-                _admit_rows(
+                admit_rows(
                     self._state,
                     self._data,
                     self._layout,
@@ -349,12 +204,12 @@ class ServedTable:
         state = self._state
         self._turns.enter()
         try:
-            absent = _absent(state.buckets, state.clock, ids, self._position_of_id, positions)
+            count = absent(state.buckets, state.clock, ids, self._position_of_id, positions)
         finally:
             self._turns.leave()
-        if absent < 0:
-            raise self._out_of_range(ids, -1 - absent)
-        ordered = np.unique(positions[:absent])
+        if count < 0:
+            raise self._out_of_range(ids, -1 - count)
+        ordered = np.unique(positions[:count])
         blocks = cover(ordered, self._layout, np.empty(ordered.size, np.int64))
         with self._lock:
             reading = self._in_flight.claim_ahead(blocks)

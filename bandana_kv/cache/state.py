@@ -33,6 +33,7 @@ __all__ = [
     "positions",
 ]
 
+# Constants of kernels.
 LRU, CLOCK, S3_FIFO, SIEVE, TINYLFU = range(5)
 EVICTIONS = {"lru": LRU, "clock": CLOCK, "s3-fifo": S3_FIFO, "sieve": SIEVE, "tinylfu": TINYLFU}
 NO_NEIGHBOUR, ALL, LOWER, SHADOW, SHADOW_LOWER, THRESHOLD, ONLINE = range(7)

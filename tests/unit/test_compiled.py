@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 import bandana_kv
 from bandana_kv import adapters, tools
-from bandana_kv.compiled import inlined, kernel, signed
+from bandana_kv.compiled import inlined, kernel, modules_of_kernels, signed
 
 ANNOUNCED = "compiling kernels; this happens once per machine and release"
 # importing, opening and the first lookup, in seconds
@@ -147,3 +148,26 @@ def test_inlined_kernels_compute_what_others_do_and_count_no_references() -> Non
     assert "alwaysinline" in code
     (code,) = _through_inlined.inspect_llvm().values()
     assert "call void @NRT_incref" not in code
+
+
+def test_what_kernels_take_from_other_modules_is_stamped() -> None:
+    stamped = modules_of_kernels()
+    package = Path(bandana_kv.__file__).parent
+    for module in stamped:
+        tree = ast.parse(module.read_text())
+        imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+        source_of = {
+            alias.asname or alias.name: package.joinpath(*str(node.module).split(".")[1:])
+            for node in imports
+            if str(node.module).startswith("bandana_kv.")
+            for alias in node.names
+        }
+        functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+        for function in functions:
+            if not any(
+                getattr(each, "id", "") in ("kernel", "inlined") for each in function.decorator_list
+            ):
+                continue
+            named = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
+            for name in named & source_of.keys():
+                assert source_of[name].with_suffix(".py") in stamped, (module, function.name, name)

@@ -7,11 +7,12 @@ import datetime as dt
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ from bandana_kv.jobs import (
     held_adapter,
     with_spaces,
 )
+from bandana_kv.packed import pack
 from bandana_kv.placement import Placement, place
 from bandana_kv.placement.measure import layout_of
 from bandana_kv.placement.replication import replicate as add_copies
@@ -47,6 +49,7 @@ __all__ = ["load"]
 
 _CHUNK_BYTES = 8 << 20
 _SPACES_FILE = "held-spaces"
+_Batch: TypeAlias = "tuple[Keys, Payloads]"
 
 
 @dataclass(frozen=True)
@@ -241,7 +244,7 @@ def _write_table(begun: _Load, job: Job, engine: Adapter) -> manifest.Table:
     touched = int(np.count_nonzero(counts)) or source.rows
     del counts
     file = partial(manifest.table_file, begun.root, begun.version, job.space)
-    write_array(file("positions"), "positions", placement.position_of_id)
+    write_array(file("positions"), "positions", pack(placement.position_of_id))
     write_array(file("heat"), "heat", heat)
     original_of, by_position = layout_of(placement, heat)[2:]
     if original_of.size:
@@ -249,7 +252,9 @@ def _write_table(begun: _Load, job: Job, engine: Adapter) -> manifest.Table:
         write_array(file("by-position"), "by-position", by_position)
     count = placement.blocks + -(-original_of.size // per_block)
     begun.progress.start(f"load {job.name}", count, "blocks")
-    engine.bulk_load(_sealed_blocks(begun, job, placement, engine.payload_bytes), count)
+    sealed = _sealed_blocks(begun, job, placement, engine.payload_bytes)
+    with contextlib.closing(_one_ahead(sealed)) as batches:
+        engine.bulk_load(batches, count)
     begun.progress.finish()
     return manifest.Table(
         segment=begun.version,
@@ -310,9 +315,18 @@ def _resident_share(job: Job) -> float | None:
     return min(1.0, job.plan.choice.resident_rows / job.source.rows)
 
 
+def _one_ahead(batches: Iterator[_Batch]) -> Generator[_Batch]:
+    """Make each batch while the engine still writes the one before."""
+    with ThreadPoolExecutor(1, thread_name_prefix="bandana-kv-seal") as thread:
+        coming = thread.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, batches, None)
+            yield batch
+
+
 def _sealed_blocks(
     begun: _Load, job: Job, placement: Placement, payload_bytes: int
-) -> Iterator[tuple[Keys, Payloads]]:
+) -> Iterator[_Batch]:
     """Seal the table's blocks, then those of copies, in the order of their keys."""
     ids = placement.id_of_position()
     yield from _sealed_run(begun, job, placement, payload_bytes, 0, ids)
@@ -328,7 +342,7 @@ def _sealed_run(
     payload_bytes: int,
     first_block: int,
     ids: NDArray[np.uint32],
-) -> Iterator[tuple[Keys, Payloads]]:
+) -> Iterator[_Batch]:
     """Gather rows `ids` into blocks from `first_block` on, and seal them, a few MiB at a time."""
     source, per_block = job.source, placement.rows_per_block
     row_bytes = source.row_bytes

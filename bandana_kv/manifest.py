@@ -54,7 +54,7 @@ __all__ = [
     "writer_lock",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _KEEP_VERSIONS = 2
 _LOCK = "lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["BlockReader", "StoredTable"]
 
-# A slice should keep its thread busy this long: handing it over costs some 50 us, and more
-# where threads wait for the GIL.
-_SLICE_US = 200.0
+# A slice should keep its thread busy this long: handing it over costs 50 to 100 us of CPU, as
+# much as five reads, and more where threads wait for the GIL.
+_SLICE_US = 500.0
 # What a block is assumed to cost until reads have been timed: a random read of an SSD.
 _FIRST_BLOCK_US = 100.0
 # A long slice would hold up the small requests that come after it.
@@ -130,6 +130,7 @@ class BlockReader:
     def _begin(self) -> None:
         self._closed = False
         self._numbers = itertools.count()
+        self._asking: set[object] = set()  # the calls of `read` that are under way
         self._waiting: list[tuple[int, int, _Batch]] = []
         self._change = threading.Condition(threading.Lock())
         self._threads: list[threading.Thread] = []
@@ -153,6 +154,14 @@ class BlockReader:
         Cost: one device read a block; checksums about 0.5 us a block. The GIL is released
         while the device works and while checksums are computed.
         """
+        call = object()
+        self._asking.add(call)
+        try:
+            return self._read(table, blocks)
+        finally:
+            self._asking.discard(call)
+
+    def _read(self, table: StoredTable, blocks: NDArray[np.int64]) -> NDArray[np.uint8]:
         payloads = empty_payloads(blocks.size, table.adapter.payload_bytes)
         slices = self._slices(table, blocks.size)
         if len(slices) == 1:
@@ -253,7 +262,9 @@ class BlockReader:
             # A call keeps the device busy by itself; a second one, while this is verified.
             slices = max(1, -(-count // _BLOCKS_OF_CALL))
         else:
-            worth = min(self.depth + 1, int(count * self._block_us / _SLICE_US))
+            # Callers are threads too: the more of them read, the less each one needs others.
+            callers = max(1, len(self._asking))
+            worth = min(self.depth + 1, int(count * self._block_us / _SLICE_US / callers))
             slices = max(1, min(count, max(worth, -(-count // _MOST_BLOCKS))))
         edges = [count * part // slices for part in range(slices + 1)]
         return [slice(first, last) for first, last in pairwise(edges)]

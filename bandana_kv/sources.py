@@ -105,11 +105,17 @@ class ArrayRows(RowSource):
 def _pread_rows(
     file: int, first_byte: int, row_bytes: int, ids: np.ndarray, out: np.ndarray
 ) -> int:
-    for i in range(ids.size):
-        at = first_byte + np.int64(ids[i]) * row_bytes
-        row = out[i]
-        if _pread(np.int32(file), row.ctypes, np.uint64(row_bytes), at) != row_bytes:
-            return i
+    """Read rows, those that lie one behind the other in one call; return a bad one, or -1."""
+    begin = 0
+    while begin < ids.size:
+        end = begin + 1
+        while end < ids.size and ids[end] == ids[end - 1] + 1:
+            end += 1
+        at = first_byte + np.int64(ids[begin]) * row_bytes
+        size = (end - begin) * row_bytes
+        if _pread(np.int32(file), out[begin:end].ctypes, np.uint64(size), at) != size:
+            return begin
+        begin = end
     return -1
 
 

@@ -23,6 +23,7 @@ from bandana_kv.cache.state import capacity_for
 from bandana_kv.device import DeviceProfile
 from bandana_kv.errors import BandanaError, IdError, InputError, TableNotFoundError
 from bandana_kv.layout import Layout
+from bandana_kv.packed import words_for
 from bandana_kv.plan.allocate import allocate
 from bandana_kv.policy import Policy, asked_policy
 from bandana_kv.reader import BlockReader, StoredTable
@@ -309,7 +310,7 @@ def open(
 
     Notes
     -----
-    Cost: reads the id index once to check it (5 bytes a row) and maps it; no row is read.
+    Cost: reads the id index once to check it (up to 5 bytes a row) and maps it; no row is read.
     Beside `cache_bytes`, the index is page cache that all processes share.
     """
     root = Path(path)
@@ -407,7 +408,7 @@ def _serve(
         stored,
         dtype,
         entry.dim,
-        mapped("positions", np.uint32, entry.rows),
+        mapped("positions", np.uint64, words_for(entry.rows)),
         Layout(
             entry.rows_per_block,
             mapped("heat", np.uint8, entry.rows),

@@ -53,8 +53,8 @@ class ServedTable:
         Where the blocks lie.
     dtype, dim
         Of the rows.
-    position_of_id
-        uint32 (rows,), read-only.
+    index
+        The position of each id, packed (:mod:`bandana_kv.packed`); read-only.
     layout
         Where rows and their copies lie, and how hot they are.
     capacity_rows
@@ -70,7 +70,7 @@ class ServedTable:
         stored: StoredTable,
         dtype: np.dtype[Any],
         dim: int,
-        position_of_id: NDArray[np.uint32],
+        index: NDArray[np.uint64],
         layout: Layout,
         capacity_rows: int,
         policy: Policy,
@@ -83,7 +83,7 @@ class ServedTable:
         self.capacity_rows = capacity_rows
         self.policy = policy
         self._coalesce = coalesce
-        self._position_of_id = position_of_id
+        self._index = index
         self._layout = layout
         self._state = make_state(policy, capacity_rows, layout.heat)
         # Only thresholds read training heat from here on; live heat is a copy.
@@ -129,7 +129,15 @@ class ServedTable:
         self._turns.take()
         try:
             return look_up_rows(
-                self._state, self._data, ids, self._position_of_id, positions, slots, out, counters
+                self._state,
+                self._data,
+                ids,
+                self._index,
+                self.stored.rows,
+                positions,
+                slots,
+                out,
+                counters,
             )
         finally:
             self._turns.give_back()
@@ -148,7 +156,8 @@ class ServedTable:
                 state.clock,
                 self._data,
                 ids,
-                self._position_of_id,
+                self._index,
+                self.stored.rows,
                 positions,
                 slots,
                 out,
@@ -204,7 +213,8 @@ class ServedTable:
         state = self._state
         self._turns.enter()
         try:
-            count = absent(state.buckets, state.clock, ids, self._position_of_id, positions)
+            rows = self.stored.rows
+            count = absent(state.buckets, state.clock, ids, self._index, rows, positions)
         finally:
             self._turns.leave()
         if count < 0:

@@ -14,9 +14,9 @@ tried for a few seconds each at the largest number of threads, and the best is r
 Equal DRAM
     ``dram_bytes = dram_fraction x rows x row_bytes`` is all that a system may use to hold rows
     and to find them: caches with their bookkeeping, indexes in memory, and the page cache. The
-    id index of this library (4 bytes a row) and what its engine keeps of its own index come out
-    of that sum, so that the row cache gets the rest (`ours_cache_bytes`). Each run is a process
-    of its own. It first serves a small table, so that interpreter, libraries, request buffers
+    id index of this library (16 bits a row of a small table, 24 of ten million) and what its
+    engine keeps of its own index come out of that sum, so that the row cache gets the rest
+    (`ours_cache_bytes`). Each run is a process of its own. It first serves a small table, so that interpreter, libraries, request buffers
     and stacks are there, and then enters a memory cgroup, which from there on counts
     what it takes, pages of files included. Caches that a system allocates itself
     (`private_bytes`) are bounded by its options. The page cache is bounded by the cgroup: every
@@ -68,13 +68,13 @@ from serving import OURS, SMALL_ROWS, Run, expected_rows, serve
 
 import bandana_kv
 from bandana_kv import AccessLog, adapters
+from bandana_kv.packed import words_for
 from bandana_kv.placement import place
 from bandana_kv.plan import Choice, Plan, choose_plan
 from bandana_kv.tools.cold import drop_page_cache
 
 TRAIN = 0.7
 PAGE_BYTES, BLOCK_OVERHEAD_BYTES = 4096, 96
-INDEX_BYTES = 4  # a row: where it lies
 # A block: what the engine keeps to find it, by itself or as pages of its file.
 ENGINE_INDEX_BYTES = {"blockfile": 0, "lmdb": 26, "rocksdb": 26}
 LEAST_DRAM_BYTES, MOST_COPIES = 16 << 20, 64
@@ -109,7 +109,7 @@ class Bench:
 
     def cache_bytes(self, adapter: str) -> int:
         """Return the DRAM of our row caches."""
-        index_bytes = INDEX_BYTES * self.rows * self.copies
+        index_bytes = 8 * words_for(self.rows) * self.copies
         return max(0, self.dram_bytes - index_bytes - self.engine_bytes(adapter))
 
     def write_requests(self, test: AccessLog, *, ordered: bool, seed: int) -> None:

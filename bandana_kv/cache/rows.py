@@ -8,19 +8,21 @@ from bandana_kv.blocks import HEADER_BYTES
 from bandana_kv.cache.batch import admit, look_up, look_up_together
 from bandana_kv.cache.index import find
 from bandana_kv.cache.state import DIRECT, CacheState
-from bandana_kv.compiled import inlined, kernel
+from bandana_kv.compiled import copy_bytes, inlined, kernel, signed
 from bandana_kv.layout import Layout
+from bandana_kv.packed import bits_for, position_at
 
 __all__ = ["absent", "admit_rows", "answer_missed", "look_up_rows", "look_up_rows_together"]
 
 
 @inlined
-def _to_positions(ids: np.ndarray, position_of_id: np.ndarray, positions: np.ndarray) -> int:
+def _to_positions(ids: np.ndarray, index: np.ndarray, rows: int, positions: np.ndarray) -> int:
     """Translate ids; return the index of the first that is out of range, or -1."""
+    bits = bits_for(rows)
     for i in range(ids.size):
-        if ids[i] < 0 or ids[i] >= position_of_id.size:
+        if ids[i] < 0 or ids[i] >= rows:
             return i
-        positions[i] = position_of_id[ids[i]]
+        positions[i] = position_at(index, bits, signed(ids[i]))
     return -1
 
 
@@ -29,8 +31,7 @@ def _copy_rows(data: np.ndarray, slots: np.ndarray, out: np.ndarray) -> None:
     for i in range(slots.size):
         slot = slots[i]
         if slot >= 0:
-            for word in range(data.shape[1]):
-                out[i, word] = data[slot, word]
+            copy_bytes(data, slot * data.shape[1], out, i * data.shape[1], data.shape[1])
 
 
 @kernel
@@ -38,14 +39,15 @@ def look_up_rows(
     state: CacheState,
     data: np.ndarray,
     ids: np.ndarray,
-    position_of_id: np.ndarray,
+    index: np.ndarray,
+    rows: int,
     positions: np.ndarray,
     slots: np.ndarray,
     out: np.ndarray,
     counters: np.ndarray,
 ) -> int:
     """Answer what DRAM holds; return how many missed, or -1 - i where the i-th id is wrong."""
-    wrong = _to_positions(ids, position_of_id, positions)
+    wrong = _to_positions(ids, index, rows, positions)
     if wrong >= 0:
         return -1 - wrong
     missed = look_up(state, positions, slots, counters)
@@ -62,7 +64,8 @@ def look_up_rows_together(
     clock: np.ndarray,
     data: np.ndarray,
     ids: np.ndarray,
-    position_of_id: np.ndarray,
+    index: np.ndarray,
+    rows: int,
     positions: np.ndarray,
     slots: np.ndarray,
     out: np.ndarray,
@@ -72,7 +75,7 @@ def look_up_rows_together(
 
     Handing over the few arrays that this needs is much of what a small request costs.
     """
-    wrong = _to_positions(ids, position_of_id, positions)
+    wrong = _to_positions(ids, index, rows, positions)
     if wrong >= 0:
         return -1 - wrong
     missed = look_up_together(eviction, buckets, marks, live, clock, positions, slots, counters)
@@ -85,11 +88,12 @@ def absent(
     buckets: np.ndarray,
     clock: np.ndarray,
     ids: np.ndarray,
-    position_of_id: np.ndarray,
+    index: np.ndarray,
+    rows: int,
     positions: np.ndarray,
 ) -> int:
     """Put the positions that DRAM does not hold first, and return how many; or -1 - i."""
-    wrong = _to_positions(ids, position_of_id, positions)
+    wrong = _to_positions(ids, index, rows, positions)
     if wrong >= 0:
         return -1 - wrong
     count = 0
@@ -119,8 +123,7 @@ def answer_missed(
             block = place // rows_per_block
             index = np.searchsorted(blocks, block)
             start = HEADER_BYTES + (place - block * rows_per_block) * row_bytes
-            for byte in range(row_bytes):
-                out[i, byte] = payloads[index, start + byte]
+            copy_bytes(payloads, index * payloads.shape[1] + start, out, i * row_bytes, row_bytes)
 
 
 @kernel
@@ -146,5 +149,4 @@ def admit_rows(
         block = place // rows_per_block
         index = np.searchsorted(blocks, block)
         start = HEADER_BYTES + (place - block * rows_per_block) * row_bytes
-        for byte in range(row_bytes):
-            data[slot, byte] = payloads[index, start + byte]
+        copy_bytes(payloads, index * payloads.shape[1] + start, data, slot * row_bytes, row_bytes)

@@ -41,14 +41,17 @@ class BlockFile:
             os.posix_fadvise(self.handle, 0, 0, os.POSIX_FADV_RANDOM)
 
     def write(self, offset: int, payloads: Payloads, scratch: npt.NDArray[np.uint8]) -> None:
-        """Write (n, block_bytes) at an offset by way of `scratch`, which lies on a page."""
+        """Write (n, block_bytes) at an offset; by way of `scratch` if they do not lie on pages."""
         with _tolerated(errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             # Tells of a full disk first, and keeps the file in few pieces.
             os.posix_fallocate(self.handle, offset, payloads.nbytes)
         flat = payloads.reshape(-1)
+        straight = flat.ctypes.data % PAGE_BYTES == 0
         for at in range(0, flat.size, scratch.size):
-            piece = scratch[: min(scratch.size, flat.size - at)]
-            piece[:] = flat[at : at + piece.size]
+            piece = flat[at : at + scratch.size]
+            if not straight:
+                scratch[: piece.size] = piece
+                piece = scratch[: piece.size]
             done = 0
             while done < piece.size:
                 done += os.pwrite(self.handle, piece[done:].data, offset + at + done)

@@ -544,7 +544,7 @@ class Adapter(ABC):
         """Check batches, and yield them joined or cut to chunks of one size."""
         size = max(1, _CHUNK_BYTES // self.payload_bytes)
         keys_held = np.empty(size, np.uint64)
-        payloads_held = np.empty((size, self.payload_bytes), np.uint8)
+        payloads_held = empty_payloads(size, self.payload_bytes)
         held = 0
         newest = -1
         for batch_keys, batch_payloads in batches:
@@ -554,6 +554,10 @@ class Adapter(ABC):
             at = 0
             while at < len(keys):
                 take = min(size - held, len(keys) - at)
+                if take == size:  # nothing to join it with
+                    yield keys[at : at + size], payloads[at : at + size]
+                    at += size
+                    continue
                 keys_held[held : held + take] = keys[at : at + take]
                 payloads_held[held : held + take] = payloads[at : at + take]
                 held, at = held + take, at + take

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv import adapters, blocks, manifest
+from bandana_kv.adapters.contract import empty_payloads
 from bandana_kv.advice import PROFILE_FILE, given_profile, pages_of
 from bandana_kv.arrays import write_array
 from bandana_kv.device import DeviceProfile
@@ -47,7 +48,10 @@ if TYPE_CHECKING:
 
 __all__ = ["load"]
 
-_CHUNK_BYTES = 8 << 20
+_CHUNK_BYTES = 16 << 20
+# Rows in the order of a placement lie anywhere in their source: of so many, several lie close
+# together there, and are read at once.
+_WINDOW_BYTES = 128 << 20
 _SPACES_FILE = "held-spaces"
 _Batch: TypeAlias = "tuple[Keys, Payloads]"
 
@@ -343,23 +347,52 @@ def _sealed_run(
     first_block: int,
     ids: NDArray[np.uint32],
 ) -> Iterator[_Batch]:
-    """Gather rows `ids` into blocks from `first_block` on, and seal them, a few MiB at a time."""
-    source, per_block = job.source, placement.rows_per_block
-    row_bytes = source.row_bytes
-    copies = 0 if placement.replicas is None else placement.replicas.size
+    """Gather rows `ids` into blocks from `first_block` on, and seal them."""
+    per_block = placement.rows_per_block
+    in_order = placement.method == "identity"
     chunk = max(1, _CHUNK_BYTES // payload_bytes)
-    for first in range(0, -(-ids.size // per_block), chunk):
-        part = ids[first * per_block : (first + chunk) * per_block]
-        count = -(-part.size // per_block)
-        numbers = np.arange(first, first + count, dtype=np.int64) + first_block
-        rows = np.zeros((count * per_block, row_bytes), np.uint8)
-        source.gather(part, rows[: part.size])
-        payloads = np.zeros((count, payload_bytes), np.uint8)
-        end = blocks.HEADER_BYTES + per_block * row_bytes
-        payloads[:, blocks.HEADER_BYTES : end] = rows.reshape(count, -1)
-        blocks.seal(payloads, job.space, numbers, source.rows, copies, per_block, row_bytes)
-        yield adapters.block_keys(job.space, numbers), payloads
-        begun.progress.advance(count)
+    window = chunk if in_order else max(chunk, _WINDOW_BYTES // payload_bytes)
+    # New memory for each batch would cost as much as filling it. One is written meanwhile.
+    held = [empty_payloads(chunk, payload_bytes) for _ in range(2)]
+    held_rows = np.empty((window * per_block, job.source.row_bytes), np.uint8)
+    copies = 0 if placement.replicas is None else placement.replicas.size
+    turn = 0
+    for first in range(0, -(-ids.size // per_block), window):
+        of_window = ids[first * per_block : (first + window) * per_block]
+        rows = _gathered(job, of_window, held_rows, per_block)
+        for at in range(0, len(rows), chunk):
+            part = rows[at : at + chunk]
+            payloads, turn = held[turn][: len(part)], 1 - turn
+            _fill(payloads, part)
+            numbers = np.arange(len(part), dtype=np.int64) + first_block + first + at
+            blocks.seal(
+                payloads,
+                job.space,
+                numbers,
+                job.source.rows,
+                copies,
+                per_block,
+                job.source.row_bytes,
+            )
+            yield adapters.block_keys(job.space, numbers), payloads
+            begun.progress.advance(len(part))
+
+
+def _gathered(
+    job: Job, ids: NDArray[np.uint32], held: NDArray[np.uint8], per_block: int
+) -> NDArray[np.uint8]:
+    """Return the rows of `ids` by block, zeros behind the last: uint8 (blocks, bytes of rows)."""
+    count = -(-ids.size // per_block)
+    job.source.gather(ids, held[: ids.size])
+    held[ids.size : count * per_block] = 0
+    return held[: count * per_block].reshape(count, -1)
+
+
+def _fill(payloads: NDArray[np.uint8], rows: NDArray[np.uint8]) -> None:
+    end = blocks.HEADER_BYTES + rows.shape[1]
+    payloads[:, : blocks.HEADER_BYTES] = 0
+    payloads[:, blocks.HEADER_BYTES : end] = rows
+    payloads[:, end:] = 0
 
 
 def _forget(root: Path, segment: int, held: Adapter | None) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from bandana_kv.compiled import kernel
+from bandana_kv.compiled import copy_bytes, kernel, signed
 from bandana_kv.errors import InputError
 
 __all__ = ["ArrayRows", "NpyRows", "RowSource", "open_rows"]
@@ -24,6 +24,8 @@ _KINDS = "biufc"
 # In the order of a placement rows lie anywhere in the file, so reading a file larger than
 # DRAM is random reads: threads give the device a queue.
 _READ_THREADS = 16
+# A call costs as much as copying so much: it is cheaper to read what lies between two rows.
+_GAP_BYTES, _SPAN_BYTES = 8 << 10, 256 << 10
 
 # Called by name from compiled code: the C library's, so that rows are read without the
 # GIL and without mapping the file (mapped pages would count as resident memory).
@@ -103,18 +105,36 @@ class ArrayRows(RowSource):
 
 @kernel
 def _pread_rows(
-    file: int, first_byte: int, row_bytes: int, ids: np.ndarray, out: np.ndarray
+    file: int,
+    first_byte: int,
+    row_bytes: int,
+    ids: np.ndarray,
+    order: np.ndarray,
+    scratch: np.ndarray,
+    out: np.ndarray,
 ) -> int:
-    """Read rows, those that lie one behind the other in one call; return a bad one, or -1."""
+    """Read the rows that `order` lists by rising id; return one that cannot be read, or -1.
+
+    Rows that lie close together come in one call, with what lies between them.
+    """
     begin = 0
-    while begin < ids.size:
-        end = begin + 1
-        while end < ids.size and ids[end] == ids[end - 1] + 1:
-            end += 1
-        at = first_byte + np.int64(ids[begin]) * row_bytes
-        size = (end - begin) * row_bytes
-        if _pread(np.int32(file), out[begin:end].ctypes, np.uint64(size), at) != size:
-            return begin
+    while begin < order.size:
+        first = signed(ids[order[begin]])
+        last, end, straight = first, begin + 1, True
+        while end < order.size:
+            id = signed(ids[order[end]])
+            if (id - last) * row_bytes > _GAP_BYTES or (id + 1 - first) * row_bytes > scratch.size:
+                break
+            straight = straight and id == last + 1 and order[end] == order[end - 1] + 1
+            last, end = id, end + 1
+        into = out[order[begin]].ctypes if straight else scratch.ctypes
+        size = (last + 1 - first) * row_bytes
+        if _pread(np.int32(file), into, np.uint64(size), first_byte + first * row_bytes) != size:
+            return signed(order[begin])
+        if not straight:
+            for i in range(begin, end):
+                start = (signed(ids[order[i]]) - first) * row_bytes
+                copy_bytes(scratch, start, out, order[i] * row_bytes, row_bytes)
         begin = end
     return -1
 
@@ -177,13 +197,16 @@ class NpyRows(RowSource):
         InputError
             The file became shorter, or the device failed, while it was read.
         """
+        order = np.argsort(ids) if np.any(ids[1:] < ids[:-1]) else np.arange(ids.size)
 
         def read(part: slice) -> None:
+            scratch = np.empty(max(_SPAN_BYTES, self.row_bytes), np.uint8)
             file = self._file.fileno()
-            bad = _pread_rows(file, self._first_byte, self.row_bytes, ids[part], out[part])
+            bad = _pread_rows(
+                file, self._first_byte, self.row_bytes, ids, order[part], scratch, out
+            )
             if bad >= 0:
-                row = int(ids[part][bad])
-                raise InputError(f"{self._path}: row {row} cannot be read any more")
+                raise InputError(f"{self._path}: row {int(ids[bad])} cannot be read any more")
 
         edges = [ids.size * part // _READ_THREADS for part in range(_READ_THREADS + 1)]
         for _ in self._pool.map(read, (slice(first, last) for first, last in pairwise(edges))):

@@ -16,10 +16,10 @@ Equal DRAM
     and to find them: caches with their bookkeeping, indexes in memory, and the page cache. The
     id index of this library (16 bits a row of a small table, 24 of ten million) and what its
     engine keeps of its own index come out of that sum, so that the row cache gets the rest
-    (`ours_cache_bytes`). Each run is a process of its own. It first serves a small table, so that interpreter, libraries, request buffers
-    and stacks are there, and then enters a memory cgroup, which from there on counts
-    what it takes, pages of files included. Caches that a system allocates itself
-    (`private_bytes`) are bounded by its options. The page cache is bounded by the cgroup: every
+    (`ours_cache_bytes`). Each run is a process of its own. It first serves a small table, so that
+    interpreter, libraries, request buffers and stacks are there, and then enters a memory
+    cgroup, which from there on counts what it takes, pages of files included. Caches that a
+    system allocates itself (`private_bytes`) are bounded by its options. The page cache is bounded by the cgroup: every
     20 ms its limit is set to what the process holds of its own, plus what of `dram_bytes` its
     private caches leave, plus `slack_bytes` (a rival whose reads are direct gets room beside, as
     it has no use for pages). `working_bytes` is the most that a process held

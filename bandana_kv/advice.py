@@ -13,6 +13,7 @@ from bandana_kv.jobs import PAGE_BYTES
 
 __all__ = [
     "DEFAULT_DEPTH",
+    "NO_PROFILE",
     "PROFILE_FILE",
     "OtherDeviceWarning",
     "depth_of",
@@ -22,6 +23,7 @@ __all__ = [
 
 PROFILE_FILE = "device.json"
 DEFAULT_DEPTH = 16
+NO_PROFILE = "{}: no device profile, {} reads in flight; tools/profile_device.py measures one"
 _log = logging.getLogger("bandana_kv")
 
 
@@ -70,11 +72,7 @@ def depth_of(root: Path, profile: DeviceProfile | None) -> int:
     """
     profile = profile or _kept_profile(root)
     if profile is None:
-        _log.info(
-            "%s: no device profile, %d reads in flight; tools/profile_device.py measures one",
-            root,
-            DEFAULT_DEPTH,
-        )
+        _log.info(NO_PROFILE.format(root, DEFAULT_DEPTH))
         return DEFAULT_DEPTH
     if not profile.matches(root):
         warnings.warn(

@@ -19,12 +19,12 @@ Equal DRAM
     (`ours_cache_bytes`). Each run is a process of its own. It first serves a small table, so that
     interpreter, libraries, request buffers and stacks are there, and then enters a memory
     cgroup, which from there on counts what it takes, pages of files included. Caches that a
-    system allocates itself (`private_bytes`) are bounded by its options. The page cache is bounded by the cgroup: every
-    20 ms its limit is set to what the process holds of its own, plus what of `dram_bytes` its
-    private caches leave, plus `slack_bytes` (a rival whose reads are direct gets room beside, as
-    it has no use for pages). `working_bytes` is the most that a process held
-    beside those: buffers, stacks, and whatever it hides. Where no cgroup can be made,
-    `limited_by` is "nothing": then the page cache is free.
+    system allocates itself (`private_bytes`) are bounded by its options. The page cache is
+    bounded by the cgroup: every 20 ms its limit is set to what the process holds of its own,
+    plus what of `dram_bytes` its private caches leave, plus `slack_bytes` (a rival whose reads
+    are direct gets room beside, as it has no use for pages). `working_bytes` is the most that a
+    process held beside those: buffers, stacks, and whatever it hides. Where no cgroup can be
+    made, `limited_by` is "nothing": then the page cache is free.
 
 Copies
     A table of a few MiB is too small for that: buffers are larger than its DRAM. So the log is

@@ -9,6 +9,7 @@ import click
 
 import bandana_kv
 from bandana_kv import adapters
+from bandana_kv.advice import DEFAULT_DEPTH, NO_PROFILE, PROFILE_FILE
 from bandana_kv.placement import methods
 from bandana_kv.plan import Plan
 from bandana_kv.policy import Rule
@@ -42,6 +43,11 @@ __all__ = ["main"]
     "--plan", "planned", type=click.Path(path_type=Path), help="What tools/plan_cache.py made."
 )
 @click.option(
+    "--profile",
+    type=click.Path(path_type=Path),
+    help="What tools/profile_device.py found.  [default: what the store was loaded with]",
+)
+@click.option(
     "--replicate",
     default=0.0,
     show_default=True,
@@ -62,6 +68,7 @@ def main(
     adapter: str,
     placement: str,
     planned: Path | None,
+    profile: Path | None,
     replicate: float,
     admission: str | None,
     threshold: int | None,
@@ -82,6 +89,7 @@ def main(
             adapter=adapter,
             placement=placement,
             plan=plan,
+            profile=profile,
             replicate=replicate,
             admission=admission,
             threshold=threshold,
@@ -89,6 +97,8 @@ def main(
             progress=progress,
         )
     out.print(f"{directory}: version {version} is served, with {', '.join(tables)} new")
+    if not (directory / PROFILE_FILE).exists():
+        click.echo(NO_PROFILE.format(directory, DEFAULT_DEPTH), err=True)
 
 
 if __name__ == "__main__":

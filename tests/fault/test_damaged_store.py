@@ -24,7 +24,7 @@ BLOCK = 3
 IN_BLOCK = np.arange(BLOCK * PER_BLOCK, (BLOCK + 1) * PER_BLOCK)
 
 
-@pytest.fixture(scope="module", params=["lmdb", "rocksdb"])
+@pytest.fixture(scope="module", params=["blockfile", "lmdb", "rocksdb"])
 def sound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp(request.param) / "store"
     bandana_kv.load(directory, {"user": ROWS}, adapter=request.param, placement="identity")
@@ -51,7 +51,7 @@ def test_a_flipped_bit_in_a_block_is_an_error_and_costs_that_block_only(
     file = next(
         path
         for path in sorted(copy.rglob("*"))
-        if path.suffix in (".mdb", ".sst") and first_row in path.read_bytes()
+        if path.suffix in (".mdb", ".sst", ".blocks") and first_row in path.read_bytes()
     )
     flip(file, file.read_bytes().index(first_row) - 32 + at)
     with bandana_kv.open(copy, cache_bytes=1 << 20, admission="all") as store:

@@ -47,8 +47,9 @@ class BlockFile:
             os.posix_fallocate(self.handle, offset, payloads.nbytes)
         flat = payloads.reshape(-1)
         straight = flat.ctypes.data % PAGE_BYTES == 0
-        for at in range(0, flat.size, scratch.size):
-            piece = flat[at : at + scratch.size]
+        size = flat.size if straight else scratch.size
+        for at in range(0, flat.size, size):
+            piece = flat[at : at + size]
             if not straight:
                 scratch[: piece.size] = piece
                 piece = scratch[: piece.size]

@@ -23,7 +23,7 @@ from bandana_kv.advice import PROFILE_FILE, given_profile, pages_of
 from bandana_kv.arrays import write_array
 from bandana_kv.device import DeviceProfile
 from bandana_kv.errors import BandanaError, DiskFullError, InputError
-from bandana_kv.heat import count_lookups, heat_of_counts
+from bandana_kv.heat import heat_by_position
 from bandana_kv.jobs import (
     Job,
     check_fits,
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
 __all__ = ["load"]
 
 _CHUNK_BYTES = 16 << 20
-# Rows in the order of a placement lie anywhere in their source: of so many, several lie close
-# together there, and are read at once.
-_WINDOW_BYTES = 128 << 20
+# Rows in the order of a placement lie anywhere in their source. Of a sixteenth of them, several
+# lie close together there, and are read at once.
+_WINDOWS, _LEAST_WINDOW_BYTES, _MOST_WINDOW_BYTES = 16, 64 << 20, 256 << 20
 _SPACES_FILE = "held-spaces"
 _Batch: TypeAlias = "tuple[Keys, Payloads]"
 
@@ -140,9 +140,9 @@ def load(
 
     Notes
     -----
-    Cost: each row is read once, each block written once. Resident memory is some 25 bytes a
-    row, what placement takes (it grows with the log), and a few dozen MiB, whatever the
-    size of the rows.
+    Cost: each row is read once, each block written once; a placed table is read in up to 16
+    passes of its file's pages. Resident memory is some 25 bytes a row, what placement takes (it
+    grows with the log), and 100 to 300 MiB, whatever the size of the rows.
     """
     root = Path(path)
     check_seed(seed)
@@ -240,13 +240,11 @@ def _write_table(begun: _Load, job: Job, engine: Adapter) -> manifest.Table:
     per_block = blocks.rows_per_block(engine.payload_bytes, source.row_bytes)
     placement, plan = _placed_and_planned(begun, job, per_block)
     check_permutation(job, placement)
-    counts = np.zeros(source.rows, np.int64)
+    heat = np.zeros(source.rows, np.uint8)
+    touched = source.rows
     if job.log is not None:
-        counts = count_lookups(job.log.ids, source.rows)
-    heat = np.empty(source.rows, np.uint8)
-    heat[placement.position_of_id] = heat_of_counts(counts)
-    touched = int(np.count_nonzero(counts)) or source.rows
-    del counts
+        heat = heat_by_position(job.log.ids, placement.position_of_id)
+        touched = int(np.count_nonzero(heat)) or source.rows
     file = partial(manifest.table_file, begun.root, begun.version, job.space)
     write_array(file("positions"), "positions", pack(placement.position_of_id))
     write_array(file("heat"), "heat", heat)
@@ -351,7 +349,9 @@ def _sealed_run(
     per_block = placement.rows_per_block
     in_order = placement.method == "identity"
     chunk = max(1, _CHUNK_BYTES // payload_bytes)
-    window = chunk if in_order else max(chunk, _WINDOW_BYTES // payload_bytes)
+    window_bytes = ids.size * job.source.row_bytes // _WINDOWS
+    window_bytes = min(max(window_bytes, _LEAST_WINDOW_BYTES), _MOST_WINDOW_BYTES)
+    window = chunk if in_order else max(chunk, window_bytes // payload_bytes)
     # New memory for each batch would cost as much as filling it. One is written meanwhile.
     held = [empty_payloads(chunk, payload_bytes) for _ in range(2)]
     held_rows = np.empty((window * per_block, job.source.row_bytes), np.uint8)

@@ -2,21 +2,23 @@
 
     python bench/load.py --dir DIR --gib 4 --json [--adapters blockfile,lmdb,rocksdb]
 
-A ``.npy`` of --gib GiB, rows of 128 bytes; the page cache forgets it before each load, so
-that every load also reads it from the device. `load` runs in a process of its own that has
-loaded a small table before, so that kernels are there; `seconds` is the call, until the new
-version is safe on the device and served; `mib_per_second` counts bytes of rows.
+A ``.npy`` of --gib GiB, rows of 128 bytes. `load` runs in a process of its own that has loaded
+a small table before, so that kernels are there; `seconds` is the call, until the new version
+is safe on the device and served; `mib_per_second` counts bytes of rows; `peak_rss_bytes` is the
+whole process's.
 
-identity
-    Rows stay in the order of their ids: source and store are read and written in order, so
-    that this is the speed of the loader itself. The figures of an adapter are these.
-shuffled
-    Blocks take their rows from anywhere in the file, as with a learnt placement. Reads of the
-    source are random then (`shuffled` in the result has the same figures).
+in_order
+    Rows stay in the order of their ids, and the ``.npy`` is in the page cache, as after
+    training: what is measured is writing. The figures of an adapter are these.
+cold
+    The same, and the page cache has forgotten the ``.npy``: the device reads as much as it writes.
+placed
+    Blocks take their rows from anywhere in the file, as with a learnt placement.
 
-Before each load a file of the same size is written in pieces of 8 MiB and synced, through
-the page cache and past it in turns. `fraction_of_sequential_write` compares with the median of
-the way that is faster. `peak_rss_bytes` is the whole process's.
+Before each load a file of the same size is written in pieces of 8 MiB and synced: through the
+page cache, and past it (O_DIRECT). `fraction_of_sequential_write` compares with the median of
+the way that the adapter goes, which `sequential_write` names; `fraction_of_direct_write` with the
+faster one, whichever way the adapter goes.
 """
 
 from __future__ import annotations
@@ -46,6 +48,8 @@ ROW_BYTES, PIECE_BYTES = 128, 8 << 20
 DIM = ROW_BYTES // 4
 SMALL_ROWS = 10_000
 WAYS = {"buffered": 0, "direct": os.O_DIRECT}
+DIRECT = ("blockfile",)  # the adapters that write past the page cache
+CASES = {"in_order": "identity", "cold": "identity", "placed": "shuffled"}
 
 
 @click.command()
@@ -79,29 +83,31 @@ def main(
         writes: dict[str, list[float]] = {way: [] for way in WAYS}
         loads: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in wanted}
         for name in wanted:
-            for placement in ("identity", "shuffled"):
+            for case, placement in CASES.items():
                 for way, flags in WAYS.items():
                     path = work / "sequential"
                     writes[way].append(_sequential_write(path, rows * ROW_BYTES, flags))
-                drop_page_cache(table)
-                loads[name][placement] = _run(table / "rows.npy", work / "store", name, placement)
-                print(name, placement, loads[name][placement], file=sys.stderr, flush=True)
+                _set_page_cache(table, cold=case == "cold")
+                loads[name][case] = _run(table / "rows.npy", work / "store", name, placement)
+                print(name, case, loads[name][case], file=sys.stderr, flush=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    rate = max(statistics.median(rates) for rates in writes.values())
-    for of_adapter in loads.values():
-        for figures in of_adapter.values():
-            figures["mib_per_second"] = round(rows * ROW_BYTES / figures["seconds"] / (1 << 20), 1)
-            figures["fraction_of_sequential_write"] = round(figures["mib_per_second"] / rate, 3)
+    rates = {way: statistics.median(each) for way, each in writes.items()}
+    for name, cases in loads.items():
+        way = "direct" if name in DIRECT else "buffered"
+        for figures in cases.values():
+            rate = rows * ROW_BYTES / figures["seconds"] / (1 << 20)
+            figures["mib_per_second"] = round(rate, 1)
+            figures["fraction_of_sequential_write"] = round(rate / rates[way], 3)
+            figures["fraction_of_direct_write"] = round(rate / rates["direct"], 3)
+            figures["sequential_write"] = way
     result = {
         "bench": "load",
         "rows": rows,
         "row_bytes": ROW_BYTES,
-        "sequential_write_mib_per_second": round(rate, 1),
+        "sequential_write_mib_per_second": {way: round(rate, 1) for way, rate in rates.items()},
         "sequential_writes": {way: [round(rate, 1) for rate in writes[way]] for way in writes},
-        "adapters": {
-            name: each["identity"] | {"shuffled": each["shuffled"]} for name, each in loads.items()
-        },
+        "adapters": {name: each.pop("in_order") | each for name, each in loads.items()},
         "surroundings": surroundings(0),
     }
     report(result, "load" if keep else None)
@@ -117,6 +123,15 @@ def _write_table(path: Path, rows: int) -> None:
         file.writelines(
             np.roll(words, first % 1009)[: DIM * min(piece, rows - first)].data for first in firsts
         )
+
+
+def _set_page_cache(table: Path, *, cold: bool) -> None:
+    if cold:
+        drop_page_cache(table)
+        return
+    with open(table / "rows.npy", "rb", buffering=0) as file:
+        while file.read(PIECE_BYTES):
+            pass
 
 
 def _sequential_write(path: Path, size_bytes: int, flags: int) -> float:

@@ -26,7 +26,7 @@ print(peak_mib() - before)
 """
 ROWS, DIM = 1_000_000, 64  # 244 MiB
 BYTES_A_ROW = 25
-CHUNKS_MIB = 80
+CHUNKS_MIB = 128
 
 
 @pytest.mark.parametrize("adapter", ["lmdb", "rocksdb"])

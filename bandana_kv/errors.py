@@ -21,6 +21,7 @@ __all__ = [
     "PartitionerError",
     "StoreNotFoundError",
     "TableNotFoundError",
+    "UpdateInProgressError",
 ]
 
 
@@ -62,6 +63,10 @@ class DiskFullError(BandanaError, OSError):
 
 class LoadInProgressError(BandanaError, RuntimeError):
     """Another process is loading into the same store."""
+
+
+class UpdateInProgressError(BandanaError, RuntimeError):
+    """Another process updates rows of the same store."""
 
 
 class AdapterError(BandanaError, RuntimeError):

@@ -1,0 +1,197 @@
+"""Rows that were updated and are not in their blocks yet, in DRAM by position."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bandana_kv.blocks import HEADER_BYTES
+from bandana_kv.cache.index import find, index
+from bandana_kv.cache.state import DIRECT, CacheState
+from bandana_kv.compiled import copy_bytes, inlined, kernel, signed
+from bandana_kv.layout import Layout, first_copy
+
+__all__ = ["Overlay"]
+
+_FIRST_CAPACITY = 64
+_BUCKETS_PER_ROW = 2
+
+
+@kernel
+def _put(
+    buckets: np.ndarray,
+    held: np.ndarray,
+    sequences: np.ndarray,
+    data: np.ndarray,
+    used: int,
+    positions: np.ndarray,
+    rows: np.ndarray,
+    sequence: np.ndarray,
+) -> int:
+    """Keep rows, unless a later update of theirs is there; return how many are held now."""
+    row_bytes = data.shape[1]
+    for i in range(positions.size):
+        position = signed(positions[i])
+        slot = find(buckets, 0, position)
+        if slot < 0:
+            slot, used = used, used + 1
+            index(buckets, 0, position, slot)
+            held[slot] = position
+        elif sequences[slot] > sequence[i]:
+            continue
+        sequences[slot] = sequence[i]
+        copy_bytes(rows, i * row_bytes, data, slot * row_bytes, row_bytes)
+    return used
+
+
+@kernel
+def _answer(
+    buckets: np.ndarray,
+    data: np.ndarray,
+    positions: np.ndarray,
+    slots: np.ndarray,
+    out: np.ndarray,
+) -> int:
+    """Answer what the cache missed and this holds; return how many."""
+    row_bytes = data.shape[1]
+    found = 0
+    for i in range(positions.size):
+        if slots[i] < 0:
+            slot = find(buckets, 0, positions[i])
+            if slot >= 0:
+                slots[i] = 0
+                copy_bytes(data, slot * row_bytes, out, i * row_bytes, row_bytes)
+                found += 1
+    return found
+
+
+@inlined
+def _position_of(place: int, first: int, layout: Layout) -> int:
+    """Return the position of the row at a place; -1 where no row lies."""
+    if place < layout.heat.size:
+        return place
+    if place < first or place - first >= layout.original_of.size:
+        return -1
+    return signed(layout.original_of[place - first])
+
+
+@kernel
+def _patch(
+    buckets: np.ndarray,
+    data: np.ndarray,
+    layout: Layout,
+    blocks: np.ndarray,
+    payloads: np.ndarray,
+) -> None:
+    """Put the rows that this holds into the blocks that hold them."""
+    row_bytes = data.shape[1]
+    first = first_copy(layout.heat.size, layout.rows_per_block)
+    for k in range(blocks.size):
+        for row in range(layout.rows_per_block):
+            position = _position_of(blocks[k] * layout.rows_per_block + row, first, layout)
+            slot = find(buckets, 0, position) if position >= 0 else -1
+            if slot >= 0:
+                at = k * payloads.shape[1] + HEADER_BYTES + row * row_bytes
+                copy_bytes(data, slot * row_bytes, payloads, at, row_bytes)
+
+
+@kernel
+def _renew(
+    buckets: np.ndarray,
+    data: np.ndarray,
+    positions: np.ndarray,
+    state: CacheState,
+    cached: np.ndarray,
+) -> None:
+    """Overwrite the rows that the cache holds with what this holds of them."""
+    row_bytes = data.shape[1]
+    for i in range(positions.size):
+        cached_slot = find(state.buckets, state.clock[DIRECT], positions[i])
+        slot = find(buckets, 0, positions[i])
+        if cached_slot >= 0 and slot >= 0:
+            copy_bytes(data, slot * row_bytes, cached, cached_slot * row_bytes, row_bytes)
+
+
+class Overlay:
+    """Updated rows; the caller keeps changes apart from looks.
+
+    Parameters
+    ----------
+    row_bytes
+        Bytes of a row.
+    """
+
+    def __init__(self, row_bytes: int) -> None:
+        self._row_bytes = row_bytes
+        self._clear(0)
+
+    def _clear(self, capacity: int) -> None:
+        self.count = 0
+        self._buckets = np.zeros(_BUCKETS_PER_ROW * capacity, np.uint64)
+        self._held = np.empty(capacity, np.uint32)
+        self._sequences = np.empty(capacity, np.uint64)
+        self._data = np.empty((capacity, self._row_bytes), np.uint8)
+
+    @property
+    def held_bytes(self) -> int:
+        """DRAM that it takes."""
+        arrays = (self._buckets, self._held, self._sequences, self._data)
+        return sum(array.nbytes for array in arrays)
+
+    def put(
+        self,
+        positions: NDArray[np.int64],
+        rows: NDArray[np.uint8],
+        sequences: NDArray[np.uint64],
+    ) -> None:
+        """Keep rows, uint8 (n, row_bytes); of a row's updates the one with the last sequence."""
+        if self.count + positions.size > self._held.size:
+            self._grow(self.count + positions.size)
+        self.count = _put(
+            self._buckets,
+            self._held,
+            self._sequences,
+            self._data,
+            self.count,
+            positions,
+            rows,
+            sequences,
+        )
+
+    def _grow(self, rows: int) -> None:
+        count, held, sequences, data = self.count, self._held, self._sequences, self._data
+        self._clear(max(_FIRST_CAPACITY, 2 * held.size, rows))
+        if count:
+            self.put(held[:count].astype(np.int64), data[:count], sequences[:count])
+
+    def answer(
+        self, positions: NDArray[np.int64], slots: NDArray[np.int64], out: NDArray[np.uint8]
+    ) -> int:
+        """Put what it holds of the rows that missed (slot -1) into `out`; return how many."""
+        return int(_answer(self._buckets, self._data, positions, slots, out))
+
+    def patch(self, layout: Layout, blocks: NDArray[np.int64], payloads: NDArray[np.uint8]) -> None:
+        """Put the rows that it holds into the payloads of `blocks`."""
+        _patch(self._buckets, self._data, layout, blocks, payloads)
+
+    def renew(
+        self, positions: NDArray[np.int64], state: CacheState, cached: NDArray[np.uint8]
+    ) -> None:
+        """Overwrite the rows that a cache holds with what this holds of them.
+
+        Not with what a caller just put: of two updates at once, the later one may be in first.
+        """
+        _renew(self._buckets, self._data, positions, state, cached)
+
+    def positions(self, upto: int) -> NDArray[np.int64]:
+        """Return the positions, sorted, of rows whose last update is `upto` or earlier."""
+        old = self._sequences[: self.count] <= np.uint64(upto)
+        return np.sort(self._held[: self.count][old].astype(np.int64))
+
+    def drop(self, upto: int) -> None:
+        """Forget rows whose last update is `upto` or earlier."""
+        count, held, sequences, data = self.count, self._held, self._sequences, self._data
+        late = np.flatnonzero(sequences[:count] > np.uint64(upto))
+        self._clear(late.size)
+        if late.size:
+            self.put(held[late].astype(np.int64), data[late], sequences[late])

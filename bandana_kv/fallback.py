@@ -7,7 +7,7 @@ source gives is checked before it is used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bandana_kv.errors import BandanaError, FallbackError, IdError, InputError, RowMissingError
 from bandana_kv.sources import RowSource
 
-__all__ = ["FileRows", "Source", "checked_rows", "source_of"]
+__all__ = ["FileRows", "Source", "check_tables", "checked_rows", "source_of"]
 
 
 @runtime_checkable
@@ -151,6 +151,19 @@ def source_of(given: object) -> Source:
         f"a {type(given).__name__} gives no rows: name an open store, a source with a method "
         "rows(table, ids), a function (table, ids), or one of these by table"
     )
+
+
+def check_tables(source: Source | None, tables: Iterable[str]) -> None:
+    """Refuse a source named for a table that is none of `tables`.
+
+    Raises
+    ------
+    InputError
+        Names it: a name mistyped would be noticed only when a block fails.
+    """
+    if isinstance(source, _ByTable):
+        for name in source.sources.keys() - set(tables):
+            raise InputError(f"a source is named for table {name!r}, which the store has not")
 
 
 def checked_rows(

@@ -23,7 +23,7 @@ from bandana_kv.cache.state import capacity_for
 from bandana_kv.device import DeviceProfile
 from bandana_kv.errors import BandanaError, IdError, InputError, TableNotFoundError
 from bandana_kv.failsafe import Deadline, FailSafe, checked_deadline
-from bandana_kv.fallback import Source, source_of
+from bandana_kv.fallback import Source, check_tables, source_of
 from bandana_kv.layout import Layout
 from bandana_kv.packed import words_for
 from bandana_kv.plan.allocate import allocate
@@ -390,6 +390,7 @@ def _open_version(
     deadline_ms: float | None,
 ) -> EmbeddingStore:
     shares = _shares(current, cache_bytes)
+    check_tables(source, current.tables)
     with contextlib.ExitStack() as stack:
         engines = _engines(stack, root, current, adapter)
         tables = {

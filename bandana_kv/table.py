@@ -37,6 +37,8 @@ __all__ = ["ServedTable"]
 # Blocks read ahead that a table keeps until they are asked for: 4 MiB.
 _MOST_AHEAD = 1024
 
+Positions = NDArray[np.int64]
+
 
 def _first_of_each(
     payloads: NDArray[np.uint8], read: NDArray[np.int64], blocks: NDArray[np.int64]
@@ -248,7 +250,7 @@ class ServedTable:
         asked: NDArray[np.int64],
         ordered: NDArray[np.int64],
         places: NDArray[np.int64],
-    ) -> tuple[NDArray[np.int64], ...]:
+    ) -> tuple[Positions, Positions, Positions, Positions]:
         """Return `asked`, `ordered` and `places` of rows in `blocks`, and the other positions."""
         there = np.isin(places // self.stored.rows_per_block, blocks)
         return (
@@ -306,8 +308,8 @@ class ServedTable:
             return
         blocks = mine.blocks[came]
         counters = new_counters()
-        rows = self._within(blocks, asked, ordered, places)[:3]
-        self._admit(*rows, blocks, blocks, mine.payloads[came], counters)
+        asked, ordered, places, _ = self._within(blocks, asked, ordered, places)
+        self._admit(asked, ordered, places, blocks, blocks, mine.payloads[came], counters)
         with self._lock:
             self._counters += counters
 

@@ -48,9 +48,11 @@ __all__ = [
     "has_store",
     "next_version",
     "read_current",
+    "read_version",
     "segment_path",
     "switch_to",
     "table_file",
+    "versions",
     "writer_lock",
 ]
 
@@ -113,6 +115,11 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     placement: str
     looked_up_rows: int
     plan: TablePlan
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the rows, and behind them those of copies."""
+        return -(-self.rows // self.rows_per_block) + -(-self.copies // self.rows_per_block)
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -185,6 +192,22 @@ def read_current(root: Path) -> Manifest:
             # Two loads in a row drop the manifest of the version that was current before.
             if _read_version(root) == version:
                 raise
+
+
+def versions(root: Path) -> list[int]:
+    """Return the versions that have a manifest, rising."""
+    return _numbers_in(root / "manifests")
+
+
+def read_version(root: Path, version: int) -> Manifest:
+    """Return the manifest of one version.
+
+    Raises
+    ------
+    FormatError
+        It is missing or damaged, or of another format.
+    """
+    return _read_manifest(_manifest_path(root, version), version)
 
 
 def _read_version(root: Path) -> int:

@@ -18,14 +18,20 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from bandana_kv import adapters, manifest
 from bandana_kv.advice import DEFAULT_DEPTH, depth_of, given_profile
-from bandana_kv.arrays import map_array
+from bandana_kv.arrays import let_go, map_array
 from bandana_kv.cache.state import capacity_for
 from bandana_kv.device import DeviceProfile
-from bandana_kv.errors import BandanaError, IdError, InputError, TableNotFoundError
+from bandana_kv.errors import (
+    BandanaError,
+    FormatError,
+    IdError,
+    InputError,
+    TableNotFoundError,
+)
 from bandana_kv.failsafe import Deadline, FailSafe, checked_deadline
 from bandana_kv.fallback import Source, check_tables, source_of
 from bandana_kv.layout import Layout
-from bandana_kv.packed import words_for
+from bandana_kv.packed import unpack, words_for
 from bandana_kv.plan.allocate import allocate
 from bandana_kv.policy import Policy, asked_policy
 from bandana_kv.reader import BlockReader, StoredTable
@@ -37,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["EmbeddingStore", "open"]
 
 DEFAULT_CACHE_BYTES = 64 << 20
+_CHECKED_ROWS = 1 << 20
 
 Fallback = Callable[[str, NDArray[np.int64]], NDArray[Any]]
 """A function of a table's name and ids (n,) that returns rows (n, dim)."""
@@ -460,12 +467,12 @@ def _serve(
         stored,
         dtype,
         entry.dim,
-        mapped("positions", np.uint64, words_for(entry.rows)),
+        _index(root, entry),
         Layout(
             entry.rows_per_block,
             mapped("heat", np.uint8, entry.rows),
-            mapped("original-of", np.uint32, entry.copies),
-            mapped("by-position", np.uint32, entry.copies),
+            mapped("original-of", np.uint32, entry.copies, entry.rows),
+            mapped("by-position", np.uint32, entry.copies, entry.copies),
         ),
         capacity_for(policy, cache_bytes, row_bytes, entry.rows),
         policy,
@@ -474,14 +481,31 @@ def _serve(
     )
 
 
+def _index(root: Path, entry: manifest.Table) -> NDArray[np.uint64]:
+    """Map the positions of ids; kernels trust them to lie within the table."""
+    words = _mapped(root, entry, "positions", np.uint64, words_for(entry.rows))
+    for first in range(0, entry.rows, _CHECKED_ROWS):
+        part = unpack(words, entry.rows, first, min(_CHECKED_ROWS, entry.rows - first))
+        if int(part.max()) >= entry.rows:
+            path = manifest.table_file(root, entry.segment, entry.space, "positions")
+            raise FormatError(f"{path}: a position lies beyond the table; load the table again")
+    let_go(words)
+    return words
+
+
 def _mapped(
-    root: Path, entry: manifest.Table, kind: str, dtype: DTypeLike, items: int
+    root: Path,
+    entry: manifest.Table,
+    kind: str,
+    dtype: DTypeLike,
+    items: int,
+    below: int | None = None,
 ) -> NDArray[Any]:
     """Map one of a table's files; what has no items has no file."""
     if items == 0:
         return np.zeros(0, dtype)
     path = manifest.table_file(root, entry.segment, entry.space, kind)
-    return map_array(path, kind, dtype, items)
+    return map_array(path, kind, dtype, items, below)
 
 
 def _shares(

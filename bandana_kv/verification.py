@@ -24,6 +24,7 @@ from bandana_kv.errors import (
     MissingExtraError,
     StoreNotFoundError,
 )
+from bandana_kv.packed import unpack, words_for
 from bandana_kv.progress import Progress
 from bandana_kv.reader import BlockReader, Errors, StoredTable
 
@@ -209,16 +210,19 @@ class TableFiles:
     root: Path
     table: manifest.Table
 
-    def _mapped(self, kind: str, dtype: DTypeLike, items: int) -> NDArray[Any]:
+    def _mapped(
+        self, kind: str, dtype: DTypeLike, items: int, below: int | None = None
+    ) -> NDArray[Any]:
         if items == 0:
             return np.zeros(0, dtype)
         table = self.table
         path = manifest.table_file(self.root, table.segment, table.space, kind)
-        return map_array(path, kind, dtype, items)
+        return map_array(path, kind, dtype, items, below)
 
     def positions(self) -> NDArray[np.uint32]:
         """Return the position of each id; FormatError unless they are a permutation."""
-        positions = self._mapped("positions", np.uint32, self.table.rows)
+        rows = self.table.rows
+        positions = unpack(self._mapped("positions", np.uint64, words_for(rows)), rows)
         if not _is_permutation(positions):
             raise FormatError(self._bad("positions", "is no permutation"))
         return positions
@@ -230,12 +234,12 @@ class TableFiles:
     def original_of(self) -> NDArray[np.uint32]:
         """Return the positions that copies are of; FormatError unless they are what they say."""
         rows, copies = self.table.rows, self.table.copies
-        original_of = self._mapped("original-of", np.uint32, copies)
-        by_position = self._mapped("by-position", np.uint32, copies)
+        original_of = self._mapped("original-of", np.uint32, copies, rows)
+        by_position = self._mapped("by-position", np.uint32, copies, copies)
         if not _is_permutation(by_position):
             raise FormatError(self._bad("by-position", "is no permutation"))
         ordered = original_of[by_position].astype(np.int64)
-        if copies and (ordered[-1] >= rows or bool((np.diff(ordered) <= 0).any())):
+        if bool((np.diff(ordered) <= 0).any()):
             raise FormatError(self._bad("original-of", "names no distinct rows in that order"))
         return original_of
 

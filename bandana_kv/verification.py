@@ -288,8 +288,8 @@ def _check_blocks(
             report.blocks += count
             report.bytes += count * engine.payload_bytes
             report.bad_blocks += len(errors)
-            for block, error in sorted(errors.items()):
-                report.add("block", str(error), held.version, name, block)
+            for block in sorted(errors):
+                report.add("block", str(errors[block]), held.version, name, block)
 
 
 def bad_blocks_of(

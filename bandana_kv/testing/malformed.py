@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import faulthandler
 import gzip
 import json
 import logging
@@ -23,7 +22,9 @@ import mmap
 import os
 import random
 import resource
+import select
 import shutil
+import signal
 import struct
 import sys
 import tempfile
@@ -364,11 +365,11 @@ def _in_child(first: int, end: int, seed: int) -> Iterator[tuple[str, int, str, 
             os._exit(status)
         os.close(into)
         done = first
-        with open(out) as pipe:
-            for line in pipe:
-                kind, number, outcome, reason = json.loads(line)
-                done = number + 1
-                yield kind, number, outcome, reason
+        for line in _lines(out, child):
+            kind, number, outcome, reason = json.loads(line)
+            done = number + 1
+            yield kind, number, outcome, reason
+        os.close(out)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if at[:] == bytes(8):
             raise RuntimeError("the child ended before its first input")
@@ -378,9 +379,23 @@ def _in_child(first: int, end: int, seed: int) -> Iterator[tuple[str, int, str, 
             yield "process", number, "unexpected", reason
 
 
+def _lines(out: int, child: int) -> Iterator[bytes]:
+    """Yield what the child writes, line by line; end it when it is silent for too long."""
+    held = b""
+    patience_s = _WARM_UP_SECONDS
+    while True:
+        if not select.select([out], [], [], patience_s)[0]:
+            os.kill(child, signal.SIGKILL)
+        part = os.read(out, 1 << 16)
+        if not part:
+            return
+        *lines, held = (held + part).split(b"\n")
+        yield from lines
+        patience_s = _SECONDS
+
+
 def _child(directory: Path, first: int, end: int, seed: int, pipe: Any, at: mmap.mmap) -> int:
     try:
-        faulthandler.dump_traceback_later(_WARM_UP_SECONDS, exit=True, file=sys.__stderr__)
         every = kinds(directory)
         for kind in every:
             kind.use(False)  # compiles and imports, before memory is limited
@@ -389,10 +404,7 @@ def _child(directory: Path, first: int, end: int, seed: int, pipe: Any, at: mmap
         for number in range(first, end):
             at[:] = struct.pack("<Q", number + 1)
             kind = every[number % len(every)]
-            # Its own thread, which ends the process even where a kernel runs for ever.
-            faulthandler.dump_traceback_later(_SECONDS, exit=True, file=sys.__stderr__)
             outcome, reason = _outcome(kind, seed, number)
-            faulthandler.cancel_dump_traceback_later()
             pipe.write(json.dumps([kind.name, number, outcome, reason]) + "\n")
             pipe.flush()
     except BaseException:

@@ -60,6 +60,7 @@ _MORE_BYTES = 2 << 30
 _SECONDS = 10
 _WARM_UP_SECONDS = 300  # kernels may have to be compiled
 _SHOWN = 20
+_READY = b"ready"
 
 
 class WrongAnswerError(Exception):
@@ -366,6 +367,8 @@ def _in_child(first: int, end: int, seed: int) -> Iterator[tuple[str, int, str, 
         os.close(into)
         done = first
         for line in _lines(out, child):
+            if line == _READY:
+                continue
             kind, number, outcome, reason = json.loads(line)
             done = number + 1
             yield kind, number, outcome, reason
@@ -401,6 +404,7 @@ def _child(directory: Path, first: int, end: int, seed: int, pipe: Any, at: mmap
             kind.use(False)  # compiles and imports, before memory is limited
         used = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
         resource.setrlimit(resource.RLIMIT_AS, (used + _MORE_BYTES, used + _MORE_BYTES))
+        print(_READY.decode(), file=pipe, flush=True)
         for number in range(first, end):
             at[:] = struct.pack("<Q", number + 1)
             kind = every[number % len(every)]

@@ -27,6 +27,7 @@ from bandana_kv.errors import (
     RowMissingError,
     StoreNotFoundError,
 )
+from bandana_kv.packed import pack
 from bandana_kv.tools.verify_store import main
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "verify_store.py"
@@ -164,7 +165,7 @@ def rows_of(root: Path, count: int) -> Any:
 @pytest.mark.parametrize(
     ("kind", "content", "said"),
     [
-        ("positions", np.zeros(1, np.uint32), "no permutation"),
+        ("positions", pack(np.zeros(500, np.uint32)), "no permutation"),
         ("heat", None, "checksum"),
         ("original-of", np.full(1, 7, np.uint32), "no distinct rows"),
         ("by-position", np.full(1, 7, np.uint32), "no permutation"),
@@ -180,7 +181,9 @@ def test_damaged_files_beside_the_blocks_are_found(
         raw[-1] ^= 1
         path.write_bytes(raw)
     else:
-        write_array(path, kind, np.resize(content, 500 if kind == "positions" else entry.copies))
+        write_array(
+            path, kind, content if kind == "positions" else np.resize(content, entry.copies)
+        )
     report = bandana_kv.verify(store)
     assert [each.table for each in report.findings] == ["user"]
     assert said in report.findings[0].message

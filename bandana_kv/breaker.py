@@ -49,6 +49,10 @@ class Breaker:
         self._successes = 0
         self.openings = 0
 
+    def after_fork_in_child(self) -> None:
+        """Go on, whatever thread of the parent was counting."""
+        self._lock = threading.Lock()
+
     def _begin_window(self) -> None:
         self._window_ends = self._clock() + _WINDOW_S
         self._reads = 0

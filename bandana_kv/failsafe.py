@@ -152,6 +152,13 @@ class FailSafe:
         answer: NDArray[Any] = found[inverse]
         return answer
 
+    def after_fork_in_child(self) -> None:
+        """Go on, whatever thread of the parent was counting."""
+        self._lock = threading.Lock()
+        self._log.after_fork_in_child()
+        if self._breaker is not None:
+            self._breaker.after_fork_in_child()
+
     def stats(self) -> dict[str, int]:
         """Return what was counted, and how the breaker stands."""
         with self._lock:

@@ -29,6 +29,10 @@ class QuietLog:
         self._next = clock()
         self._left_out = 0
 
+    def after_fork_in_child(self) -> None:
+        """Go on, whatever thread of the parent was logging."""
+        self._lock = threading.Lock()
+
     def warning(self, message: str) -> None:
         """Log, or count, a message."""
         with self._lock:

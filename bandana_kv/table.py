@@ -370,6 +370,7 @@ class ServedTable:
     def after_fork_in_child(self) -> None:
         """Go on, without the reads of threads that do not exist here."""
         self._in_flight = InFlight(_MOST_AHEAD)
+        self._fail_safe.after_fork_in_child()
         self._lock.release()
         self._turns.give_back()
 

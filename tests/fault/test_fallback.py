@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -379,6 +381,19 @@ def test_a_deadline_is_a_positive_number(opened: Any, deadline_ms: Any) -> None:
         opened(deadline_ms=deadline_ms)
     with pytest.raises(InputError, match="coalesce"):
         opened(deadline_ms=1, coalesce=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_child_forked_while_the_parent_counts_goes_on(engine: Sick, opened: Any) -> None:
+    store = opened(fallback=Asked())
+    tear(engine, store, 3)
+    fail_safe = store._tables["user"]._fail_safe
+    with fail_safe._lock, fail_safe._log._lock, fail_safe._breaker._lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(int(PATIENCE_S))
+            os._exit(0 if np.array_equal(store.get("user", 3 * 31), ROWS[3 * 31]) else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_sixteen_threads_beside_a_device_that_stumbles_get_their_rows(

@@ -159,17 +159,14 @@ def bad_blocks(
     -----
     Cost: one pass over the bytes, about 1 us a 4 KiB block, without the GIL.
     """
+    table = (rows, copies, per_block, row_bytes)
+    bad, reason = _first_bad(payloads, space, blocks, *table)
     found: dict[int, str] = {}
-    first = 0
-    while first < blocks.size:
-        part = slice(first, None)
-        bad, reason = _first_bad(
-            payloads[part], space, blocks[part], rows, copies, per_block, row_bytes
-        )
-        if bad < 0:
-            break
-        found[first + bad] = _REASONS[reason]
-        first += bad + 1
+    while bad >= 0:
+        found[bad] = _REASONS[reason]
+        first = bad + 1
+        at, reason = _first_bad(payloads[first:], space, blocks[first:], *table)
+        bad = first + at if at >= 0 else -1
     return found
 
 

@@ -379,6 +379,8 @@ def _read_slice(
         table.rows_per_block,
         table.row_bytes,
     )
+    if not bad:
+        return {}
     return {
         int(blocks[at]): block_format.corrupt_block(table.name, int(blocks[at]), reason)
         for at, reason in bad.items()

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from bandana_kv.adapters.contract import MAX_BLOCK, MAX_SPACE
 from bandana_kv.errors import AdapterError
 
 __all__ = [
@@ -38,6 +39,7 @@ _MAGIC = int.from_bytes(b"BKVI", "little")
 _FORMAT_VERSION = 1
 _WORD = np.dtype("<u8")
 _HEADER_WORDS = 4
+_MOST_BLOCK_BYTES = 1 << 24
 
 Runs = npt.NDArray[np.int64]
 """(n, 3), rising and apart: first block, blocks, first slot."""
@@ -175,9 +177,39 @@ def read_index(handle: int) -> tuple[int, dict[int, Space]]:
     words = np.frombuffer(raw, _WORD, offset=8 * _HEADER_WORDS).astype(np.int64)
     numbers = words[: 3 * space_count].reshape(-1, 3)
     runs = words[3 * space_count : -1].reshape(-1, 3)
+    if not _is_consistent(block_bytes, numbers, runs):
+        raise AdapterError(f"{INDEX_FILE} is damaged: its numbers contradict each other")
     parts = np.split(runs, np.cumsum(numbers[:, 2])[:-1]) if space_count else []
     spaces = {
         space: Space(end, part)
         for (space, end, _), part in zip(numbers.tolist(), parts, strict=True)
     }
     return block_bytes, spaces
+
+
+def _is_consistent(block_bytes: int, numbers: Runs, runs: Runs) -> bool:
+    """Return whether spaces rise, and their runs rise apart and end before their slots do."""
+    spaces, ends, counts = numbers.T
+    if (
+        not 0 < block_bytes <= _MOST_BLOCK_BYTES
+        or (counts < 0).any()
+        or (counts > len(runs)).any()
+        or int(counts.sum()) != len(runs)
+        or (np.diff(spaces, prepend=-1) <= 0).any()
+        or (spaces > MAX_SPACE).any()
+        or (ends < 0).any()
+        or (ends > MAX_BLOCK).any()
+    ):
+        return False
+    firsts, lengths, slots = runs.T
+    # Bounded one by one first, so that the sums below cannot overflow.
+    if (runs < 0).any() or (lengths < 1).any() or (runs > MAX_BLOCK + 1).any():
+        return False
+    of_space = np.repeat(np.arange(len(numbers)), counts)
+    same = of_space[1:] == of_space[:-1]
+    apart = firsts[1:] >= firsts[:-1] + lengths[:-1]
+    return bool(
+        (firsts + lengths <= MAX_BLOCK + 1).all()
+        and (slots + lengths <= ends[of_space]).all()
+        and (apart | ~same).all()
+    )

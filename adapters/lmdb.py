@@ -42,12 +42,13 @@ from bandana_kv.errors import (
     StoreNotFoundError,
 )
 
-__all__ = ["LmdbAdapter"]
+__all__ = ["LmdbAdapter", "acquire", "release"]
 
 _DATA_FILE = "data.mdb"
 _MAP_STEP = 16 << 20
 _MAP_AS_RECORDED = 0
 _MAX_READERS = 1024
+_MAX_DATABASES = 16
 _KEY_BYTES = 8
 _DELETE_PIECE = 1 << 14
 _TOUCH_THREADS = 16
@@ -95,13 +96,13 @@ class LmdbAdapter(Adapter):
     @classmethod
     def _on_path(cls, path: Path, *, read_only: bool, pages: int, map_bytes: int) -> Self:
         try:
-            environment = _acquire(path, read_only=read_only, map_bytes=map_bytes)
+            environment = acquire(path, read_only=read_only, map_bytes=map_bytes)
         except cls.engine_errors as error:
             raise cls._cannot_open(str(path), error) from error
         try:
             return cls(environment, pages=pages, read_only=read_only)
         except BaseException:
-            _release(environment)
+            release(environment)
             raise
 
     @classmethod
@@ -274,7 +275,7 @@ class LmdbAdapter(Adapter):
                 pass
 
     def _close(self) -> None:
-        _release(self._environment)
+        release(self._environment)
 
 
 class _Writer:
@@ -374,7 +375,8 @@ class _Environment:
             # The buffers below are written in full, so zeroing them first is waste.
             meminit=False,
             max_readers=_MAX_READERS,
-            max_dbs=0,
+            # Ours has none; rows by key may lie in one of a user's.
+            max_dbs=_MAX_DATABASES,
             create=not self._read_only,
         )
         self._refuse_truncated(handle)
@@ -476,7 +478,7 @@ def _identity(path: str) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _acquire(path: Path, *, read_only: bool, map_bytes: int) -> _Environment:
+def acquire(path: Path, *, read_only: bool, map_bytes: int) -> _Environment:
     """Return the environment at `path`, opened now or shared, and count a reference."""
     where = str(path.resolve())
     with _registry_lock:
@@ -492,7 +494,7 @@ def _acquire(path: Path, *, read_only: bool, map_bytes: int) -> _Environment:
         return known
 
 
-def _release(environment: _Environment) -> None:
+def release(environment: _Environment) -> None:
     """Drop a reference; the last one closes what was not a user's."""
     if environment.is_users:
         return

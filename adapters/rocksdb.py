@@ -41,7 +41,7 @@ from bandana_kv.adapters.contract import (
 from bandana_kv.adapters.gate import Gate, StaleHandleError
 from bandana_kv.errors import AdapterError, InputError, StoreNotFoundError
 
-__all__ = ["RocksdbAdapter"]
+__all__ = ["RocksdbAdapter", "open_to_read"]
 
 _KEY_BYTES = 8
 _SEQUENCE_BYTES = 8
@@ -108,7 +108,7 @@ class RocksdbAdapter(Adapter):
     def _on_path(cls, path: Path, *, read_only: bool, pages: int) -> Self:
         where = str(path.resolve())
         try:
-            handle = _open_to_read(where) if read_only else _open_to_write(where)
+            handle = open_to_read(where) if read_only else _open_to_write(where)
         except Exception as error:
             raise cls._cannot_open(where, error) from error
         return cls(handle, where, pages=pages, read_only=read_only)
@@ -197,7 +197,7 @@ class RocksdbAdapter(Adapter):
             return False
         with self._gate.alone():
             if self._process != os.getpid():
-                self._handle = _open_to_read(self._path)
+                self._handle = open_to_read(self._path)
                 self._process = os.getpid()
         return True
 
@@ -387,9 +387,11 @@ def _options(*, direct: bool) -> rocksdict.Options:
     return options
 
 
-def _open(path: str, access: rocksdict.AccessType) -> rocksdict.Rdict:
+def _open(
+    path: str, access: rocksdict.AccessType, names: tuple[str, ...] = ("default",)
+) -> rocksdict.Rdict:
     def attempt(direct: bool) -> rocksdict.Rdict:
-        families = {"default": _options(direct=direct)}
+        families = {name: _options(direct=direct) for name in names}
         return rocksdict.Rdict(path, _options(direct=direct), families, access)
 
     try:
@@ -409,7 +411,7 @@ def _open_to_write(path: str) -> rocksdict.Rdict:
     return handle
 
 
-def _open_to_read(path: str) -> rocksdict.Rdict:
+def open_to_read(path: str, families: tuple[str, ...] = ("default",)) -> rocksdict.Rdict:
     """Open without writing to `path`, through links to its files in a directory elsewhere.
 
     The engine opens every file at once and keeps it open, so that the links can go, and
@@ -421,7 +423,7 @@ def _open_to_read(path: str) -> rocksdict.Rdict:
         try:
             with tempfile.TemporaryDirectory(prefix="bandana-kv-") as links:
                 _link_files(path, links)
-                return _open(links, rocksdict.AccessType.read_only(False))
+                return _open(links, rocksdict.AccessType.read_only(False), families)
         except Exception as error:
             # A writer may replace files between the listing and the opening.
             if not attempts or "no such file" not in str(error).lower():

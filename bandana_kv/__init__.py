@@ -8,8 +8,19 @@ Bandana (Eisenman et al., MLSys 2019).
 from bandana_kv.access_log import AccessLog
 from bandana_kv.errors import BandanaError
 from bandana_kv.loader import load
+from bandana_kv.repairs import repair
 from bandana_kv.store import EmbeddingStore, open
+from bandana_kv.verification import verify
 
-__all__ = ["AccessLog", "BandanaError", "EmbeddingStore", "__version__", "load", "open"]
+__all__ = [
+    "AccessLog",
+    "BandanaError",
+    "EmbeddingStore",
+    "__version__",
+    "load",
+    "open",
+    "repair",
+    "verify",
+]
 
 __version__ = "0.1.0"

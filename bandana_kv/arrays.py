@@ -56,7 +56,9 @@ def write_array(path: Path, kind: str, array: NDArray[np.generic]) -> None:
         os.fsync(file.fileno())
 
 
-def map_array(path: Path, kind: str, dtype: DTypeLike, items: int) -> NDArray[Any]:
+def map_array(
+    path: Path, kind: str, dtype: DTypeLike, items: int, below: int | None = None
+) -> NDArray[Any]:
     """Map the array that :func:`write_array` wrote, after checking every byte of it.
 
     Parameters
@@ -65,6 +67,8 @@ def map_array(path: Path, kind: str, dtype: DTypeLike, items: int) -> NDArray[An
         The file.
     kind, dtype, items
         What it must be.
+    below
+        What its numbers must be less than: kernels trust them as indices.
 
     Returns
     -------
@@ -89,14 +93,19 @@ def map_array(path: Path, kind: str, dtype: DTypeLike, items: int) -> NDArray[An
             if os.fstat(file.fileno()).st_size != _HEADER.size + items * wanted.itemsize:
                 raise FormatError(f"{path}: truncated or too long; load the table again")
             digest = xxhash.xxh3_64()
+            most = -1
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
+                if below is not None:
+                    most = max(most, int(np.frombuffer(chunk, wanted).max()))
     except OSError as error:
         raise FormatError(f"{path}: cannot be read ({error.strerror}); load the table again") from (
             error
         )
     if digest.intdigest() != _HEADER.unpack(header)[5]:
         raise FormatError(f"{path}: its checksum does not match; load the table again")
+    if below is not None and most >= below:
+        raise FormatError(f"{path}: {most} is not below {below}; load the table again")
     if items == 0:
         return np.zeros(0, wanted)
     # A plain array, not a memmap: kernels recognise its type faster.

@@ -12,13 +12,16 @@ __all__ = [
     "BandanaError",
     "BlockCorruptError",
     "BlockMissingError",
+    "DeadlineError",
     "DiskFullError",
+    "FallbackError",
     "FormatError",
     "IdError",
     "InputError",
     "LoadInProgressError",
     "MissingExtraError",
     "PartitionerError",
+    "RowMissingError",
     "StoreNotFoundError",
     "TableNotFoundError",
     "UpdateInProgressError",
@@ -55,6 +58,18 @@ class BlockMissingError(BandanaError, LookupError):
 
 class BlockCorruptError(BandanaError, ValueError):
     """A block's header or checksum does not match what was written."""
+
+
+class DeadlineError(BandanaError, TimeoutError):
+    """Blocks did not arrive within the time that a lookup may take."""
+
+
+class FallbackError(BandanaError, RuntimeError):
+    """A source of rows failed, or gave something else than the rows asked for."""
+
+
+class RowMissingError(BandanaError, LookupError):
+    """A source of rows has no row of an id."""
 
 
 class DiskFullError(BandanaError, OSError):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import collections
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bandana_kv.errors import BandanaError
 
 __all__ = ["Claim", "InFlight", "Reading"]
 
@@ -22,16 +25,38 @@ class Reading:
         int64 (n,), sorted: what it reads.
     payloads : ndarray or None
         uint8 (n, payload_bytes), once `done` is set; None after a failure.
+    arrived : ndarray or None
+        bool (n,), of which blocks the payloads are there and sound; None: of all.
+    errors : dict of int to BandanaError
+        What is wrong with others, by block number.
     done : Event
-        Set when `payloads` is there, or will never be.
+        Set when nothing more will come.
     ahead : bool
         Begun before anybody asked: it stays until its blocks were, or newer ones crowd it out.
+    apart : bool
+        Helping threads read it; whoever asked may have gone when it ends.
+    left : callable or None
+        What the one who asked and has gone wants done when it ends.
     """
 
     blocks: NDArray[np.int64]
     payloads: NDArray[np.uint8] | None = None
+    arrived: NDArray[np.bool_] | None = None
+    errors: dict[int, BandanaError] = field(default_factory=dict)
     done: threading.Event = field(default_factory=threading.Event)
     ahead: bool = False
+    apart: bool = False
+    left: Callable[[], None] | None = None
+
+    def payload(self, block: int) -> NDArray[np.uint8] | None:
+        """Return the payload (payload_bytes,) of a block, or None: not there yet, or bad."""
+        if self.payloads is None:
+            return None
+        at = np.searchsorted(self.blocks, block)
+        if self.arrived is not None and not self.arrived[at]:
+            return None
+        payload: NDArray[np.uint8] = self.payloads[at]
+        return payload
 
 
 @dataclass(frozen=True)
@@ -105,18 +130,39 @@ class InFlight:
             self._blocks_ahead -= reading.blocks.size
         self._forget(reading, reading.blocks.tolist())
 
-    def release(self, claim: Claim) -> None:
+    def release(self, claim: Claim, left: Callable[[], None] | None = None) -> None:
         """End the read that `claim` registered, however it went; a second call does nothing.
 
-        Blocks read ahead that it took are forgotten: their rows had their chance to enter.
+        A read that helping threads have not ended stays: others may join it. What is to be
+        done when it ends is `left`; see :meth:`end`. Blocks read ahead that the claim took are
+        forgotten: their rows had their chance to enter.
         """
-        claim.mine.done.set()
-        self._forget(claim.mine, claim.mine.blocks.tolist())
+        if claim.mine.apart and not claim.mine.done.is_set():
+            claim.mine.left = left or _nothing
+        else:
+            claim.mine.done.set()
+            self._forget(claim.mine, claim.mine.blocks.tolist())
         for block, reading in claim.others:
             if reading.ahead:
                 self._forget(reading, [block])
+
+    def end(self, reading: Reading) -> Callable[[], None] | None:
+        """Hear that helping threads have ended a read; return what is to be done then.
+
+        Where something is, the caller must :meth:`drop` the read after it.
+        """
+        reading.done.set()
+        return reading.left
+
+    def drop(self, reading: Reading) -> None:
+        """Forget a read."""
+        self._forget(reading, reading.blocks.tolist())
 
     def _forget(self, reading: Reading, blocks: list[int]) -> None:
         for block in blocks:
             if self._readings.get(block) is reading:
                 del self._readings[block]
+
+
+def _nothing() -> None:
+    pass

@@ -24,8 +24,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import xxhash
 
+from bandana_kv.blocks import HEADER_BYTES
 from bandana_kv.errors import (
     BandanaError,
     DiskFullError,
@@ -48,9 +50,11 @@ __all__ = [
     "has_store",
     "next_version",
     "read_current",
+    "read_version",
     "segment_path",
     "switch_to",
     "table_file",
+    "versions",
     "writer_lock",
 ]
 
@@ -113,6 +117,11 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     placement: str
     looked_up_rows: int
     plan: TablePlan
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the rows, and behind them those of copies."""
+        return -(-self.rows // self.rows_per_block) + -(-self.copies // self.rows_per_block)
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -187,6 +196,22 @@ def read_current(root: Path) -> Manifest:
                 raise
 
 
+def versions(root: Path) -> list[int]:
+    """Return the versions that have a manifest, rising."""
+    return _numbers_in(root / "manifests")
+
+
+def read_version(root: Path, version: int) -> Manifest:
+    """Return the manifest of one version.
+
+    Raises
+    ------
+    FormatError
+        It is missing or damaged, or of another format.
+    """
+    return _read_manifest(_manifest_path(root, version), version)
+
+
 def _read_version(root: Path) -> int:
     path = _current_path(root)
     try:
@@ -230,7 +255,7 @@ def _read_manifest(path: Path, version: int) -> Manifest:
 def _check(path: Path, manifest: Manifest, version: int) -> None:
     """Check what the types cannot: numbers that later size arrays or name directories."""
     good = manifest.version == version and 0 < manifest.next_space < 1 << 24
-    for table in manifest.tables.values():
+    for name, table in manifest.tables.items():
         segment = manifest.segments.get(table.segment)
         good = (
             good
@@ -242,9 +267,25 @@ def _check(path: Path, manifest: Manifest, version: int) -> None:
             and 0 < table.rows_per_block <= segment.payload_bytes.get(table.pages, 0) < 1 << 24
             and 0 <= table.looked_up_rows <= table.rows
             and 0 <= table.copies <= table.rows
+            and _is_named_well(name)
+            and re.fullmatch(r"[<>|][biufc][0-9]{1,2}", table.dtype) is not None
+            and _fits(table, segment.payload_bytes[table.pages])
         )
     if not good:
         raise FormatError(f"{path}: its numbers contradict each other; restore it from a backup")
+
+
+def _is_named_well(name: str) -> bool:
+    return name.isprintable() and 0 < len(name.encode()) <= 255
+
+
+def _fits(table: Table, payload_bytes: int) -> bool:
+    """Return whether rows of that type lie in blocks of that length."""
+    try:
+        row_bytes = table.dim * np.dtype(table.dtype).itemsize
+    except TypeError:
+        return False
+    return HEADER_BYTES + table.rows_per_block * row_bytes <= payload_bytes
 
 
 def switch_to(root: Path, manifest: Manifest) -> None:

@@ -22,6 +22,7 @@ from bandana_kv.adapters import block_keys
 from bandana_kv.adapters.contract import empty_payloads
 from bandana_kv.errors import (
     AdapterError,
+    BandanaError,
     BlockCorruptError,
     BlockMissingError,
     InputError,
@@ -30,7 +31,7 @@ from bandana_kv.errors import (
 if TYPE_CHECKING:
     from bandana_kv.adapters.contract import Adapter
 
-__all__ = ["BlockReader", "StoredTable"]
+__all__ = ["BlockRead", "BlockReader", "Errors", "StoredTable"]
 
 # A slice should keep its thread busy this long: handing it over costs 50 to 100 us of CPU, as
 # much as five reads, and more where threads wait for the GIL.
@@ -44,6 +45,11 @@ _BLOCKS_OF_CALL, _CALLS_AT_ONCE = 128, 2
 # The estimate falls fast and rises slowly, since waiting for the GIL or for a busy device
 # makes a read look slower than it is, and slicing even finer would make that worse.
 _FALL, _RISE = 0.3, 0.02
+# What concerns single blocks: the others of the same read may be sound.
+_OF_BLOCKS = (AdapterError, BlockCorruptError, BlockMissingError, OSError)
+
+Errors = dict[int, BandanaError]
+"""What is wrong, by block number."""
 
 
 @dataclass(frozen=True)
@@ -72,38 +78,60 @@ class StoredTable:
         return np.uint64(block_keys(self.space, 0))
 
 
-class _Batch:
-    """The blocks of one request, cut into slices that any thread may take."""
+class BlockRead:
+    """The blocks of one request, cut into slices that any thread may take.
+
+    Attributes
+    ----------
+    blocks : ndarray
+        int64 (n,), sorted.
+    payloads : ndarray
+        uint8 (n, payload_bytes); only what has arrived is to be used.
+    arrived : ndarray
+        bool (n,), which blocks are there and sound; more become so until it is finished.
+    errors : dict of int to BandanaError
+        What is wrong with others, by block number.
+    failure : BaseException or None
+        What ended a slice for a reason that concerns no block.
+    finished : Event
+        Set when no thread reads any more.
+    """
 
     def __init__(
         self,
         table: StoredTable,
         blocks: NDArray[np.int64],
-        payloads: NDArray[np.uint8],
         slices: list[slice],
-        then: Callable[[], None] | None,
+        then: Callable[[], None] | None = None,
     ) -> None:
         self.table = table
         self.blocks = blocks
-        self.payloads = payloads
+        self.payloads = empty_payloads(blocks.size, table.adapter.payload_bytes)
+        self.arrived = np.zeros(blocks.size, np.bool_)
+        self.errors: Errors = {}
+        self.failure: BaseException | None = None
+        self.finished = threading.Event()
         self.slices = slices
         self.taken = 0
         self.unfinished = len(slices)
-        self.error: BaseException | None = None
-        self.finished = threading.Event()
-        self._then = then
+        self.then = then
 
     def read(self, part: slice) -> None:
         """Read one slice; the first failure is kept."""
         try:
-            _read_slice(self.table, self.blocks[part], self.payloads[part])
+            blocks = self.blocks[part]
+            errors = _read_slice(self.table, blocks, self.payloads[part])
+            self.errors.update(errors)
+            self.arrived[part] = True
+            if errors:
+                self.arrived[part] = ~np.isin(blocks, list(errors))
         except BaseException as error:
-            self.error = self.error or error
+            self.failure = self.failure or error
 
     def finish(self) -> None:
         """Wake whoever waits for the whole."""
-        if self._then is not None:
-            self._then()
+        if self.then is not None:
+            self.then()
         self.finished.set()
 
 
@@ -130,8 +158,8 @@ class BlockReader:
     def _begin(self) -> None:
         self._closed = False
         self._numbers = itertools.count()
-        self._asking: set[object] = set()  # the calls of `read` that are under way
-        self._waiting: list[tuple[int, int, _Batch]] = []
+        self._asking: set[object] = set()  # the calls of `read_sound` that are under way
+        self._waiting: list[tuple[int, int, BlockRead]] = []
         self._change = threading.Condition(threading.Lock())
         self._threads: list[threading.Thread] = []
 
@@ -145,14 +173,36 @@ class BlockReader:
         Raises
         ------
         BlockMissingError, BlockCorruptError, AdapterError
-            Names the table, and the block where the engine says which.
+            Names the table and the lowest bad block.
         InputError
             The store was closed meanwhile.
 
         Notes
         -----
-        Cost: one device read a block; checksums about 0.5 us a block. The GIL is released
-        while the device works and while checksums are computed.
+        Cost: as of :meth:`read_sound`.
+        """
+        payloads, errors = self.read_sound(table, blocks)
+        if errors:
+            raise errors[min(errors)]
+        return payloads
+
+    def read_sound(
+        self, table: StoredTable, blocks: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint8], Errors]:
+        """Return the payloads of `blocks` (n,), sorted, and what is wrong with bad ones.
+
+        Payloads are uint8 (n, payload_bytes), verified; those of bad blocks are not to be used.
+
+        Raises
+        ------
+        InputError
+            The store was closed meanwhile.
+
+        Notes
+        -----
+        Cost: one device read a block, twice where the engine fails without saying which block
+        is to blame; checksums about 0.5 us a block. The GIL is released while the device works
+        and while checksums are computed.
         """
         call = object()
         self._asking.add(call)
@@ -161,15 +211,17 @@ class BlockReader:
         finally:
             self._asking.discard(call)
 
-    def _read(self, table: StoredTable, blocks: NDArray[np.int64]) -> NDArray[np.uint8]:
-        payloads = empty_payloads(blocks.size, table.adapter.payload_bytes)
+    def _read(
+        self, table: StoredTable, blocks: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint8], Errors]:
         slices = self._slices(table, blocks.size)
         if len(slices) == 1:
+            payloads = empty_payloads(blocks.size, table.adapter.payload_bytes)
             begun = time.perf_counter()
-            _read_slice(table, blocks, payloads)
+            errors = _read_slice(table, blocks, payloads)
             self._learn(blocks.size, time.perf_counter() - begun)
-            return payloads
-        batch = _Batch(table, blocks, payloads, slices, None)
+            return payloads, errors
+        batch = BlockRead(table, blocks, slices)
         self._enqueue(batch)
         # Also after an error: other threads write into memory about to be given up.
         while (part := self._take(batch)) is not None:
@@ -177,31 +229,37 @@ class BlockReader:
             self._finish(batch, part)
             self._learn(part.stop - part.start, time.perf_counter() - begun)
         batch.finished.wait()
-        if batch.error is not None:
-            raise batch.error
-        return payloads
+        if batch.failure is not None:
+            raise batch.failure
+        return batch.payloads, batch.errors
 
-    def start(
-        self,
-        table: StoredTable,
-        blocks: NDArray[np.int64],
-        then: Callable[[NDArray[np.uint8] | None], None],
-    ) -> None:
-        """Read `blocks` as :meth:`read` does, without waiting.
+    def begin(
+        self, table: StoredTable, blocks: NDArray[np.int64], then: Callable[[BlockRead], None]
+    ) -> BlockRead:
+        """Begin to read `blocks`, sorted, in the helping threads, and return at once.
 
-        `then` is called by the thread that ends it, with the payloads or, after a failure, None.
+        `then` is called by the thread that ends it, with what this returns.
         """
-        payloads = empty_payloads(blocks.size, table.adapter.payload_bytes)
-        batch = _Batch(
-            table,
-            blocks,
-            payloads,
-            self._slices(table, blocks.size),
-            lambda: then(None if batch.error is not None else payloads),
-        )
+        batch = BlockRead(table, blocks, self._slices(table, blocks.size))
+        batch.then = lambda: then(batch)
         self._enqueue(batch)
+        return batch
 
-    def _enqueue(self, batch: _Batch) -> None:
+    def withdraw(self, batch: BlockRead) -> None:
+        """Give up those slices of a read that no thread has begun.
+
+        So a device that hangs holds the memory of as many slices as there are threads, and of
+        no more requests than that.
+        """
+        with self._change:
+            begun = batch.taken
+            batch.unfinished -= len(batch.slices) - begun
+            batch.taken = len(batch.slices)
+            last = begun < len(batch.slices) and batch.unfinished == 0
+        if last:
+            batch.finish()
+
+    def _enqueue(self, batch: BlockRead) -> None:
         """Let the threads help; they are begun when there is something to do."""
         with self._change:
             if self._closed:
@@ -216,19 +274,19 @@ class BlockReader:
             heapq.heappush(self._waiting, (batch.blocks.size, next(self._numbers), batch))
             self._change.notify(len(batch.slices))
 
-    def _take(self, batch: _Batch) -> slice | None:
+    def _take(self, batch: BlockRead) -> slice | None:
         """Take a slice of `batch`; None when all are taken."""
         with self._change:
             return self._take_locked(batch)
 
-    def _take_locked(self, batch: _Batch) -> slice | None:
+    def _take_locked(self, batch: BlockRead) -> slice | None:
         if batch.taken == len(batch.slices):
             return None
         part = batch.slices[batch.taken]
         batch.taken += 1
         return part
 
-    def _finish(self, batch: _Batch, part: slice) -> None:
+    def _finish(self, batch: BlockRead, part: slice) -> None:
         batch.read(part)
         with self._change:
             batch.unfinished -= 1
@@ -242,7 +300,7 @@ class BlockReader:
             self._finish(*work)
             del work  # or an idle thread would keep the last request's payloads alive
 
-    def _next(self) -> tuple[_Batch, slice] | None:
+    def _next(self) -> tuple[BlockRead, slice] | None:
         """Wait for a slice to read; None once closed and nothing is left."""
         with self._change:
             while True:
@@ -297,14 +355,22 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def _read_slice(table: StoredTable, blocks: NDArray[np.int64], payloads: NDArray[np.uint8]) -> None:
+def _read_slice(
+    table: StoredTable, blocks: NDArray[np.int64], payloads: NDArray[np.uint8]
+) -> Errors:
+    """Read and verify blocks; return what is wrong."""
     keys = blocks.astype(np.uint64) | table.first_key
     try:
         table.adapter.multi_get(keys, out=payloads)
-    except (AdapterError, BlockCorruptError, BlockMissingError) as error:
-        # Engines know keys; whoever reads the message knows tables.
-        raise type(error)(f"table {table.name!r}: {error}") from error
-    block_format.verify(
+    except _OF_BLOCKS as error:
+        if blocks.size == 1:
+            return {int(blocks[0]): _named(table, int(blocks[0]), error)}
+        # The others are read again, since nothing says how far the engine came.
+        errors: Errors = {}
+        for at in range(blocks.size):
+            errors |= _read_slice(table, blocks[at : at + 1], payloads[at : at + 1])
+        return errors
+    bad = block_format.bad_blocks(
         payloads,
         table.space,
         blocks,
@@ -312,5 +378,18 @@ def _read_slice(table: StoredTable, blocks: NDArray[np.int64], payloads: NDArray
         table.copies,
         table.rows_per_block,
         table.row_bytes,
-        table.name,
     )
+    if not bad:
+        return {}
+    return {
+        int(blocks[at]): block_format.corrupt_block(table.name, int(blocks[at]), reason)
+        for at, reason in bad.items()
+    }
+
+
+def _named(table: StoredTable, block: int, error: Exception) -> BandanaError:
+    # Engines know keys; whoever reads the message knows tables.
+    kind = type(error) if isinstance(error, BandanaError) else AdapterError
+    named = kind(f"table {table.name!r}, block {block}: {error}")
+    named.__cause__ = error
+    return named

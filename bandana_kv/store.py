@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,20 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from bandana_kv import adapters, manifest
 from bandana_kv.advice import DEFAULT_DEPTH, depth_of, given_profile
-from bandana_kv.arrays import map_array
+from bandana_kv.arrays import let_go, map_array
 from bandana_kv.cache.state import capacity_for
 from bandana_kv.device import DeviceProfile
-from bandana_kv.errors import BandanaError, IdError, InputError, TableNotFoundError
+from bandana_kv.errors import (
+    BandanaError,
+    FormatError,
+    IdError,
+    InputError,
+    TableNotFoundError,
+)
+from bandana_kv.failsafe import Deadline, FailSafe, checked_deadline
+from bandana_kv.fallback import Source, check_tables, source_of
 from bandana_kv.layout import Layout
-from bandana_kv.packed import words_for
+from bandana_kv.packed import unpack, words_for
 from bandana_kv.plan.allocate import allocate
 from bandana_kv.policy import Policy, asked_policy
 from bandana_kv.reader import BlockReader, StoredTable
@@ -35,6 +43,10 @@ if TYPE_CHECKING:
 __all__ = ["EmbeddingStore", "open"]
 
 DEFAULT_CACHE_BYTES = 64 << 20
+_CHECKED_ROWS = 1 << 20
+
+Fallback = Callable[[str, NDArray[np.int64]], NDArray[Any]]
+"""A function of a table's name and ids (n,) that returns rows (n, dim)."""
 
 
 class EmbeddingStore:
@@ -49,8 +61,10 @@ class EmbeddingStore:
         tables: Mapping[str, ServedTable],
         reader: BlockReader,
         resources: contextlib.ExitStack,
+        deadline_ms: float | None,
     ) -> None:
         self._version = version
+        self._deadline_ms = deadline_ms
         self._tables = dict(tables)
         self._reader = reader
         self._resources = resources
@@ -117,6 +131,10 @@ class EmbeddingStore:
             `ids` or `out` has another shape or type, or the store is closed.
         BlockCorruptError, BlockMissingError, AdapterError
             The device or the engine failed; names table and block. Never a wrong row.
+        DeadlineError
+            Blocks did not arrive within the store's `deadline_ms`.
+        RowMissingError, FallbackError
+            There is a fallback, and it could not answer either.
 
         Notes
         -----
@@ -124,19 +142,27 @@ class EmbeddingStore:
         device read per distinct block, in parallel slices; a block that another thread
         is reading already is waited for, not read again.
         """
+        deadline = None if self._deadline_ms is None else Deadline.after(self._deadline_ms)
         if isinstance(table, str):
-            served = self._served(table)
-            wanted = _checked_ids(table, ids)
-            rows = _checked_out(served, wanted.size, out)
-            if wanted.size:
-                flat = rows.view(np.uint8).reshape(wanted.size, served.stored.row_bytes)
-                served.multi_get(self._reader, wanted, flat)
-            return rows
+            return self._rows(table, ids, out, deadline)
         if not isinstance(table, Mapping) or ids is not None or out is not None:
             raise InputError("give a table's name and ids, or ids by table name and nothing else")
         for name in table:
             self._served(name)
-        return {name: self.multi_get(name, of_table) for name, of_table in table.items()}
+        return {
+            name: self._rows(name, of_table, None, deadline) for name, of_table in table.items()
+        }
+
+    def _rows(
+        self, table: str, ids: ArrayLike | None, out: NDArray[Any] | None, deadline: Deadline | None
+    ) -> NDArray[Any]:
+        served = self._served(table)
+        wanted = _checked_ids(table, ids)
+        rows = _checked_out(served, wanted.size, out)
+        if wanted.size:
+            flat = rows.view(np.uint8).reshape(wanted.size, served.stored.row_bytes)
+            served.multi_get(self._reader, wanted, flat, deadline)
+        return rows
 
     async def multi_get_async(
         self, table: str, ids: ArrayLike, *, out: NDArray[Any] | None = None
@@ -206,7 +232,10 @@ class EmbeddingStore:
             By table name: ``lookups``, ``hits`` (answered from DRAM), ``block_reads``,
             ``neighbours_admitted``, ``neighbours_hit`` (first lookups of rows that came
             along with another's read), ``copies_read`` (missed rows that were read from
-            their second copy), ``bytes_read`` (block reads x payload).
+            their second copy), ``bytes_read`` (block reads x payload), ``bad_blocks`` and
+            ``late_blocks`` (that did not come, once for each request that wanted them),
+            ``fallback_rows`` (answered from the fallback), ``breaker_open`` (1 while misses go
+            to the fallback unread) and ``breaker_openings``.
         """
         return {name: served.stats() for name, served in self._tables.items()}
 
@@ -266,6 +295,8 @@ def open(
     threshold: int | None = None,
     readers: int | None = None,
     profile: DeviceProfile | str | os.PathLike[str] | None = None,
+    fallback: EmbeddingStore | Source | Fallback | Mapping[str, Any] | None = None,
+    deadline_ms: float | None = None,
     coalesce: bool = True,
 ) -> EmbeddingStore:
     """Open the newest version of the store at `path` for serving.
@@ -289,9 +320,19 @@ def open(
     profile
         What ``tools/profile_device.py`` found on this device, or the path of it. By default
         what the store was loaded with; without any, 16 reads are in flight.
+    fallback
+        Where rows come from whose blocks are torn, missing, unreadable or late: another open
+        store with the same rows, rows by key in an engine (:mod:`bandana_kv.adapters.rows`), a
+        function ``(table, ids)`` that returns (n, dim), or one of these for each table by name.
+        It stays yours to close. With it there is a circuit breaker: when a device fails again
+        and again, misses go to the fallback for some seconds without being read.
+    deadline_ms
+        How long a lookup waits for the device, over all its tables. Blocks that come later are
+        answered from the fallback, whose own time comes on top, or are a DeadlineError. Reads
+        then are done by other threads, some 50 us more for each lookup that misses.
     coalesce
         Read a block once for a request. False reads one block for each missed row, which
-        is what a store without blocks costs: a yardstick.
+        is what a store without blocks costs: a yardstick, without a deadline.
 
     Returns
     -------
@@ -320,10 +361,24 @@ def open(
         readers = depth_of(root, advice) if root.is_dir() else DEFAULT_DEPTH
     if not isinstance(readers, (int, np.integer)) or readers < 1:
         raise InputError(f"readers {readers!r} is not a whole number from 1 up")
+    deadline_ms = checked_deadline(deadline_ms)
+    if deadline_ms is not None and not coalesce:
+        raise InputError("coalesce=False goes without a deadline")
+    source = None if fallback is None else source_of(fallback)
     while True:
         current = manifest.read_current(root)
         try:
-            return _open_version(root, current, cache_bytes, adapter, override, readers, coalesce)
+            return _open_version(
+                root,
+                current,
+                cache_bytes,
+                adapter,
+                override,
+                readers,
+                coalesce,
+                source,
+                deadline_ms,
+            )
         except BandanaError:
             # Two loads in a row drop the version that was current when the first began.
             if manifest.read_current(root).version == current.version:
@@ -338,17 +393,20 @@ def _open_version(
     override: Policy | None,
     readers: int,
     coalesce: bool,
+    source: Source | None,
+    deadline_ms: float | None,
 ) -> EmbeddingStore:
     shares = _shares(current, cache_bytes)
+    check_tables(source, current.tables)
     with contextlib.ExitStack() as stack:
         engines = _engines(stack, root, current, adapter)
         tables = {
-            name: _serve(root, name, entry, engines, shares[name], override, coalesce)
+            name: _serve(root, name, entry, engines, shares[name], override, coalesce, source)
             for name, entry in current.tables.items()
         }
         reader = BlockReader(int(readers))
         stack.callback(reader.close)
-        return EmbeddingStore(current.version, tables, reader, stack.pop_all())
+        return EmbeddingStore(current.version, tables, reader, stack.pop_all(), deadline_ms)
     raise AssertionError  # an ExitStack does not swallow errors
 
 
@@ -390,6 +448,7 @@ def _serve(
     cache_bytes: int,
     override: Policy | None,
     coalesce: bool,
+    source: Source | None,
 ) -> ServedTable:
     dtype = np.dtype(entry.dtype)
     row_bytes = entry.dim * dtype.itemsize
@@ -408,27 +467,45 @@ def _serve(
         stored,
         dtype,
         entry.dim,
-        mapped("positions", np.uint64, words_for(entry.rows)),
+        _index(root, entry),
         Layout(
             entry.rows_per_block,
             mapped("heat", np.uint8, entry.rows),
-            mapped("original-of", np.uint32, entry.copies),
-            mapped("by-position", np.uint32, entry.copies),
+            mapped("original-of", np.uint32, entry.copies, entry.rows),
+            mapped("by-position", np.uint32, entry.copies, entry.copies),
         ),
         capacity_for(policy, cache_bytes, row_bytes, entry.rows),
         policy,
+        fail_safe=FailSafe(name, source),
         coalesce=coalesce,
     )
 
 
+def _index(root: Path, entry: manifest.Table) -> NDArray[np.uint64]:
+    """Map the positions of ids; kernels trust them to lie within the table."""
+    words = _mapped(root, entry, "positions", np.uint64, words_for(entry.rows))
+    for first in range(0, entry.rows, _CHECKED_ROWS):
+        part = unpack(words, entry.rows, first, min(_CHECKED_ROWS, entry.rows - first))
+        if int(part.max()) >= entry.rows:
+            path = manifest.table_file(root, entry.segment, entry.space, "positions")
+            raise FormatError(f"{path}: a position lies beyond the table; load the table again")
+    let_go(words)
+    return words
+
+
 def _mapped(
-    root: Path, entry: manifest.Table, kind: str, dtype: DTypeLike, items: int
+    root: Path,
+    entry: manifest.Table,
+    kind: str,
+    dtype: DTypeLike,
+    items: int,
+    below: int | None = None,
 ) -> NDArray[Any]:
     """Map one of a table's files; what has no items has no file."""
     if items == 0:
         return np.zeros(0, dtype)
     path = manifest.table_file(root, entry.segment, entry.space, kind)
-    return map_array(path, kind, dtype, items)
+    return map_array(path, kind, dtype, items, below)
 
 
 def _shares(

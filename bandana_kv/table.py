@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,11 @@ from bandana_kv.cache.rows import (
 from bandana_kv.cache.state import EVICTION, cache_bytes_of, check, hits_relink, make_state
 from bandana_kv.cache.state import positions as cached_positions
 from bandana_kv.errors import IdError
-from bandana_kv.inflight import Claim, InFlight
+from bandana_kv.failsafe import Deadline, FailSafe
+from bandana_kv.inflight import Claim, InFlight, Reading
 from bandana_kv.layout import Layout, cover
 from bandana_kv.policy import Policy
-from bandana_kv.reader import BlockReader, StoredTable
+from bandana_kv.reader import BlockRead, BlockReader, Errors, StoredTable
 from bandana_kv.turns import Turns
 
 __all__ = ["ServedTable"]
@@ -35,6 +37,8 @@ __all__ = ["ServedTable"]
 # Blocks read ahead that a table keeps until they are asked for: 4 MiB.
 _MOST_AHEAD = 1024
 
+Positions = NDArray[np.int64]
+
 
 def _first_of_each(
     payloads: NDArray[np.uint8], read: NDArray[np.int64], blocks: NDArray[np.int64]
@@ -42,6 +46,11 @@ def _first_of_each(
     """Return one payload for each of `blocks`, of several that were `read` (both sorted)."""
     first: NDArray[np.uint8] = payloads[np.searchsorted(read, blocks)]
     return first
+
+
+def _share(reading: Reading, read: BlockRead) -> None:
+    """Let whoever joins `reading` see what `read` brings."""
+    reading.errors, reading.arrived, reading.payloads = read.errors, read.arrived, read.payloads
 
 
 class ServedTable:
@@ -61,6 +70,8 @@ class ServedTable:
         Rows that DRAM holds.
     policy
         What the cache evicts and admits.
+    fail_safe
+        What to do about blocks that do not come.
     coalesce
         Read a block once for a request; False reads one block per distinct missed row.
     """
@@ -75,6 +86,7 @@ class ServedTable:
         capacity_rows: int,
         policy: Policy,
         *,
+        fail_safe: FailSafe,
         coalesce: bool,
     ) -> None:
         self.stored = stored
@@ -82,6 +94,7 @@ class ServedTable:
         self.dim = dim
         self.capacity_rows = capacity_rows
         self.policy = policy
+        self._fail_safe = fail_safe
         self._coalesce = coalesce
         self._index = index
         self._layout = layout
@@ -107,7 +120,11 @@ class ServedTable:
         return cache_bytes_of(self.policy, self.capacity_rows, stored.row_bytes, stored.rows)
 
     def multi_get(
-        self, reader: BlockReader, ids: NDArray[np.integer[Any]], out: NDArray[np.uint8]
+        self,
+        reader: BlockReader,
+        ids: NDArray[np.integer[Any]],
+        out: NDArray[np.uint8],
+        deadline: Deadline | None = None,
     ) -> None:
         """Put the rows of `ids` (n,) into `out`, uint8 (n, row_bytes); checked by the store."""
         positions = np.empty(ids.size, np.int64)
@@ -118,7 +135,9 @@ class ServedTable:
             raise self._out_of_range(ids, -1 - missed)
         try:
             if missed:
-                self._answer_from_blocks(reader, positions, slots, missed, out, counters)
+                self._answer_from_blocks(
+                    reader, ids, positions, slots, missed, out, counters, deadline
+                )
         finally:
             with self._lock:
                 self._counters += counters
@@ -169,46 +188,135 @@ class ServedTable:
     def _answer_from_blocks(
         self,
         reader: BlockReader,
+        ids: NDArray[np.integer[Any]],
         positions: NDArray[np.int64],
         slots: NDArray[np.int64],
         missed: int,
         out: NDArray[np.uint8],
         counters: NDArray[np.int64],
+        deadline: Deadline | None,
     ) -> None:
         """Read the blocks of missed rows, answer them, and let rows into the cache."""
-        per_block = self.stored.rows_per_block
         asked, ordered = missing(positions, slots, missed)
         places = np.empty(ordered.size, np.int64)
         blocks = cover(ordered, self._layout, places)
+        wanted = blocks[: self._fail_safe.allowed(blocks.size)]
+        lost = None
+        late = None
         with self._lock:
-            claim = self._in_flight.claim(blocks)
+            claim = self._in_flight.claim(wanted)
         try:
-            payloads = self._fetch(reader, claim, blocks, places, counters)
-            answer_missed(payloads, blocks, per_block, positions, slots, ordered, places, out)
-            self._turns.take()
-            try:
-                admit_rows(
-                    self._state,
-                    self._data,
-                    self._layout,
-                    asked,
+            if deadline is None:
+                payloads, errors = self._fetch(reader, claim, wanted, places, counters)
+            else:
+                payloads, errors = self._fetch_until(deadline, reader, claim, wanted)
+                late = partial(self._admit_late, claim, asked, ordered, places, set(errors))
+            if errors:
+                self._fail_safe.went_wrong(errors)
+            elif wanted.size:
+                self._fail_safe.went_well()
+            fresh = claim.fresh_blocks()
+            if errors or wanted.size < blocks.size:
+                sound = ~np.isin(wanted, list(errors))
+                wanted, payloads = wanted[sound], payloads[sound]
+                asked, ordered, places, gone = self._within(wanted, asked, ordered, places)
+                lost = (slots < 0) & np.isin(positions, gone)
+                slots[lost] = 0  # they are answered below
+                fresh = np.intersect1d(fresh, wanted)
+            if wanted.size:
+                answer_missed(
+                    payloads,
+                    wanted,
+                    self.stored.rows_per_block,
+                    positions,
+                    slots,
                     ordered,
                     places,
-                    claim.fresh_blocks(),
-                    blocks,
-                    payloads,
-                    counters,
+                    out,
                 )
-            finally:
-                self._turns.give_back()
+                self._admit(asked, ordered, places, fresh, wanted, payloads, counters)
         finally:
             # After admission: whoever misses these rows from now on finds them either in
             # the cache or in nobody's hands, never read twice at once.
             with self._lock:
-                self._in_flight.release(claim)
+                self._in_flight.release(claim, late)
+        if lost is not None:
+            rows = out.view(self.dtype)
+            rows[lost] = self._fail_safe.answer(errors, ids[lost], rows)
+
+    def _within(
+        self,
+        blocks: NDArray[np.int64],
+        asked: NDArray[np.int64],
+        ordered: NDArray[np.int64],
+        places: NDArray[np.int64],
+    ) -> tuple[Positions, Positions, Positions, Positions]:
+        """Return `asked`, `ordered` and `places` of rows in `blocks`, and the other positions."""
+        there = np.isin(places // self.stored.rows_per_block, blocks)
+        return (
+            asked[np.isin(asked, ordered[there])],
+            ordered[there],
+            places[there],
+            ordered[~there],
+        )
+
+    def _admit(
+        self,
+        asked: NDArray[np.int64],
+        ordered: NDArray[np.int64],
+        places: NDArray[np.int64],
+        fresh: NDArray[np.int64],
+        blocks: NDArray[np.int64],
+        payloads: NDArray[np.uint8],
+        counters: NDArray[np.int64],
+    ) -> None:
+        """Let rows of the blocks that were read into the cache."""
+        self._turns.take()
+        try:
+            admit_rows(
+                self._state,
+                self._data,
+                self._layout,
+                asked,
+                ordered,
+                places,
+                fresh,
+                blocks,
+                payloads,
+                counters,
+            )
+        finally:
+            self._turns.give_back()
+
+    def _admit_late(
+        self,
+        claim: Claim,
+        asked: NDArray[np.int64],
+        ordered: NDArray[np.int64],
+        places: NDArray[np.int64],
+        outstanding: set[int],
+    ) -> None:
+        """Let rows of blocks into the cache that came after their caller had gone.
+
+        Without that a device that is always a little late would never fill the cache.
+        """
+        mine = claim.mine
+        if mine.payloads is None or mine.arrived is None:
+            return
+        came = mine.arrived & np.isin(mine.blocks, list(outstanding))
+        if not came.any():
+            return
+        blocks = mine.blocks[came]
+        counters = new_counters()
+        asked, ordered, places, _ = self._within(blocks, asked, ordered, places)
+        self._admit(asked, ordered, places, blocks, blocks, mine.payloads[came], counters)
+        with self._lock:
+            self._counters += counters
 
     def prefetch(self, reader: BlockReader, ids: NDArray[np.integer[Any]]) -> None:
         """Begin to read the blocks of those of `ids` that DRAM does not hold."""
+        if self._fail_safe.resting:
+            return
         positions = np.empty(ids.size, np.int64)
         state = self._state
         self._turns.enter()
@@ -226,17 +334,19 @@ class ServedTable:
         if reading is None:
             return
 
-        def arrived(payloads: NDArray[np.uint8] | None) -> None:
-            reading.payloads = payloads
+        def arrived(read: BlockRead | None) -> None:
+            sound = read is not None and bool(read.arrived.all())
+            if read is not None and sound:
+                reading.payloads = read.payloads
             reading.done.set()
             with self._lock:
-                if payloads is None:
-                    self._in_flight.drop_ahead(reading)
-                else:
+                if sound:
                     self._counters[BLOCK_READS] += reading.blocks.size
+                else:
+                    self._in_flight.drop_ahead(reading)
 
         try:
-            reader.start(self.stored, reading.blocks, arrived)
+            reader.begin(self.stored, reading.blocks, arrived)
         except BaseException:
             arrived(None)
             raise
@@ -260,6 +370,7 @@ class ServedTable:
     def after_fork_in_child(self) -> None:
         """Go on, without the reads of threads that do not exist here."""
         self._in_flight = InFlight(_MOST_AHEAD)
+        self._fail_safe.after_fork_in_child()
         self._lock.release()
         self._turns.give_back()
 
@@ -270,35 +381,126 @@ class ServedTable:
         blocks: NDArray[np.int64],
         places: NDArray[np.int64],
         counters: NDArray[np.int64],
-    ) -> NDArray[np.uint8]:
-        """Read what this request claimed, then take what others read: one payload a block."""
+    ) -> tuple[NDArray[np.uint8], Errors]:
+        """Read what this request claimed, then take what others read: one payload a block.
+
+        Also returns what is wrong with blocks whose payloads are not to be used.
+        """
         mine = claim.mine
         reads = 0
         try:
             if mine.blocks.size:
                 each = self._to_read(mine.blocks, places)
-                read = reader.read(self.stored, each)
+                read, mine.errors = reader.read_sound(self.stored, each)
+                if mine.errors:
+                    mine.arrived = ~np.isin(mine.blocks, list(mine.errors))
                 mine.payloads = read if self._coalesce else _first_of_each(read, each, mine.blocks)
                 reads = each.size
         finally:
             # Waiters must never hang: after a failure they find no payloads, and read on
             # their own. Own reads come before waiting, so that no two wait for each other.
             mine.done.set()
-        payloads = mine.payloads
+        payloads, errors = mine.payloads, mine.errors
         if claim.others or payloads is None:
-            payloads = np.empty((blocks.size, self.stored.adapter.payload_bytes), np.uint8)
-            if mine.payloads is not None:
-                payloads[np.searchsorted(blocks, mine.blocks)] = mine.payloads
+            errors = dict(errors)
+            payloads = self._own_payloads(claim, blocks)
             for block, reading in claim.others:
                 at = np.searchsorted(blocks, block)
                 reading.done.wait()
-                if reading.payloads is None:
-                    payloads[at] = reader.read(self.stored, blocks[at : at + 1])[0]
+                payload = reading.payload(block)
+                if payload is None:
+                    again, wrong = reader.read_sound(self.stored, blocks[at : at + 1])
+                    errors |= wrong
+                    payload = again[0]
                     reads += 1
-                else:
-                    payloads[at] = reading.payloads[np.searchsorted(reading.blocks, block)]
+                payloads[at] = payload
         counters[BLOCK_READS] += reads
+        return payloads, errors
+
+    def _own_payloads(self, claim: Claim, blocks: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return room for the payloads of `blocks`, with those this request read itself."""
+        payloads = np.empty((blocks.size, self.stored.adapter.payload_bytes), np.uint8)
+        if claim.mine.payloads is not None:
+            payloads[np.searchsorted(blocks, claim.mine.blocks)] = claim.mine.payloads
         return payloads
+
+    def _fetch_until(
+        self, deadline: Deadline, reader: BlockReader, claim: Claim, blocks: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint8], Errors]:
+        """Do what `_fetch` does, but for the reading itself, which helping threads do.
+
+        At the deadline what has arrived is taken. The rest goes on arriving, in memory that
+        belongs to the read.
+        """
+        mine = claim.mine
+        by_block = dict.fromkeys(mine.blocks.tolist(), mine) | dict(claim.others)
+        begun = []
+        if mine.blocks.size:
+            begun.append(self._begin(reader, mine))
+            mine.done.wait(deadline.left())
+            arrived = mine.arrived
+            if not claim.others and arrived is not None and arrived.all():
+                return begun[0].payloads, {}
+        for _, reading in claim.others:
+            reading.done.wait(deadline.left())
+        failed = [
+            block
+            for block, reading in claim.others
+            if reading.done.is_set() and reading.payload(block) is None
+        ]
+        if failed:
+            again = Reading(np.array(failed, np.int64))
+            by_block |= dict.fromkeys(failed, again)
+            begun.append(self._begin(reader, again))
+            again.done.wait(deadline.left())
+        for read in begun:
+            reader.withdraw(read)
+            if read.failure is not None:
+                raise read.failure
+        return self._taken(deadline, by_block, blocks)
+
+    def _taken(
+        self, deadline: Deadline, by_block: dict[int, Reading], blocks: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint8], Errors]:
+        """Take what has arrived by now; the rest is wrong, or late."""
+        payloads = np.empty((blocks.size, self.stored.adapter.payload_bytes), np.uint8)
+        errors: Errors = {}
+        late = []
+        for at, block in enumerate(blocks.tolist()):
+            reading = by_block[block]
+            payload = reading.payload(block)
+            if payload is not None:
+                payloads[at] = payload
+            elif block in reading.errors:
+                errors[block] = reading.errors[block]
+            else:
+                late.append(block)
+        return payloads, errors | dict.fromkeys(late, deadline.missed(self.stored.name, len(late)))
+
+    def _begin(self, reader: BlockReader, reading: Reading) -> BlockRead:
+        """Let helping threads read; what arrives is seen in `reading` from now on."""
+        reading.apart = True
+        try:
+            read = reader.begin(self.stored, reading.blocks, partial(self._ended, reading))
+        except BaseException:
+            reading.done.set()
+            raise
+        _share(reading, read)
+        return read
+
+    def _ended(self, reading: Reading, read: BlockRead) -> None:
+        """Hear, in a helping thread, that nothing more will arrive."""
+        _share(reading, read)
+        with self._lock:
+            self._counters[BLOCK_READS] += int(read.arrived.sum()) + len(read.errors)
+            left = self._in_flight.end(reading)
+        if left is None:
+            return
+        try:
+            left()
+        finally:
+            with self._lock:
+                self._in_flight.drop(reading)
 
     def _to_read(self, blocks: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return `blocks`; or without coalescing, the block of each missed row in them."""
@@ -312,7 +514,7 @@ class ServedTable:
         with self._lock:
             counts = dict(zip(COUNTERS, self._counters.tolist(), strict=True))
         counts["bytes_read"] = counts["block_reads"] * self.stored.adapter.payload_bytes
-        return counts
+        return counts | self._fail_safe.stats()
 
     def check(self, reader: BlockReader) -> None:
         """Assert that the cache is sound and that every cached row equals its block's.

@@ -27,6 +27,9 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
+# More than any device is measured with; what is larger would size blocks and start threads.
+_MOST_BLOCK_BYTES = 1 << 24
+_MOST_DEPTH = 1 << 16
 
 
 class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -291,6 +294,9 @@ def _is_consistent(profile: DeviceProfile) -> bool:
     knees = {(size.block_bytes, size.depth) for size in profile.sizes}
     return (
         all(number > 0 for number in positive)
+        and all(
+            c.block_bytes <= _MOST_BLOCK_BYTES and c.depth <= _MOST_DEPTH for c in profile.cells
+        )
         and 0 <= profile.spread < 1
         and knees <= measured
         and (profile.block_bytes, profile.queue_depth) in knees

@@ -28,6 +28,7 @@ _ALIGN_BYTES = 64
 # which pays only when copying them is out of the question.
 _COPY_BELOW_BYTES = 64 << 20
 _READ_BYTES = 16 << 20
+_MOST_DEFLATED = 1032  # the most bytes that deflate makes of one
 
 
 def read(
@@ -87,13 +88,22 @@ def _read_array(
 
 def _member(path: Path, archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
     try:
-        return archive.getinfo(f"{name}.npy")
+        member = archive.getinfo(f"{name}.npy")
     except KeyError:
         there = ", ".join(entry.removesuffix(".npy") for entry in archive.namelist()) or "none"
         raise InputError(
             f"{path}: has no array {name!r}; the arrays in it: {there}. Write one with "
             "np.savez(path, offsets=..., ids=...)"
         ) from None
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise InputError(f"{path}: {name!r} is packed in a way that numpy does not use")
+    # Bounded by the file, before memory is taken for what it claims.
+    if (
+        member.compress_size > path.stat().st_size
+        or member.file_size > _MOST_DEFLATED * member.compress_size + _READ_BYTES
+    ):
+        raise InputError(f"{path}: {name!r} claims more bytes than the file can hold")
+    return member
 
 
 def _header(

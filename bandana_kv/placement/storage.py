@@ -89,10 +89,8 @@ def read_placement(path: str | os.PathLike[str]) -> Stored:
     try:
         with open(path, "rb") as file:
             header = file.read(_HEADER_BYTES)
-            stored, digest = _unpacked(path, header)
+            stored, digest = _unpacked(path, header, os.fstat(file.fileno()).st_size)
             rows, replicas = stored.position_of_id.size, stored.replicas.size
-            if os.fstat(file.fileno()).st_size != _HEADER_BYTES + 4 * (rows + replicas):
-                raise FormatError(f"{path}: truncated or too long for the placement it announces")
             found = xxhash.xxh3_64()
             while chunk := file.read(_CHUNK_BYTES):
                 found.update(chunk)
@@ -100,13 +98,32 @@ def read_placement(path: str | os.PathLike[str]) -> Stored:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     if found.intdigest() != digest:
         raise FormatError(f"{path}: the placement's checksum does not match; it is damaged")
-    return stored._replace(
+    stored = stored._replace(
         position_of_id=_mapped(path, _HEADER_BYTES, rows),
         replicas=_mapped(path, _HEADER_BYTES + 4 * rows, replicas),
     )
+    _check_numbers(path, stored)
+    return stored
 
 
-def _unpacked(path: str | os.PathLike[str], header: bytes) -> tuple[Stored, int]:
+def _check_numbers(path: str | os.PathLike[str], stored: Stored) -> None:
+    """Refuse what kernels would take for indices of nothing."""
+    rows = stored.position_of_id.size
+    seen = np.zeros(rows, np.bool_)
+    for start in range(0, rows, _CHUNK_BYTES):
+        part = stored.position_of_id[start : start + _CHUNK_BYTES]
+        seen[part[part < rows]] = True
+    good = (
+        bool(seen.all())
+        and (stored.replicas.size == 0 or int(stored.replicas.max()) < rows)
+        and stored.rows_per_block > 0
+        and 0.0 <= stored.learned_from <= 1.0
+    )
+    if not good:
+        raise FormatError(f"{path}: the placement's numbers are out of range; place anew")
+
+
+def _unpacked(path: str | os.PathLike[str], header: bytes, size: int) -> tuple[Stored, int]:
     """Return what the header says, its arrays without memory behind them, and their checksum."""
     if len(header) < _HEADER_BYTES or not header.startswith(_MAGIC):
         raise FormatError(f"{path}: not a placement file")
@@ -120,13 +137,15 @@ def _unpacked(path: str | os.PathLike[str], header: bytes) -> tuple[Stored, int]
     if _DIGEST.unpack(header[_FIELDS.size :])[0] != xxhash.xxh3_64_intdigest(fields):
         raise FormatError(f"{path}: the placement's header is damaged")
     _, _, rows, replicas, rows_per_block, learned_from, method, digest = _FIELDS.unpack(fields)
+    if size != _HEADER_BYTES + 4 * (rows + replicas):
+        raise FormatError(f"{path}: truncated or too long for the placement it announces")
     nothing = np.zeros(1, np.uint32)
     stored = Stored(
         np.broadcast_to(nothing, rows),
         np.broadcast_to(nothing, replicas),
         rows_per_block,
         learned_from,
-        method.rstrip(b"\0").decode(),
+        method.rstrip(b"\0").decode(errors="replace"),
     )
     return stored, digest
 

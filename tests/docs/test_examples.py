@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bandana_kv import AccessLog
+from bandana_kv import AccessLog, errors
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,3 +39,9 @@ def test_links_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_operations_say_what_to_do_about_every_error() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    for name in errors.__all__:
+        assert f"`{name}`" in page, f"operations.md does not say what {name} means"

@@ -1,0 +1,76 @@
+"""Rows by key in a RocksDB that somebody else writes, opened without a trace."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy.typing as npt
+
+from bandana_kv.adapters.rocksdb import open_to_read
+from bandana_kv.adapters.rows import KeyCodec, KeyedRows
+from bandana_kv.errors import AdapterError, StoreNotFoundError
+
+__all__ = ["RocksdbRows"]
+
+_DEFAULT = "default"
+
+
+class RocksdbRows(KeyedRows):
+    """Rows in one column family, as they were when it was opened.
+
+    Databases with a comparator or a merge operator of their own cannot be opened. Parameters as
+    of :func:`bandana_kv.adapters.rows.open_rows`.
+    """
+
+    name: ClassVar[str] = "rocksdb"
+
+    def __init__(
+        self, path: Path, *, key: str | KeyCodec, dtype: npt.DTypeLike, inner: str | None = None
+    ) -> None:
+        super().__init__(str(path), key, dtype)
+        if not (path / "CURRENT").is_file():
+            raise StoreNotFoundError(f"no {self.name} database at {path}")
+        self._path = str(path.resolve())
+        self._inner = inner or _DEFAULT
+        self._lock = threading.Lock()
+        self._closed = False
+        self._open()
+
+    def _open(self) -> None:
+        try:
+            self._database = open_to_read(self._path, tuple({_DEFAULT, self._inner}))
+            self._family = self._database.get_column_family(self._inner)
+        except Exception as error:
+            if "column family" in str(error).lower():
+                raise StoreNotFoundError(
+                    f"{self.name} at {self._path} has no column family {self._inner!r}"
+                ) from error
+            raise AdapterError(f"{self.name} at {self._path} cannot be opened: {error}") from error
+        self._process = os.getpid()
+
+    def _values(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        with self._lock:
+            if self._closed:
+                raise AdapterError(f"{self.name} at {self._path} is closed")
+            if self._process != os.getpid():
+                # The engine's threads stayed in the parent: closing would wait for them.
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._database))
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._family))
+                self._open()
+            family = self._family
+        asked: Any = list(keys)
+        values: list[bytes | None] = family.get(asked)  # type: ignore[assignment]
+        return values
+
+    def close(self) -> None:
+        """Close the database; a second call does nothing."""
+        with self._lock:
+            if not self._closed and self._process == os.getpid():
+                self._family.close()
+                self._database.close()
+            self._closed = True

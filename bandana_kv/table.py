@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,12 @@ from bandana_kv.cache.rows import (
     look_up_rows,
     look_up_rows_together,
 )
-from bandana_kv.cache.state import EVICTION, cache_bytes_of, check, hits_relink, make_state
+from bandana_kv.cache.state import EVICTION, USED, cache_bytes_of, check, hits_relink, make_state
 from bandana_kv.cache.state import positions as cached_positions
 from bandana_kv.errors import IdError
 from bandana_kv.inflight import Claim, InFlight
 from bandana_kv.layout import Layout, cover
+from bandana_kv.packed import unpack
 from bandana_kv.policy import Policy
 from bandana_kv.reader import BlockReader, StoredTable
 from bandana_kv.turns import Turns
@@ -63,6 +65,11 @@ class ServedTable:
         What the cache evicts and admits.
     coalesce
         Read a block once for a request; False reads one block per distinct missed row.
+
+    Attributes
+    ----------
+    stored, dtype, dim, capacity_rows, policy
+        As given.
     """
 
     def __init__(
@@ -95,7 +102,8 @@ class ServedTable:
         # Lookups share the state and the data unless a hit relinks; admission is alone with
         # them. Held for a kernel call, never during a read.
         self._turns = Turns()
-        self._look = self._alone if hits_relink(policy) else self._together
+        # Not bound to this object: that cycle would keep a retired cache until it is found.
+        self._look = ServedTable._alone if hits_relink(policy) else ServedTable._together
         self._lock = threading.Lock()  # guards counters and in-flight reads; taken last
         with _tables_lock:
             _tables.add(self)
@@ -107,21 +115,30 @@ class ServedTable:
         return cache_bytes_of(self.policy, self.capacity_rows, stored.row_bytes, stored.rows)
 
     def multi_get(
-        self, reader: BlockReader, ids: NDArray[np.integer[Any]], out: NDArray[np.uint8]
+        self,
+        reader: BlockReader,
+        ids: NDArray[np.integer[Any]],
+        out: NDArray[np.uint8],
+        *,
+        warming: bool = False,
     ) -> None:
-        """Put the rows of `ids` (n,) into `out`, uint8 (n, row_bytes); checked by the store."""
+        """Put the rows of `ids` (n,) into `out`, uint8 (n, row_bytes); checked by the store.
+
+        While `warming` none but these rows enter the cache, and nothing is counted.
+        """
         positions = np.empty(ids.size, np.int64)
         slots = np.empty(ids.size, np.int64)
         counters = new_counters()
-        missed = self._look(ids, positions, slots, out, counters)
+        missed = self._look(self, ids, positions, slots, out, counters)
         if missed < 0:
             raise self._out_of_range(ids, -1 - missed)
         try:
             if missed:
-                self._answer_from_blocks(reader, positions, slots, missed, out, counters)
+                self._answer_from_blocks(reader, positions, slots, missed, out, counters, warming)
         finally:
-            with self._lock:
-                self._counters += counters
+            if not warming:
+                with self._lock:
+                    self._counters += counters
 
     def _alone(self, *arrays: NDArray[Any]) -> int:
         """Look up with nobody else in the cache."""
@@ -174,6 +191,7 @@ class ServedTable:
         missed: int,
         out: NDArray[np.uint8],
         counters: NDArray[np.int64],
+        warming: bool,
     ) -> None:
         """Read the blocks of missed rows, answer them, and let rows into the cache."""
         per_block = self.stored.rows_per_block
@@ -194,7 +212,7 @@ class ServedTable:
                     asked,
                     ordered,
                     places,
-                    claim.fresh_blocks(),
+                    blocks[:0] if warming else claim.fresh_blocks(),
                     blocks,
                     payloads,
                     counters,
@@ -207,8 +225,13 @@ class ServedTable:
             with self._lock:
                 self._in_flight.release(claim)
 
-    def prefetch(self, reader: BlockReader, ids: NDArray[np.integer[Any]]) -> None:
-        """Begin to read the blocks of those of `ids` that DRAM does not hold."""
+    def prefetch(
+        self, reader: BlockReader, ids: NDArray[np.integer[Any]], ended: Callable[[], None]
+    ) -> bool:
+        """Begin to read the blocks of those of `ids` that DRAM does not hold.
+
+        Returns whether there was something to read; then `ended` is called when it is over.
+        """
         positions = np.empty(ids.size, np.int64)
         state = self._state
         self._turns.enter()
@@ -224,7 +247,7 @@ class ServedTable:
         with self._lock:
             reading = self._in_flight.claim_ahead(blocks)
         if reading is None:
-            return
+            return False
 
         def arrived(payloads: NDArray[np.uint8] | None) -> None:
             reading.payloads = payloads
@@ -235,11 +258,16 @@ class ServedTable:
                 else:
                     self._counters[BLOCK_READS] += reading.blocks.size
 
+        def over(payloads: NDArray[np.uint8] | None) -> None:
+            arrived(payloads)
+            ended()
+
         try:
-            reader.start(self.stored, reading.blocks, arrived)
+            reader.start(self.stored, reading.blocks, over)
         except BaseException:
             arrived(None)
             raise
+        return True
 
     def _out_of_range(self, ids: NDArray[np.integer[Any]], at: int) -> IdError:
         return IdError(
@@ -306,6 +334,25 @@ class ServedTable:
             return blocks
         each = np.sort(places // self.stored.rows_per_block)
         return each[np.isin(each, blocks)]
+
+    def cached(self) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        """Return the positions that DRAM holds now, and the live heat of each; 0: not known."""
+        self._turns.take()
+        try:
+            positions = cached_positions(self._state)
+            live = self._state.live
+            heat = live[positions] if live.size else np.zeros(positions.size, np.uint8)
+        finally:
+            self._turns.give_back()
+        return positions, heat
+
+    def positions_of(self, first: int, count: int) -> NDArray[np.uint32]:
+        """Return the positions of `count` ids from `first` on. Cost: without the GIL."""
+        return unpack(self._index, self.stored.rows, first, count)
+
+    def is_full(self) -> bool:
+        """Return whether one more row would have to drive another one out."""
+        return int(self._state.clock[USED]) >= self.capacity_rows
 
     def stats(self) -> dict[str, int]:
         """Return the counters, with `bytes_read` from the engine, as plain numbers."""

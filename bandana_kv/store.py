@@ -114,7 +114,7 @@ class EmbeddingStore:
         is shared out anew, and whose share changes begins anew too.
 
         Cost: reading a number where nothing has changed. Else what :func:`open` costs for
-        the new tables, a look at 4 bytes a row to learn which ids are cached, and one
+        the new tables, a look through the id index to learn which ids are cached, and one
         device read for each block with rows to warm. Until the last call has left the old
         version, both have their caches. A second caller waits for the first.
         """

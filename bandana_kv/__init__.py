@@ -7,6 +7,7 @@ Bandana (Eisenman et al., MLSys 2019).
 
 from bandana_kv.access_log import AccessLog
 from bandana_kv.errors import BandanaError
+from bandana_kv.history import Version, rollback, versions
 from bandana_kv.loader import load
 from bandana_kv.repairs import repair
 from bandana_kv.store import EmbeddingStore, open
@@ -16,11 +17,14 @@ __all__ = [
     "AccessLog",
     "BandanaError",
     "EmbeddingStore",
+    "Version",
     "__version__",
     "load",
     "open",
     "repair",
+    "rollback",
     "verify",
+    "versions",
 ]
 
 __version__ = "0.1.0"

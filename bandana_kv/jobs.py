@@ -156,14 +156,15 @@ def _check_row_bytes(job: Job, held: Adapter | None) -> None:
         blocks.rows_per_block(held.payload_bytes, job.source.row_bytes)
 
 
-def with_spaces(jobs: list[Job], old: manifest.Manifest | None, held: Adapter | None) -> list[Job]:
-    """Give each table a key space of its own: never used before, and empty.
+def with_spaces(
+    jobs: list[Job], old: manifest.Manifest | None, held: Adapter | None, first: int
+) -> list[Job]:
+    """Give each table a key space of its own from `first` on: never used before, and empty.
 
     A user may hold several engines and mistake one for another. So that the blocks of
     another store are neither served nor deleted then, a store's first space in such an
     engine is drawn by lot.
     """
-    first = 1 if old is None else old.next_space
     if held is not None and (old is None or all(each.owned for each in old.segments.values())):
         first = max(first, 1 + secrets.randbelow(_FIRST_SPACES))
     spaced = []

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv import adapters, blocks, manifest
+from bandana_kv import adapters, blocks, manifest, retention
 from bandana_kv.adapters.contract import empty_payloads
 from bandana_kv.advice import PROFILE_FILE, given_profile, pages_of
 from bandana_kv.arrays import write_array
 from bandana_kv.device import DeviceProfile
-from bandana_kv.errors import BandanaError, DiskFullError, InputError
+from bandana_kv.errors import BandanaError, DiskFullError, FormatError, InputError
 from bandana_kv.heat import heat_by_position
 from bandana_kv.jobs import (
     Job,
@@ -82,6 +82,7 @@ def load(
     threshold: int | None = None,
     profile: DeviceProfile | str | os.PathLike[str] | None = None,
     seed: int = 0,
+    keep: int = 2,
     progress: Progress | None = None,
 ) -> int:
     """Load tables into the store at `path`, as a new version that then is the one served.
@@ -120,6 +121,9 @@ def load(
         one, neither now nor kept from before, blocks are the pages that a row needs.
     seed
         Of placement and simulation.
+    keep
+        How many versions stay, the new one included, to roll back to. What some process
+        still serves stays beside them until a later load.
     progress
         Told of every stage.
 
@@ -146,21 +150,28 @@ def load(
     """
     root = Path(path)
     check_seed(seed)
+    if not isinstance(keep, (int, np.integer)) or keep < 1:
+        raise InputError(f"keep {keep!r} is not a number of versions from 1 up")
     if not 0 <= replicate <= 1:
         raise InputError(f"replicate {replicate!r} is not a share of the blocks from 0 to 1")
     fixed = asked_policy(policy, admission, threshold)
     held = held_adapter(adapter)
     advice = given_profile(profile)
+
+    def forget(segment: int) -> bool:
+        return _forget(root, segment, held)
+
     with contextlib.ExitStack() as stack:
         jobs = checked_jobs(
             stack, tables, logs or {}, placement, plan, pages_of(root, advice), held
         )
         stack.enter_context(manifest.disk_full_named(root))
         stack.enter_context(manifest.writer_lock(root))
-        manifest.drop_unused(root, lambda segment: _forget(root, segment, held))
+        # Before anything is dropped, so that no number is given twice.
+        version, first_space = manifest.next_version(root), _next_space(root)
+        retention.drop_unused(root, keep, forget)
         old = manifest.read_current(root) if manifest.has_store(root) else None
-        version = manifest.next_version(root)
-        jobs = with_spaces(jobs, old, held)
+        jobs = with_spaces(jobs, old, held, first_space)
         _check_room(root, jobs, replicate, held)
         begun = _Load(root, version, seed, replicate, fixed, progress or Progress())
         try:
@@ -169,11 +180,11 @@ def load(
                 advice.write(root / PROFILE_FILE)
             manifest.switch_to(root, new)
         except BaseException:
-            manifest.discard(root, version, lambda segment: _forget(root, segment, held))
+            retention.discard(root, version, forget)
             raise
         # The new version is served; what cannot be dropped now, the next load drops.
         with contextlib.suppress(OSError, BandanaError):
-            manifest.drop_unused(root, lambda segment: _forget(root, segment, held))
+            retention.drop_unused(root, keep, forget)
     return version
 
 
@@ -395,20 +406,43 @@ def _fill(payloads: NDArray[np.uint8], rows: NDArray[np.uint8]) -> None:
     payloads[:, end:] = 0
 
 
+def _next_space(root: Path) -> int:
+    """Return a key space above all that a version, or the litter of a load, has used.
+
+    After a rollback the current version does not know of later ones, and their blocks may
+    still lie in an engine that the user holds.
+    """
+    first = 1
+    for version in manifest.numbers_in(root / "manifests"):
+        with contextlib.suppress(FormatError):
+            first = max(first, manifest.read_version(root, version).next_space)
+    for segment in manifest.numbers_in(root / "segments"):
+        first = max([first, *(1 + space for _, space in _held_spaces(root, segment))])
+    return first
+
+
+def _held_spaces(root: Path, segment: int) -> list[tuple[str, int]]:
+    """Return the adapter and the space of each table that a segment has in a user's engine."""
+    path = manifest.segment_path(root, segment) / _SPACES_FILE
+    if not path.exists():
+        return []
+    named = (line.split() for line in path.read_text().splitlines())
+    return [(name, int(space)) for name, space in named]
+
+
 def _forget(root: Path, segment: int, held: Adapter | None) -> bool:
     """Delete a segment's blocks from the engine that the user holds.
 
     Returns False, to try again at a later load, where that engine is not at hand or fails.
     """
-    spaces = manifest.segment_path(root, segment) / _SPACES_FILE
-    if not spaces.exists():
+    named = _held_spaces(root, segment)
+    if not named:
         return True
-    named = [line.split() for line in spaces.read_text().splitlines()]
     if held is None or any(name != held.name for name, _ in named):
         return False
     try:
         for _, space in named:
-            held.delete_space(int(space))
+            held.delete_space(space)
     except BandanaError:
         return False
     return True

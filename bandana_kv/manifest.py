@@ -19,8 +19,7 @@ import errno
 import fcntl
 import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -43,23 +42,25 @@ __all__ = [
     "Manifest",
     "Segment",
     "Table",
-    "discard",
+    "current_number",
+    "current_path",
     "disk_full_named",
-    "drop_unused",
     "engine_path",
     "has_store",
+    "manifest_path",
     "next_version",
+    "numbers_in",
+    "point_at",
     "read_current",
     "read_version",
     "segment_path",
     "switch_to",
     "table_file",
-    "versions",
+    "temporary_path",
     "writer_lock",
 ]
 
 FORMAT_VERSION = 3
-_KEEP_VERSIONS = 2
 _LOCK = "lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -159,21 +160,19 @@ def table_file(root: Path, segment: int, space: int, kind: str) -> Path:
     return segment_path(root, segment) / f"{kind}-{space}"
 
 
-def _manifest_path(root: Path, version: int) -> Path:
+def manifest_path(root: Path, version: int) -> Path:
+    """Return the file that says what a version is made of."""
     return root / "manifests" / f"{version:06d}.json"
 
 
-def _current_path(root: Path) -> Path:
+def current_path(root: Path) -> Path:
+    """Return the file that says which version is served."""
     return root / "CURRENT"
-
-
-def _current_text(version: int) -> bytes:
-    return b"%d\n" % version
 
 
 def has_store(root: Path) -> bool:
     """Return whether some version was ever switched to at `root`."""
-    return _current_path(root).exists()
+    return current_path(root).exists()
 
 
 def read_current(root: Path) -> Manifest:
@@ -187,33 +186,24 @@ def read_current(root: Path) -> Manifest:
         The store is damaged, or of a newer format.
     """
     while True:
-        version = _read_version(root)
+        version = current_number(root)
         try:
-            return _read_manifest(_manifest_path(root, version), version)
+            return read_version(root, version)
         except FormatError:
-            # Two loads in a row drop the manifest of the version that was current before.
-            if _read_version(root) == version:
+            # Loads may have dropped the version that was current before.
+            if current_number(root) == version:
                 raise
 
 
-def versions(root: Path) -> list[int]:
-    """Return the versions that have a manifest, rising."""
-    return _numbers_in(root / "manifests")
-
-
-def read_version(root: Path, version: int) -> Manifest:
-    """Return the manifest of one version.
+def current_number(root: Path) -> int:
+    """Return the number of the version to serve. Cost: reads a file of a few bytes.
 
     Raises
     ------
-    FormatError
-        It is missing or damaged, or of another format.
+    StoreNotFoundError, FormatError
+        As :func:`read_current`.
     """
-    return _read_manifest(_manifest_path(root, version), version)
-
-
-def _read_version(root: Path) -> int:
-    path = _current_path(root)
+    path = current_path(root)
     try:
         text = path.read_text("ascii")
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -224,6 +214,17 @@ def _read_version(root: Path) -> int:
     if not re.fullmatch(r"[1-9][0-9]{0,8}\n", text):
         raise FormatError(f"{path}: damaged; it should hold a version number")
     return int(text)
+
+
+def read_version(root: Path, version: int) -> Manifest:
+    """Return the manifest of one version.
+
+    Raises
+    ------
+    FormatError
+        It is not there, damaged, or of another format.
+    """
+    return _read_manifest(manifest_path(root, version), version)
 
 
 def _read_manifest(path: Path, version: int) -> Manifest:
@@ -297,17 +298,23 @@ def switch_to(root: Path, manifest: Manifest) -> None:
     (root / "manifests").mkdir(exist_ok=True)
     body = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
     file = _File(xxhash.xxh3_64_hexdigest(body), msgspec.Raw(body))
-    _write_durably(_manifest_path(root, manifest.version), msgspec.json.encode(file) + b"\n")
+    _write_durably(manifest_path(root, manifest.version), msgspec.json.encode(file) + b"\n")
     sync_directory(root)
-    _write_durably(_current_path(root), _current_text(manifest.version))
+    point_at(root, manifest.version)
 
 
-def _temporary(path: Path) -> Path:
+def point_at(root: Path, version: int) -> None:
+    """Make a version, whose manifest is there and durable, the one that `open` serves."""
+    _write_durably(current_path(root), b"%d\n" % version)
+
+
+def temporary_path(path: Path) -> Path:
+    """Return the name under which a file is written before it takes its place."""
     return path.with_name(path.name + ".new")
 
 
 def _write_durably(path: Path, content: bytes) -> None:
-    temporary = _temporary(path)
+    temporary = temporary_path(path)
     with open(temporary, "wb") as file:
         file.write(content)
         file.flush()
@@ -325,8 +332,8 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def _numbers_in(directory: Path) -> list[int]:
-    """Return the numbers that name the entries of a directory of manifests or segments."""
+def numbers_in(directory: Path) -> list[int]:
+    """Return the numbers, rising, that name what a directory of manifests or segments holds."""
     if not directory.is_dir():
         return []
     stems = (path.name.removesuffix(".json") for path in directory.iterdir())
@@ -335,50 +342,8 @@ def _numbers_in(directory: Path) -> list[int]:
 
 def next_version(root: Path) -> int:
     """Return a version number that neither a version nor litter bears."""
-    numbers = _numbers_in(root / "manifests") + _numbers_in(root / "segments")
+    numbers = numbers_in(root / "manifests") + numbers_in(root / "segments")
     return 1 + max(numbers, default=0)
-
-
-def drop_unused(root: Path, forget: Callable[[int], bool]) -> None:
-    """Drop all but the newest two versions, and the segments that neither of them uses.
-
-    Only with the writer's lock held. Open files outlive their names, so that a process
-    that still serves an older version is not disturbed.
-
-    Parameters
-    ----------
-    root
-        The store.
-    forget
-        Called with each segment before its directory is removed; False keeps it for now.
-    """
-    current = read_current(root).version if has_store(root) else 0
-    versions = [v for v in _numbers_in(root / "manifests") if v <= current]
-    for version in set(_numbers_in(root / "manifests")) - set(versions[-_KEEP_VERSIONS:]):
-        _manifest_path(root, version).unlink()
-    used: set[int] = set()
-    for version in versions[-_KEEP_VERSIONS:]:
-        with contextlib.suppress(BandanaError):
-            used |= set(_read_manifest(_manifest_path(root, version), version).segments)
-    for segment in _numbers_in(root / "segments"):
-        if segment not in used and forget(segment):
-            shutil.rmtree(segment_path(root, segment))
-
-
-def discard(root: Path, version: int, forget: Callable[[int], bool]) -> None:
-    """Remove what a failed load wrote, unless its version is served already.
-
-    Only with the writer's lock held; `forget` as for :func:`drop_unused`.
-    """
-    current = _current_path(root)
-    with contextlib.suppress(OSError):
-        if current.read_bytes() == _current_text(version):
-            return
-    for path in (_manifest_path(root, version), current):
-        _temporary(path).unlink(missing_ok=True)
-    _manifest_path(root, version).unlink(missing_ok=True)
-    if forget(version):
-        shutil.rmtree(segment_path(root, version), ignore_errors=True)
 
 
 @contextlib.contextmanager

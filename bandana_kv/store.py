@@ -3,84 +3,159 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from bandana_kv import adapters, manifest
+from bandana_kv import manifest
 from bandana_kv.advice import DEFAULT_DEPTH, depth_of, given_profile
-from bandana_kv.arrays import let_go, map_array
-from bandana_kv.cache.state import capacity_for
 from bandana_kv.device import DeviceProfile
-from bandana_kv.errors import (
-    BandanaError,
-    FormatError,
-    IdError,
-    InputError,
-    TableNotFoundError,
-)
-from bandana_kv.failsafe import Deadline, FailSafe, checked_deadline
-from bandana_kv.fallback import Source, check_tables, source_of
-from bandana_kv.layout import Layout
-from bandana_kv.packed import unpack, words_for
-from bandana_kv.plan.allocate import allocate
+from bandana_kv.errors import IdError, InputError, TableNotFoundError
+from bandana_kv.failsafe import Deadline, checked_deadline
+from bandana_kv.fallback import Source, source_of
+from bandana_kv.opening import Options, open_current
 from bandana_kv.policy import Policy, asked_policy
-from bandana_kv.reader import BlockReader, StoredTable
+from bandana_kv.reader import BlockReader
+from bandana_kv.serving import ServedVersion
 from bandana_kv.table import ServedTable
+from bandana_kv.warming import warm_up
+from bandana_kv.watcher import Watcher
 
 if TYPE_CHECKING:
     from bandana_kv.adapters.contract import Adapter
 
 __all__ = ["EmbeddingStore", "open"]
 
-DEFAULT_CACHE_BYTES = 64 << 20
-_CHECKED_ROWS = 1 << 20
+WARM_SECONDS = 10.0
 
 Fallback = Callable[[str, NDArray[np.int64]], NDArray[Any]]
 """A function of a table's name and ids (n,) that returns rows (n, dim)."""
 
 
 class EmbeddingStore:
-    """Embedding tables served from one version of a store; made by :func:`open`.
+    """Embedding tables served from one version of a store at a time; made by :func:`open`.
 
-    Safe to use from many threads. Use it as a context manager, or call :meth:`close`.
+    Safe to use from many threads. Use it as a context manager, or call :meth:`close`. A
+    forked child goes on with the version of its parent; see :meth:`refresh`.
     """
 
     def __init__(
         self,
-        version: int,
-        tables: Mapping[str, ServedTable],
+        options: Options,
+        serving: ServedVersion,
         reader: BlockReader,
-        resources: contextlib.ExitStack,
+        watch_seconds: float | None,
         deadline_ms: float | None,
     ) -> None:
-        self._version = version
+        self._options = options
         self._deadline_ms = deadline_ms
-        self._tables = dict(tables)
+        self._serving = serving
         self._reader = reader
-        self._resources = resources
-        self._closed = False
+        self._closing = threading.Event()
+        self._begin()
+        with _stores_lock:
+            _stores.add(self)
+        self._watcher = None
+        if watch_seconds is not None:
+            self._watcher = Watcher(watch_seconds, options.root, self)
+
+    def _begin(self) -> None:
         self._executors: ThreadPoolExecutor | None = None
         self._executor_lock = threading.Lock()
+        self._refreshing = threading.Lock()
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew without threads: those of the parent do not exist here."""
+        self._begin()
 
     @property
     def version(self) -> int:
         """The version that is served."""
-        return self._version
+        return self._serving.number
+
+    def refresh(
+        self,
+        *,
+        warm: Mapping[str, ArrayLike] | None = None,
+        warm_seconds: float = WARM_SECONDS,
+    ) -> int:
+        """Switch to the store's current version, if another one is served, and return it.
+
+        The new version is opened and warmed beside the old one; then all calls that begin
+        go to it. Those inside finish on the version that they began with, and the last one
+        out closes it. No answer has rows of two versions, also where it is for several tables.
+
+        Parameters
+        ----------
+        warm
+            Ids by table: rows to bring into the new version's caches before the switch. For
+            tables that are not named, the rows that the old version's cache holds now.
+        warm_seconds
+            Warm no longer than this; 0 switches with cold caches.
+
+        Returns
+        -------
+        int
+            The version that is served from now on.
+
+        Raises
+        ------
+        InputError
+            The store is closed, or an argument is wrong.
+        StoreNotFoundError, FormatError, MissingExtraError, AdapterError, BlockCorruptError
+            The new version cannot be opened, or a block of it not be read. The old one
+            goes on being served, as after any failure here.
+
+        Notes
+        -----
+        Tables that are in both versions go over as they are, with cache and counters; those
+        of the others begin anew, and warming does not count. Where tables come or go, DRAM
+        is shared out anew, and whose share changes begins anew too.
+
+        Cost: reading a number where nothing has changed. Else what :func:`open` costs for
+        the new tables, a look through the id index to learn which ids are cached, and one
+        device read for each block with rows to warm. Until the last call has left the old
+        version, both have their caches. A second caller waits for the first.
+        """
+        with self._refreshing:
+            if self._closing.is_set():
+                raise InputError("the store is closed")
+            old = self._serving
+            if manifest.current_number(self._options.root) == old.number:
+                return old.number
+            new = open_current(self._options, old)
+            try:
+                warm_up(
+                    new.tables,
+                    old.tables,
+                    self._reader,
+                    {name: _warmed(new, name, ids) for name, ids in (warm or {}).items()},
+                    warm_seconds,
+                    self._closing,
+                )
+            except BaseException:
+                new.retire()
+                raise
+            self._serving = new
+            old.retire()
+            return new.number
 
     @property
     def tables(self) -> tuple[str, ...]:
         """Names of the tables."""
         return tuple(self._tables)
+
+    @property
+    def _tables(self) -> Mapping[str, ServedTable]:
+        return self._serving.tables
 
     def get(self, table: str, id: int) -> NDArray[Any]:
         """Return the row of one id: (dim,), of the table's dtype.
@@ -143,20 +218,32 @@ class EmbeddingStore:
         is reading already is waited for, not read again.
         """
         deadline = None if self._deadline_ms is None else Deadline.after(self._deadline_ms)
-        if isinstance(table, str):
-            return self._rows(table, ids, out, deadline)
-        if not isinstance(table, Mapping) or ids is not None or out is not None:
-            raise InputError("give a table's name and ids, or ids by table name and nothing else")
-        for name in table:
-            self._served(name)
-        return {
-            name: self._rows(name, of_table, None, deadline) for name, of_table in table.items()
-        }
+        serving = self._enter()
+        try:
+            if isinstance(table, str):
+                return self._rows(serving, table, ids, out, deadline)
+            if not isinstance(table, Mapping) or ids is not None or out is not None:
+                raise InputError(
+                    "give a table's name and ids, or ids by table name and nothing else"
+                )
+            for name in table:
+                _named(serving, name)
+            return {
+                name: self._rows(serving, name, each, None, deadline)
+                for name, each in table.items()
+            }
+        finally:
+            serving.leave()
 
     def _rows(
-        self, table: str, ids: ArrayLike | None, out: NDArray[Any] | None, deadline: Deadline | None
+        self,
+        serving: ServedVersion,
+        table: str,
+        ids: ArrayLike | None,
+        out: NDArray[Any] | None,
+        deadline: Deadline | None,
     ) -> NDArray[Any]:
-        served = self._served(table)
+        served = _named(serving, table)
         wanted = _checked_ids(table, ids)
         rows = _checked_out(served, wanted.size, out)
         if wanted.size:
@@ -197,15 +284,20 @@ class EmbeddingStore:
         The blocks wait outside the cache, 1,024 a table at most, until a lookup takes them or
         later ones crowd them out. A block counts as read when it arrives.
         """
-        served = self._served(table)
-        wanted = _checked_ids(table, ids)
-        if wanted.size:
-            served.prefetch(self._reader, wanted)
+        serving = self._enter()
+        try:
+            served = _named(serving, table)
+            wanted = _checked_ids(table, ids)
+            if not wanted.size or not served.prefetch(self._reader, wanted, serving.leave):
+                serving.leave()
+        except BaseException:
+            serving.leave()
+            raise
 
     def _executor(self) -> ThreadPoolExecutor:
         """Return the threads that wait for lookups of event loops; made when first needed."""
         with self._executor_lock:
-            if self._closed:
+            if self._closing.is_set():
                 raise InputError("the store is closed")
             if self._executors is None:
                 self._executors = ThreadPoolExecutor(
@@ -213,18 +305,20 @@ class EmbeddingStore:
                 )
             return self._executors
 
+    def _enter(self) -> ServedVersion:
+        """Begin a call on the version that is served now; it must leave it."""
+        while not (serving := self._serving).enter():
+            if self._closing.is_set():
+                raise InputError("the store is closed")
+        return serving
+
     def _served(self, table: str) -> ServedTable:
-        if self._closed:
+        if self._closing.is_set():
             raise InputError("the store is closed")
-        served = self._tables.get(table)
-        if served is None:
-            raise TableNotFoundError(
-                f"no table {table!r} in this store; it has {', '.join(map(repr, self._tables))}"
-            )
-        return served
+        return _named(self._serving, table)
 
     def stats(self) -> dict[str, dict[str, int]]:
-        """Return counters since the store was opened, by table.
+        """Return counters by table, since it was opened: by :func:`open`, or :meth:`refresh`.
 
         Returns
         -------
@@ -260,18 +354,27 @@ class EmbeddingStore:
         AssertionError
             Says what is broken. Cost: reads the blocks of all cached rows.
         """
-        for served in self._tables.values():
-            served.check(self._reader)
+        serving = self._enter()
+        try:
+            for served in serving.tables.values():
+                served.check(self._reader)
+        finally:
+            serving.leave()
 
     def close(self) -> None:
-        """Wait for running reads, then release threads, files and engines."""
+        """Wait for calls inside, then release threads, files and engines."""
         with self._executor_lock:
-            closed, self._closed = self._closed, True
-        if closed:
-            return
+            if self._closing.is_set():
+                return
+            self._closing.set()
+        if self._watcher is not None:
+            self._watcher.stop()
         if self._executors is not None:
             self._executors.shutdown()
-        self._resources.close()
+        with self._refreshing:
+            self._serving.retire()
+        self._serving.closed.wait()
+        self._reader.close()
 
     def __enter__(self) -> Self:
         return self
@@ -298,8 +401,9 @@ def open(
     fallback: EmbeddingStore | Source | Fallback | Mapping[str, Any] | None = None,
     deadline_ms: float | None = None,
     coalesce: bool = True,
+    watch_seconds: float | None = None,
 ) -> EmbeddingStore:
-    """Open the newest version of the store at `path` for serving.
+    """Open the current version of the store at `path` for serving.
 
     Parameters
     ----------
@@ -333,6 +437,11 @@ def open(
     coalesce
         Read a block once for a request. False reads one block for each missed row, which
         is what a store without blocks costs: a yardstick, without a deadline.
+    watch_seconds
+        Look this often whether another version has become current, and
+        :meth:`~EmbeddingStore.refresh` by itself. A refresh that fails is logged and tried
+        again, later each time. By default only a call of `refresh` switches. A forked child
+        has no watcher.
 
     Returns
     -------
@@ -361,198 +470,49 @@ def open(
         readers = depth_of(root, advice) if root.is_dir() else DEFAULT_DEPTH
     if not isinstance(readers, (int, np.integer)) or readers < 1:
         raise InputError(f"readers {readers!r} is not a whole number from 1 up")
+    if watch_seconds is not None and not 0 < watch_seconds < threading.TIMEOUT_MAX:
+        raise InputError(f"watch_seconds {watch_seconds!r} is not a number of seconds above 0")
     deadline_ms = checked_deadline(deadline_ms)
     if deadline_ms is not None and not coalesce:
         raise InputError("coalesce=False goes without a deadline")
     source = None if fallback is None else source_of(fallback)
-    while True:
-        current = manifest.read_current(root)
-        try:
-            return _open_version(
-                root,
-                current,
-                cache_bytes,
-                adapter,
-                override,
-                readers,
-                coalesce,
-                source,
-                deadline_ms,
-            )
-        except BandanaError:
-            # Two loads in a row drop the version that was current when the first began.
-            if manifest.read_current(root).version == current.version:
-                raise
+    options = Options(root, cache_bytes, adapter, override, coalesce, source)
+    serving = open_current(options)
+    reader = BlockReader(int(readers))
+    return EmbeddingStore(options, serving, reader, watch_seconds, deadline_ms)
 
 
-def _open_version(
-    root: Path,
-    current: manifest.Manifest,
-    cache_bytes: int | Mapping[str, int] | None,
-    adapter: Adapter | None,
-    override: Policy | None,
-    readers: int,
-    coalesce: bool,
-    source: Source | None,
-    deadline_ms: float | None,
-) -> EmbeddingStore:
-    shares = _shares(current, cache_bytes)
-    check_tables(source, current.tables)
-    with contextlib.ExitStack() as stack:
-        engines = _engines(stack, root, current, adapter)
-        tables = {
-            name: _serve(root, name, entry, engines, shares[name], override, coalesce, source)
-            for name, entry in current.tables.items()
-        }
-        reader = BlockReader(int(readers))
-        stack.callback(reader.close)
-        return EmbeddingStore(current.version, tables, reader, stack.pop_all(), deadline_ms)
-    raise AssertionError  # an ExitStack does not swallow errors
+_stores_lock = threading.Lock()
+_stores: weakref.WeakSet[EmbeddingStore] = weakref.WeakSet()
 
 
-def _engines(
-    stack: contextlib.ExitStack, root: Path, current: manifest.Manifest, held: Adapter | None
-) -> dict[tuple[int, int], Adapter]:
-    """Open every engine that some table needs, by segment and pages of a block."""
-    engines: dict[tuple[int, int], Adapter] = {}
-    for table in current.tables.values():
-        key = (table.segment, table.pages)
-        if key in engines:
-            continue
-        segment = current.segments[table.segment]
-        if segment.owned:
-            path = manifest.engine_path(root, *key)
-            engine = adapters.open_existing(segment.adapter, path, pages=table.pages)
-            engines[key] = stack.enter_context(engine)
-        elif held is None or held.name != segment.adapter:
-            raise InputError(
-                f"{root}: its blocks lie in a {segment.adapter} engine that you hold; "
-                "pass adapter=, on the same handle that it was loaded through"
-            )
-        else:
-            engines[key] = held
-        expected = segment.payload_bytes[table.pages]
-        if engines[key].payload_bytes != expected:
-            raise InputError(
-                f"{root}: loaded with blocks of {expected} bytes, this engine's are "
-                f"{engines[key].payload_bytes}; open it with the engine it was loaded with"
-            )
-    return engines
+def _after_fork_in_child() -> None:
+    _stores_lock.release()
+    for store in _stores:
+        store.after_fork_in_child()
 
 
-def _serve(
-    root: Path,
-    name: str,
-    entry: manifest.Table,
-    engines: Mapping[tuple[int, int], Adapter],
-    cache_bytes: int,
-    override: Policy | None,
-    coalesce: bool,
-    source: Source | None,
-) -> ServedTable:
-    dtype = np.dtype(entry.dtype)
-    row_bytes = entry.dim * dtype.itemsize
-    stored = StoredTable(
-        name,
-        engines[entry.segment, entry.pages],
-        entry.space,
-        entry.rows,
-        entry.copies,
-        row_bytes,
-        entry.rows_per_block,
-    )
-    mapped = partial(_mapped, root, entry)
-    policy = override or entry.plan.policy_for(cache_bytes, row_bytes, entry.rows)
-    return ServedTable(
-        stored,
-        dtype,
-        entry.dim,
-        _index(root, entry),
-        Layout(
-            entry.rows_per_block,
-            mapped("heat", np.uint8, entry.rows),
-            mapped("original-of", np.uint32, entry.copies, entry.rows),
-            mapped("by-position", np.uint32, entry.copies, entry.copies),
-        ),
-        capacity_for(policy, cache_bytes, row_bytes, entry.rows),
-        policy,
-        fail_safe=FailSafe(name, source),
-        coalesce=coalesce,
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_stores_lock.acquire,
+        after_in_parent=_stores_lock.release,
+        after_in_child=_after_fork_in_child,
     )
 
 
-def _index(root: Path, entry: manifest.Table) -> NDArray[np.uint64]:
-    """Map the positions of ids; kernels trust them to lie within the table."""
-    words = _mapped(root, entry, "positions", np.uint64, words_for(entry.rows))
-    for first in range(0, entry.rows, _CHECKED_ROWS):
-        part = unpack(words, entry.rows, first, min(_CHECKED_ROWS, entry.rows - first))
-        if int(part.max()) >= entry.rows:
-            path = manifest.table_file(root, entry.segment, entry.space, "positions")
-            raise FormatError(f"{path}: a position lies beyond the table; load the table again")
-    let_go(words)
-    return words
+def _named(serving: ServedVersion, table: str) -> ServedTable:
+    served = serving.tables.get(table)
+    if served is None:
+        raise TableNotFoundError(
+            f"no table {table!r} in this store; it has {', '.join(map(repr, serving.tables))}"
+        )
+    return served
 
 
-def _mapped(
-    root: Path,
-    entry: manifest.Table,
-    kind: str,
-    dtype: DTypeLike,
-    items: int,
-    below: int | None = None,
-) -> NDArray[Any]:
-    """Map one of a table's files; what has no items has no file."""
-    if items == 0:
-        return np.zeros(0, dtype)
-    path = manifest.table_file(root, entry.segment, entry.space, kind)
-    return map_array(path, kind, dtype, items, below)
-
-
-def _shares(
-    current: manifest.Manifest, cache_bytes: int | Mapping[str, int] | None
-) -> dict[str, int]:
-    """Return the DRAM of each table."""
-    tables = current.tables
-    if isinstance(cache_bytes, Mapping):
-        for name in cache_bytes:
-            if name not in tables:
-                raise InputError(f"cache_bytes names table {name!r}, which the store has not")
-        return {name: _checked_bytes(cache_bytes.get(name, 0)) for name in tables}
-    if cache_bytes is not None:
-        return _shared_out(tables, _checked_bytes(cache_bytes))
-    planned = {
-        name: table.plan.choice.cache_bytes
-        for name, table in tables.items()
-        if table.plan.choice is not None
-    }
-    rest = {name: table for name, table in tables.items() if name not in planned}
-    return planned | _shared_out(rest, DEFAULT_CACHE_BYTES)
-
-
-def _shared_out(tables: Mapping[str, manifest.Table], total: int) -> dict[str, int]:
-    """Share DRAM by the bytes that were looked up; among simulated tables, by what it saves."""
-    used = {
-        name: table.looked_up_rows * table.dim * np.dtype(table.dtype).itemsize
-        for name, table in tables.items()
-    }
-    everything = max(1, sum(used.values()))
-    shares = {name: total * part // everything for name, part in used.items()}
-    curves = {
-        name: curve
-        for name, table in tables.items()
-        if (curve := table.plan.curve(table.dim * np.dtype(table.dtype).itemsize, table.rows))
-    }
-    if len(curves) < 2:
-        return shares
-    # Without DRAM a lookup costs a read at most.
-    whole = {name: [(0, float(tables[name].plan.lookups)), *curves[name]] for name in curves}
-    return shares | allocate(whole, sum(shares[name] for name in curves))
-
-
-def _checked_bytes(cache_bytes: int) -> int:
-    if not isinstance(cache_bytes, (int, np.integer)) or cache_bytes < 0:
-        raise InputError(f"cache_bytes {cache_bytes!r} is not a whole number from 0 up")
-    return int(cache_bytes)
+def _warmed(serving: ServedVersion, table: str, ids: ArrayLike) -> NDArray[np.integer[Any]]:
+    """Return ids to warm, checked; those that the table has not are left to its error."""
+    _named(serving, table)
+    return _checked_ids(table, ids)
 
 
 def _checked_ids(table: str, ids: ArrayLike | None) -> NDArray[np.integer[Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,12 +22,13 @@ from bandana_kv.cache.rows import (
     look_up_rows,
     look_up_rows_together,
 )
-from bandana_kv.cache.state import EVICTION, cache_bytes_of, check, hits_relink, make_state
+from bandana_kv.cache.state import EVICTION, USED, cache_bytes_of, check, hits_relink, make_state
 from bandana_kv.cache.state import positions as cached_positions
 from bandana_kv.errors import IdError
 from bandana_kv.failsafe import Deadline, FailSafe
 from bandana_kv.inflight import Claim, InFlight, Reading
 from bandana_kv.layout import Layout, cover
+from bandana_kv.packed import unpack
 from bandana_kv.policy import Policy
 from bandana_kv.reader import BlockRead, BlockReader, Errors, StoredTable
 from bandana_kv.turns import Turns
@@ -74,6 +76,11 @@ class ServedTable:
         What to do about blocks that do not come.
     coalesce
         Read a block once for a request; False reads one block per distinct missed row.
+
+    Attributes
+    ----------
+    stored, dtype, dim, capacity_rows, policy
+        As given.
     """
 
     def __init__(
@@ -108,7 +115,8 @@ class ServedTable:
         # Lookups share the state and the data unless a hit relinks; admission is alone with
         # them. Held for a kernel call, never during a read.
         self._turns = Turns()
-        self._look = self._alone if hits_relink(policy) else self._together
+        # Not bound to this object: that cycle would keep a retired cache until it is found.
+        self._look = ServedTable._alone if hits_relink(policy) else ServedTable._together
         self._lock = threading.Lock()  # guards counters and in-flight reads; taken last
         with _tables_lock:
             _tables.add(self)
@@ -125,22 +133,28 @@ class ServedTable:
         ids: NDArray[np.integer[Any]],
         out: NDArray[np.uint8],
         deadline: Deadline | None = None,
+        *,
+        warming: bool = False,
     ) -> None:
-        """Put the rows of `ids` (n,) into `out`, uint8 (n, row_bytes); checked by the store."""
+        """Put the rows of `ids` (n,) into `out`, uint8 (n, row_bytes); checked by the store.
+
+        While `warming` none but these rows enter the cache, and nothing is counted.
+        """
         positions = np.empty(ids.size, np.int64)
         slots = np.empty(ids.size, np.int64)
         counters = new_counters()
-        missed = self._look(ids, positions, slots, out, counters)
+        missed = self._look(self, ids, positions, slots, out, counters)
         if missed < 0:
             raise self._out_of_range(ids, -1 - missed)
         try:
             if missed:
                 self._answer_from_blocks(
-                    reader, ids, positions, slots, missed, out, counters, deadline
+                    reader, ids, positions, slots, missed, out, counters, deadline, warming
                 )
         finally:
-            with self._lock:
-                self._counters += counters
+            if not warming:
+                with self._lock:
+                    self._counters += counters
 
     def _alone(self, *arrays: NDArray[Any]) -> int:
         """Look up with nobody else in the cache."""
@@ -195,6 +209,7 @@ class ServedTable:
         out: NDArray[np.uint8],
         counters: NDArray[np.int64],
         deadline: Deadline | None,
+        warming: bool,
     ) -> None:
         """Read the blocks of missed rows, answer them, and let rows into the cache."""
         asked, ordered = missing(positions, slots, missed)
@@ -215,7 +230,7 @@ class ServedTable:
                 self._fail_safe.went_wrong(errors)
             elif wanted.size:
                 self._fail_safe.went_well()
-            fresh = claim.fresh_blocks()
+            fresh = wanted[:0] if warming else claim.fresh_blocks()
             if errors or wanted.size < blocks.size:
                 sound = ~np.isin(wanted, list(errors))
                 wanted, payloads = wanted[sound], payloads[sound]
@@ -313,10 +328,15 @@ class ServedTable:
         with self._lock:
             self._counters += counters
 
-    def prefetch(self, reader: BlockReader, ids: NDArray[np.integer[Any]]) -> None:
-        """Begin to read the blocks of those of `ids` that DRAM does not hold."""
+    def prefetch(
+        self, reader: BlockReader, ids: NDArray[np.integer[Any]], ended: Callable[[], None]
+    ) -> bool:
+        """Begin to read the blocks of those of `ids` that DRAM does not hold.
+
+        Returns whether there was something to read; then `ended` is called when it is over.
+        """
         if self._fail_safe.resting:
-            return
+            return False
         positions = np.empty(ids.size, np.int64)
         state = self._state
         self._turns.enter()
@@ -332,7 +352,7 @@ class ServedTable:
         with self._lock:
             reading = self._in_flight.claim_ahead(blocks)
         if reading is None:
-            return
+            return False
 
         def arrived(read: BlockRead | None) -> None:
             sound = read is not None and bool(read.arrived.all())
@@ -345,11 +365,16 @@ class ServedTable:
                 else:
                     self._in_flight.drop_ahead(reading)
 
+        def over(read: BlockRead | None) -> None:
+            arrived(read)
+            ended()
+
         try:
-            reader.begin(self.stored, reading.blocks, arrived)
+            reader.begin(self.stored, reading.blocks, over)
         except BaseException:
             arrived(None)
             raise
+        return True
 
     def _out_of_range(self, ids: NDArray[np.integer[Any]], at: int) -> IdError:
         return IdError(
@@ -508,6 +533,25 @@ class ServedTable:
             return blocks
         each = np.sort(places // self.stored.rows_per_block)
         return each[np.isin(each, blocks)]
+
+    def cached(self) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        """Return the positions that DRAM holds now, and the live heat of each; 0: not known."""
+        self._turns.take()
+        try:
+            positions = cached_positions(self._state)
+            live = self._state.live
+            heat = live[positions] if live.size else np.zeros(positions.size, np.uint8)
+        finally:
+            self._turns.give_back()
+        return positions, heat
+
+    def positions_of(self, first: int, count: int) -> NDArray[np.uint32]:
+        """Return the positions of `count` ids from `first` on. Cost: without the GIL."""
+        return unpack(self._index, self.stored.rows, first, count)
+
+    def is_full(self) -> bool:
+        """Return whether one more row would have to drive another one out."""
+        return int(self._state.clock[USED]) >= self.capacity_rows
 
     def stats(self) -> dict[str, int]:
         """Return the counters, with `bytes_read` from the engine, as plain numbers."""

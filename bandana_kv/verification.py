@@ -184,7 +184,7 @@ def _manifests(root: Path, report: Report) -> dict[int, manifest.Manifest]:
     except FormatError as error:
         report.add("current", str(error))
     found = {}
-    report.versions = manifest.versions(root)
+    report.versions = manifest.numbers_in(root / "manifests")
     for version in report.versions:
         try:
             found[version] = manifest.read_version(root, version)

@@ -46,14 +46,15 @@ pathlib.Path.replace = slow_replace
 bandana_kv.load(path, {"user": rows}, adapter=adapter, placement="shuffled", progress=Told())
 """
 
+# Each with whether the new version is the one served.
 MOMENTS = {
-    "begun": 1,
-    "between blocks": 1,
-    "blocks written": 1,
-    "before the rename of .json": 1,
-    "after the rename of .json": 1,
-    "before the rename of CURRENT": 1,
-    "after the rename of CURRENT": 2,
+    "begun": False,
+    "between blocks": False,
+    "blocks written": False,
+    "before the rename of .json": False,
+    "after the rename of .json": False,
+    "before the rename of CURRENT": False,
+    "after the rename of CURRENT": True,
 }
 
 
@@ -74,10 +75,10 @@ def load_and_kill(store: Path, rows: np.ndarray, adapter: str, moment: str) -> N
         child.communicate()
 
 
-def assert_serves(store: Path, version: int, rows: np.ndarray) -> None:
+def assert_serves(store: Path, rows: np.ndarray) -> int:
     with bandana_kv.open(store, cache_bytes=100_000) as opened:
-        assert opened.version == version
         assert np.array_equal(opened.multi_get("user", np.arange(len(rows))), rows)
+        return opened.version
 
 
 @pytest.mark.parametrize(
@@ -91,11 +92,11 @@ def test_a_killed_load_changes_nothing_until_it_is_complete(
     store = tmp_path / "store"
     bandana_kv.load(store, {"user": ROWS}, adapter=adapter)
     for number, moment in enumerate(moments):
-        new = MOMENTS[moment]
         load_and_kill(store, ROWS + 1 + number, adapter, moment)
-        assert_serves(store, new, ROWS + 1 + number if new == 2 else ROWS)
-    bandana_kv.load(store, {"user": ROWS - 1}, adapter=adapter)
-    assert_serves(store, 3, ROWS - 1)
+        killed = assert_serves(store, ROWS + 1 + number if MOMENTS[moment] else ROWS)
+        assert (killed > 1) == MOMENTS[moment]
+    last = bandana_kv.load(store, {"user": ROWS - 1}, adapter=adapter)
+    assert assert_serves(store, ROWS - 1) == last
     assert sorted(path.name for path in store.iterdir()) == [
         "CURRENT",
         "lock",
@@ -104,7 +105,7 @@ def test_a_killed_load_changes_nothing_until_it_is_complete(
     ]
     for what in ("manifests", "segments"):
         names = [path.name.removesuffix(".json") for path in (store / what).iterdir()]
-        assert sorted(names) == ["000002", "000003"]
+        assert sorted(names) == [f"{killed:06d}", f"{last:06d}"]
 
 
 def test_a_killed_first_load_leaves_no_store_and_can_be_repeated(
@@ -115,6 +116,6 @@ def test_a_killed_first_load_leaves_no_store_and_can_be_repeated(
         load_and_kill(store, ROWS, "lmdb", moment)
         with pytest.raises(bandana_kv.errors.StoreNotFoundError, match="holds no store"):
             bandana_kv.open(store)
-    assert bandana_kv.load(store, {"user": ROWS}, adapter="lmdb") == 1
-    assert_serves(store, 1, ROWS)
+    version = bandana_kv.load(store, {"user": ROWS}, adapter="lmdb")
+    assert assert_serves(store, ROWS) == version
     assert not [name for name in everything_in(store) if name.endswith(".new")]

@@ -106,7 +106,7 @@ def test_what_a_dead_load_left_is_cleared_by_the_next(
     adapter, keys = engine
     with monkeypatch.context() as patch:
         patch.setattr(bandana_kv.manifest, "switch_to", lambda *_: 1 / 0)
-        patch.setattr(bandana_kv.manifest, "discard", lambda *_: None)  # as if it was killed
+        patch.setattr(bandana_kv.retention, "discard", lambda *_: None)  # as if it was killed
         with pytest.raises(ZeroDivisionError):
             bandana_kv.load(tmp_path / "s", {"user": ROWS}, adapter=adapter)
     (left,) = spaces(adapter, keys())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bandana_kv
-from bandana_kv import manifest
+from bandana_kv import manifest, opening, retention
 from bandana_kv.errors import FormatError, InputError, LoadInProgressError
 from bandana_kv.plan import PlannedPoint, TablePlan
 from bandana_kv.policy import Admission, Policy
@@ -105,16 +105,15 @@ def test_an_open_store_outlives_the_version_it_serves(tmp_path: Path) -> None:
             store.check()
 
 
-@pytest.mark.parametrize("moment", ["before its manifest is read", "before its engine is opened"])
-def test_opening_follows_when_its_version_is_dropped_meanwhile(
+@pytest.mark.parametrize("moment", ["before it is held", "before its engine is opened"])
+def test_a_version_that_is_being_opened_is_held_or_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     bandana_kv.load(tmp_path / "s", {"user": ROWS}, adapter="lmdb")
-    module, name = (
-        (manifest, "_read_manifest")
-        if moment == "before its manifest is read"
-        else (bandana_kv.store.adapters, "open_existing")
-    )
+    module, name = {
+        "before it is held": (retention, "_shared_lock"),
+        "before its engine is opened": (opening.adapters, "open_existing"),
+    }[moment]
     original = getattr(module, name)
 
     def two_loads_come_first(*arguments: object, **options: object) -> object:
@@ -125,8 +124,10 @@ def test_opening_follows_when_its_version_is_dropped_meanwhile(
 
     monkeypatch.setattr(module, name, two_loads_come_first)
     with bandana_kv.open(tmp_path / "s") as store:
-        assert store.version == 3
-        assert np.array_equal(store.multi_get("user", range(20)), ROWS + 2)
+        held = moment == "before its engine is opened"
+        assert store.version == (1 if held else 3)
+        expected = ROWS if held else ROWS + 2
+        assert np.array_equal(store.multi_get("user", range(20)), expected)
 
 
 def test_directories_of_others_are_left_alone(tmp_path: Path) -> None:
@@ -154,7 +155,7 @@ def test_an_older_format_says_to_load_again_elsewhere(tmp_path: Path) -> None:
     body = manifest.msgspec.json.encode(older)
     checksum = manifest.xxhash.xxh3_64_hexdigest(body)
     path.write_bytes(manifest.msgspec.json.encode({"checksum": checksum, "manifest": older}))
-    assert manifest.FORMAT_VERSION == 2
+    assert manifest.FORMAT_VERSION == 3
     said = r"format 1 is older .* \(2\); load the tables again into another directory"
     with pytest.raises(FormatError, match=said):
         bandana_kv.open(tmp_path / "s")

@@ -1,0 +1,167 @@
+"""One version as a process serves it, and the engines that versions share."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from bandana_kv.manifest import Manifest
+from bandana_kv.table import ServedTable
+
+if TYPE_CHECKING:
+    from bandana_kv.adapters.contract import Adapter
+
+__all__ = ["ServedVersion", "SharedEngine"]
+
+_log = logging.getLogger("bandana_kv")
+
+
+class SharedEngine:
+    """An engine that one or more served versions use; the last of them closes it.
+
+    Parameters
+    ----------
+    adapter
+        The open engine.
+    owned
+        Close it at the end; False: it is the user's.
+    """
+
+    def __init__(self, adapter: Adapter, *, owned: bool) -> None:
+        self.adapter = adapter
+        self._owned = owned
+        self._users = 0
+
+    def take(self) -> None:
+        """Count one more version."""
+        with _engines_lock:
+            self._users += 1
+
+    def give_back(self) -> None:
+        """Count one less."""
+        with _engines_lock:
+            self._users -= 1
+            last = not self._users
+        if last and self._owned:
+            self.adapter.close()
+
+
+class ServedVersion:
+    """A version that is open for serving; but for the calls inside, nothing in it changes.
+
+    A call that has entered finishes on this version. Once it is retired nobody enters any
+    more, and the last one out closes it.
+
+    Parameters
+    ----------
+    manifest
+        What the version is made of.
+    tables
+        By name.
+    cache_bytes
+        The DRAM that each table was given.
+    engines
+        By segment and pages of a block.
+    resources
+        What is closed at the end: the engines first, then the lock that keeps the files.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        tables: Mapping[str, ServedTable],
+        cache_bytes: Mapping[str, int],
+        engines: Mapping[tuple[int, int], SharedEngine],
+        resources: contextlib.ExitStack,
+    ) -> None:
+        self.manifest = manifest
+        self.tables = dict(tables)
+        self.cache_bytes = dict(cache_bytes)
+        self.engines = dict(engines)
+        self.closed = threading.Event()
+        self._resources = resources
+        self._retired = False
+        self._begin()
+        with _versions_lock:
+            _versions.add(self)
+
+    def _begin(self) -> None:
+        # One entry a call. Appending and popping are single steps of the interpreter: a lock
+        # around a count would cost a lookup of a single row three times as much.
+        self._inside: list[None] = []
+        self._ending = threading.Lock()
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew without calls: the threads that made them do not exist here."""
+        self._begin()
+
+    @property
+    def number(self) -> int:
+        """The number of the version."""
+        return self.manifest.version
+
+    def enter(self) -> bool:
+        """Begin a call; False: the version was retired."""
+        # First in, then look: whoever retires it does so before looking who is in.
+        self._inside.append(None)
+        if self._retired:
+            self.leave()
+            return False
+        return True
+
+    def leave(self) -> None:
+        """End a call."""
+        self._inside.pop()
+        if self._retired:
+            self._close_if_empty()
+
+    def retire(self) -> None:
+        """Let nobody enter any more."""
+        self._retired = True
+        self._close_if_empty()
+
+    def _close_if_empty(self) -> None:
+        with self._ending:
+            if self._inside or self.closed.is_set():
+                return
+            try:
+                self._resources.close()
+            except Exception:
+                # Whoever happens to be last has its rows, and no part in this.
+                _log.exception("version %d: closing it failed", self.number)
+            finally:
+                self.closed.set()
+
+
+_engines_lock = threading.Lock()
+_versions_lock = threading.Lock()
+_versions: weakref.WeakSet[ServedVersion] = weakref.WeakSet()
+
+
+def _before_fork() -> None:
+    _versions_lock.acquire()
+    _engines_lock.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    _engines_lock.release()
+    _versions_lock.release()
+
+
+def _after_fork_in_child() -> None:
+    _after_fork_in_parent()
+    for version in _versions:
+        version.after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )

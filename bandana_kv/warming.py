@@ -16,9 +16,10 @@ from bandana_kv.table import ServedTable
 
 __all__ = ["warm_up"]
 
-# Small, so that the requests that are served meanwhile get the device, the cache and the
-# GIL in between.
-_IDS_AT_ONCE = 256
+# Requests are served meanwhile: a batch is small, and after each one the device, the GIL and
+# the cores are theirs for as long as it took, times this.
+_IDS_AT_ONCE = 64
+_REST = 2.0
 _CHUNK_ROWS = 1 << 16
 
 
@@ -56,10 +57,13 @@ def warm_up(
             if ids is None or new[name].is_full():
                 del batches[name]
                 continue
-            if stopped.is_set() or time.monotonic() > until:
+            begun = time.monotonic()
+            if begun > until:
                 return
             rows = np.empty((ids.size, new[name].stored.row_bytes), np.uint8)
             new[name].multi_get(reader, ids, rows, warming=True)
+            if stopped.wait(_REST * (time.monotonic() - begun)):
+                return
 
 
 def _batches(

@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 from bandana_kv import adapters, manifest
 from bandana_kv.arrays import let_go, map_array
 from bandana_kv.cache.state import capacity_for
-from bandana_kv.errors import FormatError, InputError
+from bandana_kv.errors import AdapterError, BandanaError, FormatError, InputError
 from bandana_kv.failsafe import FailSafe
 from bandana_kv.fallback import Source, check_tables
 from bandana_kv.layout import Layout
@@ -75,6 +75,16 @@ def open_current(options: Options, before: ServedVersion | None = None) -> Serve
     BandanaError
         As :func:`bandana_kv.open`; nothing stays open.
     """
+    try:
+        return _opened_version(options, before)
+    except OSError as error:
+        if isinstance(error, BandanaError):
+            raise
+        # Such as too many open files; whoever refreshes goes on with what it has.
+        raise AdapterError(f"{options.root}: cannot be opened for now ({error})") from error
+
+
+def _opened_version(options: Options, before: ServedVersion | None) -> ServedVersion:
     with contextlib.ExitStack() as stack:
         current = hold_current(options.root, stack)
         check_tables(options.source, current.tables)

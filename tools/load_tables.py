@@ -60,6 +60,7 @@ __all__ = ["main"]
 )
 @click.option("--threshold", type=int, help="For --admission threshold: lookups in the log.")
 @click.option("--seed", default=0, show_default=True, help="Of placement and simulation.")
+@click.option("--keep", default=2, show_default=True, help="Versions that stay.")
 @errors_named
 def main(
     directory: Path,
@@ -73,6 +74,7 @@ def main(
     admission: str | None,
     threshold: int | None,
     seed: int,
+    keep: int,
 ) -> None:
     """Load tables into the store in DIRECTORY as a new version, and switch to it.
 
@@ -94,6 +96,7 @@ def main(
             admission=admission,
             threshold=threshold,
             seed=seed,
+            keep=keep,
             progress=progress,
         )
     out.print(f"{directory}: version {version} is served, with {', '.join(tables)} new")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import bandana_kv
-from bandana_kv import manifest
+from bandana_kv import manifest, opening
 from bandana_kv.adapters.memory import MemoryAdapter
 from bandana_kv.errors import (
     AdapterError,
@@ -211,6 +212,21 @@ def test_a_refresh_that_fails_leaves_the_old_version_serving(adapter: str, tmp_p
         positions.write_bytes(whole)
         assert store.refresh() == 2
         assert np.array_equal(store.multi_get("user", EVERY), ROWS + 1)
+
+
+def test_a_refresh_without_a_free_descriptor_can_be_repeated(path: Path) -> None:
+    with bandana_kv.open(path) as store:
+        load(path, user=ROWS + 1)
+        with pytest.MonkeyPatch.context() as patch:
+
+            def too_many(*_: object) -> None:
+                raise OSError(errno.EMFILE, "Too many open files")
+
+            patch.setattr(opening, "map_array", too_many)
+            with pytest.raises(AdapterError, match="Too many open files"):
+                store.refresh()
+        assert store.version == 1
+        assert store.refresh() == 2
 
 
 def test_a_version_whose_hot_rows_cannot_be_read_is_not_switched_to(path: Path) -> None:

@@ -5,14 +5,15 @@
 Two versions of a table lie in one store, each with other rows. Threads ask for ids drawn from
 a Zipf distribution, at a fixed rate together; meanwhile the store goes from one version to the
 other and back, by turns with cold caches and with warmed ones. Before each switch the caches
-are filled by 5,000 requests at full speed, and the page cache forgets the files of the version
+are filled by 5,000 requests at full speed without other traffic, and the page cache forgets the files of the version
 to come.
 
 Latency
     From the moment that a request was due, so that those that had to wait count in full.
     `quiet` are the last seconds before a switch, `switch` is the window of `refresh`: opening,
-    warming, switching, closing. `p99_ratio` is the p99 of the requests due in the windows of all
-    switches of a kind over that of all quiet times; a window of a cold switch is short.
+    warming, switching, closing; over all switches. `p99_ratios` are, switch by switch, the p99 in
+    its window over that in the quiet seconds before it, `p99_ratio` their median; a window of a
+    cold switch is short, and has few requests.
 
 Hit rate
     From the store's counters, ten times a second, 0 at the switch; mean of all switches of a
@@ -75,6 +76,7 @@ class Traffic:
     threads: int
     rate: float
     over: threading.Event = field(default_factory=threading.Event)
+    going: threading.Event = field(default_factory=threading.Event)
     due: list[list[float]] = field(default_factory=list)
     latency: list[list[float]] = field(default_factory=list)
     failed: int = 0
@@ -97,6 +99,9 @@ class Traffic:
         due = time.perf_counter() + step * number / self.threads
         at = number
         while not self.over.is_set():
+            if not self.going.is_set():
+                self.going.wait()
+                due = time.perf_counter() + step * number / self.threads
             wait = due - time.perf_counter()
             if wait > 0:
                 time.sleep(wait)
@@ -184,42 +189,46 @@ def measure(
     switches: int,
 ) -> dict[str, Any]:
     windows: dict[str, list[tuple[float, float]]] = {"cold": [], "warm": []}
-    quiet: list[tuple[float, float]] = []
+    quiet: dict[str, list[tuple[float, float]]] = {"cold": [], "warm": []}
     with bandana_kv.open(path, cache_bytes=cache_bytes) as store:
-        fill(store, requests)
         traffic = Traffic(store, requests, threads, rate)
         running = traffic.start()
-        time.sleep(seconds)
         for number in range(2 * switches):
             kind = "warm" if number % 2 else "cold"
             target = 3 - store.version
+            traffic.going.clear()
             fill(store, requests)
             drop_page_cache(path / "segments" / f"{target:06d}")
+            traffic.going.set()
             time.sleep(seconds)
             bandana_kv.rollback(path, target)
             begun = time.perf_counter()
             assert store.refresh(warm_seconds=60.0 if kind == "warm" else 0) == target
             windows[kind].append((begun, time.perf_counter()))
-            quiet.append((begun - seconds / 2, begun))
+            quiet[kind].append((begun - seconds / 2, begun))
             time.sleep(SHOWN_AFTER)
         traffic.over.set()
         for thread in running:
             thread.join()
-    still = percentiles(traffic.within(quiet))
     result: dict[str, Any] = {
         "requests": sum(map(len, traffic.due)),
-        "quiet": still,
+        "quiet": percentiles(traffic.within(quiet["cold"] + quiet["warm"])),
         "failed_calls": traffic.failed,
         "wrong_rows": traffic.wrong,
         "mixed_answers": traffic.mixed,
     }
     for kind, found in windows.items():
-        meanwhile = percentiles(traffic.within(found))
+        ratios = [
+            percentiles(traffic.within([window]))["p99_us"]
+            / percentiles(traffic.within([before]))["p99_us"]
+            for window, before in zip(found, quiet[kind], strict=True)
+        ]
         lasted = [ended - begun for begun, ended in found]
         result[kind] = {
             "switches": len(found),
-            "switch": meanwhile,
-            "p99_ratio": round(meanwhile["p99_us"] / still["p99_us"], 2),
+            "switch": percentiles(traffic.within(found)),
+            "p99_ratio": round(float(np.median(ratios)), 2),
+            "p99_ratios": [round(ratio, 2) for ratio in ratios],
             "switch_seconds": round(float(np.median(lasted)), 3),
             "hit_rates": traffic.hit_rates([ended for _, ended in found]),
         }

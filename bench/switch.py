@@ -5,8 +5,8 @@
 Two versions of a table lie in one store, each with other rows. Threads ask for ids drawn from
 a Zipf distribution, at a fixed rate together; meanwhile the store goes from one version to the
 other and back, by turns with cold caches and with warmed ones. Before each switch the caches
-are filled by 5,000 requests at full speed without other traffic, and the page cache forgets the files of the version
-to come.
+are filled by 5,000 requests at full speed without other traffic, and the page cache forgets the
+files of the version to come.
 
 Latency
     From the moment that a request was due, so that those that had to wait count in full.

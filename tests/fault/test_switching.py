@@ -223,7 +223,9 @@ def test_thirty_refreshes_leave_no_file_thread_or_mapping(adapter: str, tmp_path
 
     ids = np.arange(ROW_COUNT)
     gc.collect()
-    with bandana_kv.open(tmp_path / "s", cache_bytes=20_000, readers=2) as store:
+    # One thread that reads at most, and it is begun whenever reads seem slow.
+    with bandana_kv.open(tmp_path / "s", cache_bytes=20_000, readers=1) as store:
+        store._reader._block_us = 1e6
         before = refresh(3)
         gc.disable()  # what is retired goes by itself, not when cycles are looked for
         try:

@@ -154,6 +154,11 @@ class InFlight:
         reading.done.set()
         return reading.left
 
+    def forget_blocks(self, blocks: NDArray[np.int64]) -> None:
+        """Forget all reads of `blocks`: whoever asks for one from now on reads it anew."""
+        for block in blocks.tolist():
+            self._readings.pop(block, None)
+
     def drop(self, reading: Reading) -> None:
         """Forget a read."""
         self._forget(reading, reading.blocks.tolist())

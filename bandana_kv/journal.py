@@ -248,24 +248,37 @@ class Journal:
         """
         if os.getpid() != self._process:
             raise InputError("a store is updated by the process that opened it, not by its fork")
-        body = ids.astype("<u4").tobytes() + rows.tobytes()
         with self._writing:
             sequence = self._sequence + 1
-            fields = (_RECORD_MAGIC, space, ids.size, rows.shape[1], sequence, self._safe)
-            head = _RECORD.pack(*fields, 0)[:-8]
-            record = head + _digest(head, body).to_bytes(8, "little") + body
-            self._write(record)
+            self._write(Record(space, sequence, ids, rows))
             self._sequence = sequence
             handle, end = self._handle, self._end
+        self._sync(handle, end)
+        return sequence
+
+    def keep(self, record: Record) -> None:
+        """Write an update of an earlier file anew, as it was."""
+        with self._writing:
+            self._write(record)
+            handle, end = self._handle, self._end
+        self._sync(handle, end)
+
+    def _sync(self, handle: int, end: int) -> None:
         with self._syncing:
             # Of a file that was rotated away meanwhile, rotate has made all safe.
             if handle == self._handle and self._safe < end:
                 upto = self._end
                 os.fdatasync(handle)
                 self._safe = upto
-        return sequence
 
-    def _write(self, record: bytes) -> None:
+    def _write(self, record: Record) -> None:
+        body = record.ids.astype("<u4").tobytes() + record.rows.tobytes()
+        size, sequence = record.rows.shape, record.sequence
+        fields = (_RECORD_MAGIC, record.space, *size, sequence, self._safe)
+        head = _RECORD.pack(*fields, 0)[:-8]
+        self._write_bytes(head + _digest(head, body).to_bytes(8, "little") + body)
+
+    def _write_bytes(self, record: bytes) -> None:
         done = 0
         try:
             while done < len(record):
@@ -286,6 +299,10 @@ class Journal:
             if int(path.stem) < number:
                 path.unlink()
         sync_directory(self._directory)
+
+    def after_fork_in_child(self) -> None:
+        """Let go of the lock, which stays the parent's."""
+        self.close()
 
     def close(self) -> None:
         """Let other processes update."""

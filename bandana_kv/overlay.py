@@ -10,8 +10,9 @@ from bandana_kv.cache.index import find, index
 from bandana_kv.cache.state import DIRECT, CacheState
 from bandana_kv.compiled import copy_bytes, inlined, kernel, signed
 from bandana_kv.layout import Layout, first_copy
+from bandana_kv.packed import bits_for, position_at
 
-__all__ = ["Overlay"]
+__all__ = ["Overlay", "blocks_with", "positions_of_ids"]
 
 _FIRST_CAPACITY = 64
 _BUCKETS_PER_ROW = 2
@@ -110,6 +111,31 @@ def _renew(
         slot = find(buckets, 0, positions[i])
         if cached_slot >= 0 and slot >= 0:
             copy_bytes(data, slot * row_bytes, cached, cached_slot * row_bytes, row_bytes)
+
+
+@kernel
+def _positions(ids: np.ndarray, index: np.ndarray, rows: int, positions: np.ndarray) -> None:
+    bits = bits_for(rows)
+    for i in range(ids.size):
+        positions[i] = position_at(index, bits, signed(ids[i]))
+
+
+def positions_of_ids(
+    ids: NDArray[np.uint32], index: NDArray[np.uint64], rows: int
+) -> NDArray[np.int64]:
+    """Return the positions, int64 (n,), of ids that are known to be in range."""
+    positions = np.empty(ids.size, np.int64)
+    _positions(ids, index, rows, positions)
+    return positions
+
+
+def blocks_with(positions: NDArray[np.int64], layout: Layout) -> NDArray[np.int64]:
+    """Return the blocks, sorted, in which rows lie, and those in which their copies do."""
+    per_block = layout.rows_per_block
+    copied = np.flatnonzero(np.isin(layout.original_of, positions))
+    places = first_copy(layout.heat.size, per_block) + copied
+    blocks: NDArray[np.int64] = np.union1d(positions // per_block, places // per_block)
+    return blocks
 
 
 class Overlay:

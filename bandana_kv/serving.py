@@ -8,9 +8,11 @@ import os
 import threading
 import weakref
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bandana_kv.manifest import Manifest
+from bandana_kv import adapters
+from bandana_kv.manifest import Manifest, engine_path
 from bandana_kv.table import ServedTable
 
 if TYPE_CHECKING:
@@ -36,6 +38,19 @@ class SharedEngine:
         self.adapter = adapter
         self._owned = owned
         self._users = 0
+        self._opening = threading.Lock()
+        self._writable: Adapter | None = None
+
+    def writable(self, path: Path) -> Adapter:
+        """Return the engine opened to write; it stays open for as long as this one."""
+        if not self._owned:
+            return self.adapter
+        with self._opening:
+            if self._writable is None:
+                self._writable = adapters.open_existing(
+                    self.adapter.name, path, pages=self.adapter.pages, read_only=False
+                )
+            return self._writable
 
     def take(self) -> None:
         """Count one more version."""
@@ -48,6 +63,8 @@ class SharedEngine:
             self._users -= 1
             last = not self._users
         if last and self._owned:
+            if self._writable is not None:
+                self._writable.close()
             self.adapter.close()
 
 
@@ -104,6 +121,18 @@ class ServedVersion:
     def number(self) -> int:
         """The number of the version."""
         return self.manifest.version
+
+    def writable(self, root: Path, table: str) -> Adapter:
+        """Return the engine of a table, opened to write.
+
+        Raises
+        ------
+        AdapterError
+            The engine cannot be written to, or another process does.
+        """
+        entry = self.manifest.tables[table]
+        key = (entry.segment, entry.pages)
+        return self.engines[key].writable(engine_path(root, *key))
 
     def enter(self) -> bool:
         """Begin a call; False: the version was retired."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import weakref
@@ -18,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from bandana_kv import manifest
 from bandana_kv.advice import DEFAULT_DEPTH, depth_of, given_profile
 from bandana_kv.device import DeviceProfile
-from bandana_kv.errors import IdError, InputError, TableNotFoundError
+from bandana_kv.errors import BandanaError, IdError, InputError, TableNotFoundError
 from bandana_kv.failsafe import Deadline, checked_deadline
 from bandana_kv.fallback import Source, source_of
 from bandana_kv.opening import Options, open_current
@@ -26,6 +27,7 @@ from bandana_kv.policy import Policy, asked_policy
 from bandana_kv.reader import BlockReader
 from bandana_kv.serving import ServedVersion
 from bandana_kv.table import ServedTable
+from bandana_kv.updates import Follower, Updates, replay
 from bandana_kv.warming import warm_up
 from bandana_kv.watcher import Watcher
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EmbeddingStore", "open"]
 
+_log = logging.getLogger("bandana_kv")
 WARM_SECONDS = 10.0
 
 Fallback = Callable[[str, NDArray[np.int64]], NDArray[Any]]
@@ -51,6 +54,7 @@ class EmbeddingStore:
         self,
         options: Options,
         serving: ServedVersion,
+        follower: Follower,
         reader: BlockReader,
         watch_seconds: float | None,
         deadline_ms: float | None,
@@ -60,6 +64,8 @@ class EmbeddingStore:
         self._serving = serving
         self._reader = reader
         self._closing = threading.Event()
+        self._follower = follower
+        self._updates: Updates | None = None
         self._begin()
         with _stores_lock:
             _stores.add(self)
@@ -74,6 +80,9 @@ class EmbeddingStore:
 
     def after_fork_in_child(self) -> None:
         """Begin anew without threads: those of the parent do not exist here."""
+        if self._updates is not None:
+            self._updates.after_fork_in_child()
+            self._updates = None
         self._begin()
 
     @property
@@ -129,9 +138,12 @@ class EmbeddingStore:
             if self._closing.is_set():
                 raise InputError("the store is closed")
             old = self._serving
+            before: ServedVersion | None = old
             if manifest.current_number(self._options.root) == old.number:
-                return old.number
-            new = open_current(self._options, old)
+                if self._updates or self._follower.catch_up(old.tables.values()):
+                    return old.number
+                before = None  # rows that another process updated are in blocks by now
+            new, follower = _opened(self._options, before)
             try:
                 warm_up(
                     new.tables,
@@ -144,9 +156,119 @@ class EmbeddingStore:
             except BaseException:
                 new.retire()
                 raise
-            self._serving = new
+            self._serving, self._follower = new, follower
+            self._flush_gone(old, new)
             old.retire()
             return new.number
+
+    def _flush_gone(self, old: ServedVersion, new: ServedVersion) -> None:
+        """Write updated rows into blocks that this process will not serve any more."""
+        if self._updates is None:
+            return
+        gone = {
+            name: table for name, table in old.tables.items() if new.tables.get(name) is not table
+        }
+        try:
+            self._updates.flush(gone, old, self._reader)
+        except BandanaError:
+            # They stay in the journal, for whoever serves that version again.
+            _log.exception("version %d: updated rows stay in the journal", old.number)
+
+    def has_news(self) -> bool:
+        """Return whether another process has updated rows since the last :meth:`refresh`."""
+        return self._updates is None and self._follower.has_news()
+
+    def update(self, table: str, ids: ArrayLike, rows: ArrayLike) -> None:
+        """Replace rows: durably and all or none, by the time this returns.
+
+        Parameters
+        ----------
+        table
+            Name of the table.
+        ids
+            Integers (n,), distinct.
+        rows
+            Numbers (n, dim); cast to the table's dtype where kind and values allow it.
+
+        Raises
+        ------
+        TableNotFoundError, IdError
+            As :meth:`multi_get`; nothing was updated. So for all errors here.
+        InputError
+            `rows` has another shape or kind of numbers, an id occurs twice, the store is closed,
+            or cannot be written to.
+        UpdateInProgressError
+            Another process updates this store: one at a time does, from its first update until it
+            closes the store.
+        DiskFullError, AdapterError
+            The device has no room, or fails.
+
+        Notes
+        -----
+        Lookups that begin afterwards get the new rows, from this store at once and from those of
+        other processes after their next :meth:`refresh`. A row belongs to the version of its
+        table: a load brings its own, and a rollback brings these back.
+
+        Cost: one sequential write to the journal, of the rows and 44 bytes, and a sync that
+        threads share. The rows wait in DRAM, and are answered from there. With 64 MiB of
+        them, :meth:`flush` is called by whoever updates next.
+        """
+        updates = self._updating()
+        serving = self._enter()
+        try:
+            served = _named(serving, table)
+            wanted = _checked_updates(served, _checked_ids(table, ids))
+            new = _checked_rows(served, wanted.size, rows)
+            if wanted.size:
+                updates.update(served, wanted, new)
+                updates.flush_if_full(serving, self._reader)
+        finally:
+            serving.leave()
+
+    def flush(self) -> None:
+        """Write all updated rows into their blocks, each block once, and empty the journal.
+
+        Raises
+        ------
+        UpdateInProgressError, InputError, DiskFullError, AdapterError
+            As :meth:`update`. Rows that are not in their blocks stay in the journal.
+        BlockCorruptError, BlockMissingError
+            A block cannot be read, and so not be written again; see ``tools/verify_store.py``.
+
+        Notes
+        -----
+        Cost: for each block with updated rows one device read and one write. Lookups go on.
+        """
+        updates = self._updating()
+        serving = self._enter()
+        try:
+            updates.flush(serving.tables, serving, self._reader)
+        finally:
+            serving.leave()
+
+    def _updating(self) -> Updates:
+        """Return what takes updates; made at the first."""
+        if self._updates is not None and not self._closing.is_set():
+            return self._updates
+        with self._refreshing:
+            if self._closing.is_set():
+                raise InputError("the store is closed")
+            if self._updates is None:
+                updates = Updates(self._options.root)
+                try:
+                    self._catch_up()
+                except BaseException:
+                    updates.close()
+                    raise
+                self._updates = updates
+            return self._updates
+
+    def _catch_up(self) -> None:
+        """Serve all that other processes have updated."""
+        old = self._serving
+        if not self._follower.catch_up(old.tables.values()):
+            self._serving, self._follower = _opened(self._options, None)
+            old.retire()
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -374,6 +496,8 @@ class EmbeddingStore:
         with self._refreshing:
             self._serving.retire()
         self._serving.closed.wait()
+        if self._updates is not None:
+            self._updates.close()
         self._reader.close()
 
     def __enter__(self) -> Self:
@@ -477,9 +601,25 @@ def open(
         raise InputError("coalesce=False goes without a deadline")
     source = None if fallback is None else source_of(fallback)
     options = Options(root, cache_bytes, adapter, override, coalesce, source)
-    serving = open_current(options)
+    serving, follower = _opened(options, None)
     reader = BlockReader(int(readers))
-    return EmbeddingStore(options, serving, reader, watch_seconds, deadline_ms)
+    return EmbeddingStore(options, serving, follower, reader, watch_seconds, deadline_ms)
+
+
+def _opened(options: Options, before: ServedVersion | None) -> tuple[ServedVersion, Follower]:
+    """Open the current version, with the updates of it that are not in blocks."""
+    while True:
+        follower = Follower(options.root)
+        serving = open_current(options, before)
+        try:
+            replay(options.root, serving.tables.values())
+            if follower.catch_up(serving.tables.values()):
+                return serving, follower
+        except BaseException:
+            serving.retire()
+            raise
+        # Updates went into blocks meanwhile, which an engine opened before need not see.
+        serving.retire()
 
 
 _stores_lock = threading.Lock()
@@ -534,6 +674,34 @@ def _checked_ids(table: str, ids: ArrayLike | None) -> NDArray[np.integer[Any]]:
             raise IdError(f"table {table!r}: id {array.max()} is out of range")
         array = array.astype(np.int64)
     return np.ascontiguousarray(array)
+
+
+def _checked_updates(served: ServedTable, ids: NDArray[np.integer[Any]]) -> NDArray[np.uint32]:
+    """Return ids (n,) that are in range and distinct."""
+    name, rows = served.stored.name, served.stored.rows
+    wrong = ids[(ids < 0) | (ids >= rows)]
+    if wrong.size:
+        raise IdError(
+            f"table {name!r}: id {int(wrong[0])} is out of range; it has rows 0 to {rows - 1}"
+        )
+    ordered = np.sort(ids)
+    twice = ordered[1:][ordered[1:] == ordered[:-1]]
+    if twice.size:
+        raise InputError(f"table {name!r}: id {int(twice[0])} is to be updated twice at once")
+    return ids.astype(np.uint32)
+
+
+def _checked_rows(served: ServedTable, count: int, rows: ArrayLike) -> NDArray[np.uint8]:
+    """Return rows as their bytes (n, row_bytes)."""
+    given = np.asarray(rows)
+    shape = (count, served.dim)
+    if given.shape != shape or not np.can_cast(given.dtype, served.dtype, "same_kind"):
+        raise InputError(
+            f"table {served.stored.name!r}: rows must be {shape} of {served.dtype}, not "
+            f"{given.shape} of {given.dtype}"
+        )
+    cast = np.ascontiguousarray(given, served.dtype)
+    return cast.view(np.uint8).reshape(count, served.stored.row_bytes)
 
 
 def _checked_out(served: ServedTable, count: int, out: NDArray[Any] | None) -> NDArray[Any]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 import weakref
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bandana_kv.adapters import block_keys
 from bandana_kv.arrays import let_go
-from bandana_kv.blocks import HEADER_BYTES
-from bandana_kv.cache.batch import BLOCK_READS, COUNTERS, missing, new_counters
+from bandana_kv.blocks import HEADER_BYTES, seal
+from bandana_kv.cache.batch import BLOCK_READS, COUNTERS, HITS, missing, new_counters
 from bandana_kv.cache.rows import (
     absent,
     admit_rows,
@@ -28,13 +30,20 @@ from bandana_kv.errors import IdError
 from bandana_kv.failsafe import Deadline, FailSafe
 from bandana_kv.inflight import Claim, InFlight, Reading
 from bandana_kv.layout import Layout, cover
+from bandana_kv.overlay import Overlay, blocks_with, positions_of_ids
 from bandana_kv.packed import unpack
 from bandana_kv.policy import Policy
 from bandana_kv.reader import BlockRead, BlockReader, Errors, StoredTable
 from bandana_kv.turns import Turns
 
+if TYPE_CHECKING:
+    from bandana_kv.adapters.contract import Adapter
+
 __all__ = ["ServedTable"]
 
+
+# Blocks that a flush writes with one commit: 4 MiB.
+_FLUSHED_AT_ONCE = 1024
 
 # Blocks read ahead that a table keeps until they are asked for: 4 MiB.
 _MOST_AHEAD = 1024
@@ -112,6 +121,9 @@ class ServedTable:
         self._data = np.empty((capacity_rows, stored.row_bytes), np.uint8)
         self._counters = new_counters()
         self._in_flight = InFlight(_MOST_AHEAD)
+        self._overlay = Overlay(stored.row_bytes)
+        # Rises with each flush: what was read before may be older than what is there now.
+        self._epoch = 0
         # Lookups share the state and the data unless a hit relinks; admission is alone with
         # them. Held for a kernel call, never during a read.
         self._turns = Turns()
@@ -147,6 +159,10 @@ class ServedTable:
         if missed < 0:
             raise self._out_of_range(ids, -1 - missed)
         try:
+            if missed and self._overlay.count:
+                found = self._answer_updated(positions, slots, out)
+                counters[HITS] += found
+                missed -= found
             if missed:
                 self._answer_from_blocks(
                     reader, ids, positions, slots, missed, out, counters, deadline, warming
@@ -155,6 +171,16 @@ class ServedTable:
             if not warming:
                 with self._lock:
                     self._counters += counters
+
+    def _answer_updated(
+        self, positions: NDArray[np.int64], slots: NDArray[np.int64], out: NDArray[np.uint8]
+    ) -> int:
+        """Answer missed rows that were updated and are not in their blocks yet."""
+        self._turns.enter()
+        try:
+            return self._overlay.answer(positions, slots, out)
+        finally:
+            self._turns.leave()
 
     def _alone(self, *arrays: NDArray[Any]) -> int:
         """Look up with nobody else in the cache."""
@@ -219,13 +245,13 @@ class ServedTable:
         lost = None
         late = None
         with self._lock:
-            claim = self._in_flight.claim(wanted)
+            claim, epoch = self._in_flight.claim(wanted), self._epoch
         try:
             if deadline is None:
                 payloads, errors = self._fetch(reader, claim, wanted, places, counters)
             else:
                 payloads, errors = self._fetch_until(deadline, reader, claim, wanted)
-                late = partial(self._admit_late, claim, asked, ordered, places, set(errors))
+                late = partial(self._admit_late, claim, epoch, asked, ordered, places, set(errors))
             if errors:
                 self._fail_safe.went_wrong(errors)
             elif wanted.size:
@@ -249,7 +275,7 @@ class ServedTable:
                     places,
                     out,
                 )
-                self._admit(asked, ordered, places, fresh, wanted, payloads, counters)
+                self._admit(epoch, asked, ordered, places, fresh, wanted, payloads, counters)
         finally:
             # After admission: whoever misses these rows from now on finds them either in
             # the cache or in nobody's hands, never read twice at once.
@@ -277,6 +303,7 @@ class ServedTable:
 
     def _admit(
         self,
+        epoch: int,
         asked: NDArray[np.int64],
         ordered: NDArray[np.int64],
         places: NDArray[np.int64],
@@ -288,6 +315,11 @@ class ServedTable:
         """Let rows of the blocks that were read into the cache."""
         self._turns.take()
         try:
+            if epoch != self._epoch:
+                return  # since these were read, updated rows have gone into their blocks
+            if self._overlay.count:
+                payloads = payloads.copy()  # others may be reading them
+                self._overlay.patch(self._layout, blocks, payloads)
             admit_rows(
                 self._state,
                 self._data,
@@ -306,6 +338,7 @@ class ServedTable:
     def _admit_late(
         self,
         claim: Claim,
+        epoch: int,
         asked: NDArray[np.int64],
         ordered: NDArray[np.int64],
         places: NDArray[np.int64],
@@ -324,7 +357,8 @@ class ServedTable:
         blocks = mine.blocks[came]
         counters = new_counters()
         asked, ordered, places, _ = self._within(blocks, asked, ordered, places)
-        self._admit(asked, ordered, places, blocks, blocks, mine.payloads[came], counters)
+        payloads = mine.payloads[came]
+        self._admit(epoch, asked, ordered, places, blocks, blocks, payloads, counters)
         with self._lock:
             self._counters += counters
 
@@ -375,6 +409,86 @@ class ServedTable:
             arrived(None)
             raise
         return True
+
+    def update(self, ids: NDArray[np.uint32], rows: NDArray[np.uint8], sequence: int) -> None:
+        """Serve new rows, uint8 (n, row_bytes), from now on; the journal has them already.
+
+        Parameters
+        ----------
+        ids
+            uint32 (n,), distinct and in range.
+        sequence
+            Of the update; a row keeps the one with the highest.
+        """
+        positions = positions_of_ids(ids, self._index, self.stored.rows)
+        sequences = np.full(ids.size, sequence, np.uint64)
+        self._turns.take()
+        try:
+            self._overlay.put(positions, rows, sequences)
+            self._overlay.renew(positions, self._state, self._data)
+        finally:
+            self._turns.give_back()
+
+    @property
+    def overlay_bytes(self) -> int:
+        """DRAM that updated rows take which are not in their blocks yet."""
+        return self._overlay.held_bytes
+
+    def flush(self, reader: BlockReader, adapter: Adapter, upto: int) -> int:
+        """Write updated rows into their blocks, each block once; return the bytes handed over.
+
+        Parameters
+        ----------
+        adapter
+            The table's engine, opened to write. From now on blocks are read with it too: one
+            opened before may not see what is written.
+        upto
+            The sequence of the last update to write.
+        """
+        self.stored = stored = dataclasses.replace(self.stored, adapter=adapter)
+        self._turns.enter()
+        try:
+            blocks = blocks_with(self._overlay.positions(upto), self._layout)
+        finally:
+            self._turns.leave()
+        written = 0
+        for first in range(0, blocks.size, _FLUSHED_AT_ONCE):
+            part = blocks[first : first + _FLUSHED_AT_ONCE]
+            payloads = reader.read(stored, part)
+            self._turns.enter()
+            try:
+                self._overlay.patch(self._layout, part, payloads)
+            finally:
+                self._turns.leave()
+            seal(
+                payloads,
+                stored.space,
+                part,
+                stored.rows,
+                stored.copies,
+                stored.rows_per_block,
+                stored.row_bytes,
+            )
+            adapter.put_many(block_keys(stored.space, part), payloads)
+            written += payloads.nbytes
+        if blocks.size:
+            self._forget_updates(blocks, upto)
+        return written
+
+    def _forget_updates(self, blocks: NDArray[np.int64], upto: int) -> None:
+        """Let blocks answer for rows again that are in them now.
+
+        In this order: a lookup that does not find a row here reads its block anew, and one
+        that has read it before does not bring it into the cache.
+        """
+        with self._lock:
+            self._in_flight.forget_blocks(blocks)
+        self._turns.take()
+        try:
+            self._epoch += 1
+            self._overlay.drop(upto)
+        finally:
+            self._turns.give_back()
 
     def _out_of_range(self, ids: NDArray[np.integer[Any]], at: int) -> IdError:
         return IdError(
@@ -580,6 +694,8 @@ class ServedTable:
         if not blocks.size:
             return
         payloads = reader.read(self.stored, blocks)
+        if self._overlay.count:
+            self._overlay.patch(self._layout, blocks, payloads)
         rows = payloads[:, HEADER_BYTES : HEADER_BYTES + per_block * row_bytes]
         rows = rows.reshape(blocks.size, per_block, row_bytes)
         there = rows[np.searchsorted(blocks, positions // per_block), positions % per_block]

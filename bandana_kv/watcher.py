@@ -69,6 +69,7 @@ class Watcher:
 
     def _look(self) -> None:
         before = self._store.version
-        if manifest.current_number(self._root) == before:
-            return
-        _log.info("%s: version %d -> %d", self._root, before, self._store.refresh())
+        if manifest.current_number(self._root) != before:
+            _log.info("%s: version %d -> %d", self._root, before, self._store.refresh())
+        elif self._store.has_news():
+            self._store.refresh()

@@ -1,0 +1,218 @@
+"""Rows that change in place: into the journal and DRAM at once, into their blocks later."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bandana_kv import manifest
+from bandana_kv.errors import BandanaError, FormatError
+from bandana_kv.journal import Journal, journal_files, read_records
+from bandana_kv.turns import Turns
+
+if TYPE_CHECKING:
+    from bandana_kv.reader import BlockReader
+    from bandana_kv.serving import ServedVersion
+    from bandana_kv.table import ServedTable
+
+__all__ = ["Follower", "Updates", "replay"]
+
+_log = logging.getLogger("bandana_kv")
+
+# A journal and the rows of it in DRAM grow to this before they are written into blocks.
+FLUSH_BYTES = 64 << 20
+# Where that fails again and again, updates are refused from here on.
+MOST_BYTES = 4 * FLUSH_BYTES
+
+
+def replay(root: Path, tables: Iterable[ServedTable]) -> None:
+    """Serve what the journal has of these tables. Doing so twice changes nothing.
+
+    Raises
+    ------
+    FormatError
+        The journal is damaged.
+    """
+    by_space = {table.stored.space: table for table in tables}
+    for path in journal_files(root):
+        with contextlib.suppress(FileNotFoundError):  # it has just gone into blocks
+            for record, _ in read_records(path):
+                table = by_space.get(record.space)
+                if table is not None:
+                    _check_record(path, table, record.ids, record.rows)
+                    table.update(record.ids, record.rows, record.sequence)
+
+
+def _check_record(
+    path: Path, table: ServedTable, ids: NDArray[np.uint32], rows: NDArray[np.uint8]
+) -> None:
+    stored = table.stored
+    if rows.shape[1] != stored.row_bytes or int(ids.max()) >= stored.rows:
+        raise FormatError(
+            f"{path}: has an update that does not fit table {stored.name!r}; restore it from a "
+            "backup"
+        )
+
+
+class Follower:
+    """Notices what another process writes to the journal.
+
+    Parameters
+    ----------
+    root
+        The store.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._seen = self._files()
+
+    def _files(self) -> dict[int, int]:
+        found = {}
+        for path in journal_files(self._root):
+            with contextlib.suppress(FileNotFoundError):
+                found[int(path.stem)] = path.stat().st_size
+        return found
+
+    def has_news(self) -> bool:
+        """Return whether something was written since :meth:`catch_up`, or came into blocks."""
+        return self._files() != self._seen
+
+    def catch_up(self, tables: Iterable[ServedTable]) -> bool:
+        """Serve what is new; False: some of it is in blocks by now, which must be opened anew."""
+        files = self._files()
+        if files == self._seen:
+            return True
+        if min(files, default=0) > min(self._seen, default=1):
+            self._seen = files
+            return False
+        replay(self._root, tables)
+        self._seen = files
+        return True
+
+
+class Updates:
+    """Takes the updates of a store; one process at a time has one.
+
+    Parameters
+    ----------
+    root
+        The store.
+
+    Raises
+    ------
+    UpdateInProgressError, InputError, FormatError
+        As :class:`~bandana_kv.journal.Journal`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._journal = Journal(root)
+        # Updates share; rotating the journal is alone, so that what was written to a file
+        # before is in DRAM as well, where the flush finds it.
+        self._turns = Turns()
+        self._flushing = threading.Lock()
+        self.block_bytes = 0
+        """Bytes of blocks handed to engines."""
+
+    @property
+    def journal_bytes(self) -> int:
+        """Bytes written to the journal."""
+        return self._journal.written_bytes
+
+    def update(self, table: ServedTable, ids: NDArray[np.uint32], rows: NDArray[np.uint8]) -> None:
+        """Make new rows, uint8 (n, row_bytes), durable, then serve them; ids are distinct."""
+        self._turns.enter()
+        try:
+            sequence = self._journal.append(table.stored.space, ids, rows)
+            table.update(ids, rows, sequence)
+        finally:
+            self._turns.leave()
+
+    def flush_if_full(self, serving: ServedVersion, reader: BlockReader) -> None:
+        """Write updated rows into their blocks if there are many.
+
+        Raises
+        ------
+        BandanaError
+            It failed, and there is no room for more updates.
+        """
+        held = self._held_bytes(serving)
+        if held < FLUSH_BYTES or not self._flushing.acquire(blocking=held >= MOST_BYTES):
+            return
+        try:
+            if self._held_bytes(serving) >= FLUSH_BYTES:
+                self._flush(serving.tables, serving, reader)
+        except BandanaError:
+            if held >= MOST_BYTES:
+                raise
+            _log.exception("updated rows cannot be written into their blocks for now")
+        finally:
+            self._flushing.release()
+
+    def _held_bytes(self, serving: ServedVersion) -> int:
+        overlays = sum(table.overlay_bytes for table in serving.tables.values())
+        return max(self._journal.size_bytes, overlays)
+
+    def flush(
+        self, tables: Mapping[str, ServedTable], serving: ServedVersion, reader: BlockReader
+    ) -> None:
+        """Write the updated rows of tables into their blocks, and empty the journal of them.
+
+        Parameters
+        ----------
+        tables
+            Of `serving`, all or some.
+        """
+        with self._flushing:
+            self._flush(tables, serving, reader)
+
+    def _flush(
+        self, tables: Mapping[str, ServedTable], serving: ServedVersion, reader: BlockReader
+    ) -> None:
+        self._turns.take()
+        try:
+            upto = self._journal.rotate()
+            number = self._journal.number
+        finally:
+            self._turns.give_back()
+        for name, table in tables.items():
+            if table.overlay_bytes:
+                adapter = serving.writable(self._root, name)
+                self.block_bytes += table.flush(reader, adapter, upto)
+        self._keep_others({table.stored.space for table in tables.values()}, number)
+        self._journal.drop_before(number)
+
+    def _keep_others(self, flushed: set[int], number: int) -> None:
+        """Write updates anew that are of tables which this process does not serve."""
+        others = _spaces(self._root) - flushed
+        for path in journal_files(self._root):
+            if int(path.stem) < number:
+                for record, _ in read_records(path):
+                    if record.space in others:
+                        self._journal.keep(record)
+
+    def after_fork_in_child(self) -> None:
+        """Leave updating to the parent."""
+        self._journal.after_fork_in_child()
+
+    def close(self) -> None:
+        """Let other processes update. What is in the journal stays there."""
+        self._journal.close()
+
+
+def _spaces(root: Path) -> set[int]:
+    """Return the key spaces of all tables that some version has."""
+    spaces = set()
+    for version in manifest.numbers_in(root / "manifests"):
+        with contextlib.suppress(FormatError):
+            tables = manifest.read_version(root, version).tables.values()
+            spaces |= {table.space for table in tables}
+    return spaces

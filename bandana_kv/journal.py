@@ -193,6 +193,7 @@ class Journal:
         self._writing = threading.Lock()
         self._syncing = threading.Lock()
         self._handle = self._end = self._safe = -1
+        self._older_bytes = 0
         self.written_bytes = 0
         """Bytes written since it was opened."""
         self._lock = _locked(root)
@@ -214,8 +215,8 @@ class Journal:
 
     @property
     def size_bytes(self) -> int:
-        """Length of the file that is written to."""
-        return self._end
+        """Length of all files that this one has written and not dropped."""
+        return self._older_bytes + self._end
 
     def rotate(self) -> int:
         """Begin a new file, and return the last sequence of those before it."""
@@ -229,6 +230,7 @@ class Journal:
             if self._handle >= 0:
                 os.fdatasync(self._handle)
                 os.close(self._handle)
+                self._older_bytes += self._end
             self._handle = handle
             self.number += 1
             self._end = self._safe = _HEADER.size
@@ -298,6 +300,7 @@ class Journal:
         for path in journal_files(self._directory.parent):
             if int(path.stem) < number:
                 path.unlink()
+        self._older_bytes = 0
         sync_directory(self._directory)
 
     def after_fork_in_child(self) -> None:

@@ -119,6 +119,7 @@ class Updates:
         # before is in DRAM as well, where the flush finds it.
         self._turns = Turns()
         self._flushing = threading.Lock()
+        self._flush_at = FLUSH_BYTES
         self.block_bytes = 0
         """Bytes of blocks handed to engines."""
 
@@ -145,14 +146,16 @@ class Updates:
             It failed, and there is no room for more updates.
         """
         held = self._held_bytes(serving)
-        if held < FLUSH_BYTES or not self._flushing.acquire(blocking=held >= MOST_BYTES):
+        if held < self._flush_at or not self._flushing.acquire(blocking=held >= MOST_BYTES):
             return
         try:
-            if self._held_bytes(serving) >= FLUSH_BYTES:
+            if self._held_bytes(serving) >= self._flush_at:
                 self._flush(serving.tables, serving, reader)
+                self._flush_at = FLUSH_BYTES
         except BandanaError:
             if held >= MOST_BYTES:
                 raise
+            self._flush_at = held + FLUSH_BYTES // 4
             _log.exception("updated rows cannot be written into their blocks for now")
         finally:
             self._flushing.release()

@@ -348,6 +348,7 @@ def _ratios(measured: list[dict[str, Any]], threads: int) -> dict[str, Any]:
 @click.option("--rows", default=10_000_000, show_default=True, help="Of the generator.")
 @click.option("--ordered", is_flag=True, help="In order of time: learn on the start.")
 @click.option("--row-bytes", default=128, show_default=True)
+@click.option("--one-id", is_flag=True, help="Make each id a request of its own.")
 @click.option("--dram-fraction", default=0.05, show_default=True)
 @click.option("--threads", default="1,8", show_default=True)
 @click.option("--rounds", default=3, show_default=True, help="At the most threads.")
@@ -364,6 +365,7 @@ def main(
     rows: int,
     ordered: bool,
     row_bytes: int,
+    one_id: bool,
     dram_fraction: float,
     threads: str,
     rounds: int,
@@ -381,6 +383,8 @@ def main(
     if directory is None:
         raise click.UsageError("--dir is needed")
     log = _read_log(path, rows, seed)
+    if one_id:
+        log = AccessLog(np.arange(log.lookups + 1), log.ids, log.rows)
     rows = log.rows if path else rows
     ordered = ordered or path is None
     learn, test = log.split(train=TRAIN, ordered=ordered, seed=seed)
@@ -401,6 +405,7 @@ def main(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     log_name = path.stem if path else f"generator-{rows}"
+    log_name += ("-one-id" if one_id else "") + f"-{dram_fraction:g}" * (dram_fraction != 0.05)
     result = {
         "bench": "serve",
         "log": log_name,

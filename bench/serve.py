@@ -384,7 +384,7 @@ def main(
         raise click.UsageError("--dir is needed")
     log = _read_log(path, rows, seed)
     if one_id:
-        log = AccessLog(np.arange(log.lookups + 1), log.ids, log.rows)
+        log = AccessLog(np.arange(log.lookups + 1), log.ids)
     rows = log.rows if path else rows
     ordered = ordered or path is None
     learn, test = log.split(train=TRAIN, ordered=ordered, seed=seed)

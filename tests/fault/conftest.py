@@ -9,9 +9,9 @@ import pytest
 
 
 def listing(directory: Path) -> dict[str, bytes]:
-    """Return every path below `directory` with what it holds, engines' locks and the ledger left out.
+    """Return every path below `directory` with what it holds.
 
-    The ledger tells of loads that failed, too.
+    Left out: engines' locks, and the ledger, which tells of loads that failed, too.
     """
     return {
         str(path.relative_to(directory)): path.read_bytes() if path.is_file() else b""

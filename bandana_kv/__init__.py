@@ -8,6 +8,7 @@ Bandana (Eisenman et al., MLSys 2019).
 from bandana_kv.access_log import AccessLog
 from bandana_kv.errors import BandanaError
 from bandana_kv.history import Version, rollback, versions
+from bandana_kv.ledger import set_write_budget
 from bandana_kv.loader import load
 from bandana_kv.repairs import repair
 from bandana_kv.store import EmbeddingStore, open
@@ -23,6 +24,7 @@ __all__ = [
     "open",
     "repair",
     "rollback",
+    "set_write_budget",
     "verify",
     "versions",
 ]

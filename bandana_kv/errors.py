@@ -25,6 +25,7 @@ __all__ = [
     "StoreNotFoundError",
     "TableNotFoundError",
     "UpdateInProgressError",
+    "WriteBudgetError",
 ]
 
 
@@ -82,6 +83,10 @@ class LoadInProgressError(BandanaError, RuntimeError):
 
 class UpdateInProgressError(BandanaError, RuntimeError):
     """Another process updates rows of the same store."""
+
+
+class WriteBudgetError(BandanaError, RuntimeError):
+    """More would be written in 24 hours than the store's budget allows."""
 
 
 class AdapterError(BandanaError, RuntimeError):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv import adapters, blocks, manifest, retention
+from bandana_kv import adapters, blocks, ledger, manifest, retention
 from bandana_kv.adapters.contract import empty_payloads
 from bandana_kv.advice import PROFILE_FILE, given_profile, pages_of
 from bandana_kv.arrays import write_array
@@ -138,6 +138,9 @@ def load(
         A table, log or option is wrong; found before anything is written.
     LoadInProgressError
         Another load holds the store.
+    WriteBudgetError
+        More would be written in 24 hours than :func:`bandana_kv.set_write_budget` allows;
+        found before anything is written.
     DiskFullError
         No room. This and every other failure leaves the version served before in place and
         removes what was begun.
@@ -169,28 +172,34 @@ def load(
         stack.enter_context(manifest.writer_lock(root))
         # Before anything is dropped, so that no number is given twice.
         version, first_space = manifest.next_version(root), _next_space(root)
+        wanted_bytes = int((1 + replicate) * sum(job.device_bytes for job in jobs))
+        ledger.check_budget(root, wanted_bytes)
         retention.drop_unused(root, keep, forget)
         old = manifest.read_current(root) if manifest.has_store(root) else None
         jobs = with_spaces(jobs, old, held, first_space)
-        _check_room(root, jobs, replicate, held)
+        _check_room(root, wanted_bytes, held)
         begun = _Load(root, version, seed, replicate, fixed, progress or Progress())
+        meter = ledger.Meter()
         try:
             new = _write_segment(begun, jobs, adapter, old)
             if advice is not None:
                 advice.write(root / PROFILE_FILE)
             manifest.switch_to(root, new)
         except BaseException:
+            if manifest.has_store(root):
+                lost_bytes = manifest.disk_bytes(manifest.segment_path(root, version))
+                ledger.note(root, meter.entry("load", None, tables, lost_bytes))
             retention.discard(root, version, forget)
             raise
+        ledger.note(root, meter.entry("load", version, tables, _handed_bytes(root, new)))
         # The new version is served; what cannot be dropped now, the next load drops.
         with contextlib.suppress(OSError, BandanaError):
             retention.drop_unused(root, keep, forget)
     return version
 
 
-def _check_room(root: Path, jobs: list[Job], replicate: float, held: Adapter | None) -> None:
+def _check_room(root: Path, need: int, held: Adapter | None) -> None:
     """Refuse early what cannot fit; a device that fills up later is caught as well."""
-    need = int((1 + replicate) * sum(job.device_bytes for job in jobs))
     free = shutil.disk_usage(root).free
     if held is None and need > free:
         raise DiskFullError(
@@ -198,6 +207,17 @@ def _check_room(root: Path, jobs: list[Job], replicate: float, held: Adapter | N
             f"{root}: the load needs about {need >> 20} MiB and {free >> 20} MiB are free; "
             "free some and load again, nothing was lost",
         )
+
+
+def _handed_bytes(root: Path, new: manifest.Manifest) -> int:
+    """Return what a load gave to its engines and wrote beside them."""
+    written = new.segments[new.version]
+    beside = manifest.segment_path(root, new.version).iterdir()
+    return sum(path.stat().st_size for path in beside if path.is_file()) + sum(
+        table.blocks * written.payload_bytes[table.pages]
+        for table in new.tables.values()
+        if table.segment == new.version
+    )
 
 
 def _write_segment(

@@ -5,6 +5,8 @@
     DIR/segments/000003/        what the load that made version 3 wrote: the engine's files,
                                 and per table the positions and the heat of its rows
     DIR/lock                    held by a load, so that there is one at a time
+    DIR/ledger.jsonl            what loads, updates and repairs wrote, see `ledger`
+    DIR/write-budget.json       what they may write a day, if that is limited
 
 A version may use segments of earlier loads: loading one table leaves the others where they
 are. The switch is one rename of ``CURRENT``; a segment that no manifest names, because its
@@ -44,6 +46,7 @@ __all__ = [
     "Table",
     "current_number",
     "current_path",
+    "disk_bytes",
     "disk_full_named",
     "engine_path",
     "has_store",
@@ -57,6 +60,7 @@ __all__ = [
     "switch_to",
     "table_file",
     "temporary_path",
+    "write_durably",
     "writer_lock",
 ]
 
@@ -298,14 +302,14 @@ def switch_to(root: Path, manifest: Manifest) -> None:
     (root / "manifests").mkdir(exist_ok=True)
     body = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
     file = _File(xxhash.xxh3_64_hexdigest(body), msgspec.Raw(body))
-    _write_durably(manifest_path(root, manifest.version), msgspec.json.encode(file) + b"\n")
+    write_durably(manifest_path(root, manifest.version), msgspec.json.encode(file) + b"\n")
     sync_directory(root)
     point_at(root, manifest.version)
 
 
 def point_at(root: Path, version: int) -> None:
     """Make a version, whose manifest is there and durable, the one that `open` serves."""
-    _write_durably(current_path(root), b"%d\n" % version)
+    write_durably(current_path(root), b"%d\n" % version)
 
 
 def temporary_path(path: Path) -> Path:
@@ -313,7 +317,8 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(path.name + ".new")
 
 
-def _write_durably(path: Path, content: bytes) -> None:
+def write_durably(path: Path, content: bytes) -> None:
+    """Put `content` at `path`, by a rename: a crash leaves the old file or the new one."""
     temporary = temporary_path(path)
     with open(temporary, "wb") as file:
         file.write(content)
@@ -330,6 +335,16 @@ def sync_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def disk_bytes(directory: Path) -> int:
+    """Return what the files below a directory take on disk; what goes meanwhile is left out."""
+    total = 0
+    for where, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += 512 * (Path(where) / name).lstat().st_blocks
+    return total
 
 
 def numbers_in(directory: Path) -> list[int]:

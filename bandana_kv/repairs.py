@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv import blocks as block_format
-from bandana_kv import manifest
+from bandana_kv import ledger, manifest
 from bandana_kv.adapters import block_keys
 from bandana_kv.advice import DEFAULT_DEPTH
 from bandana_kv.errors import FallbackError
@@ -116,12 +116,15 @@ def _repair_table(
             return 0
         made = _Blocks(table, name, source, engine.payload_bytes, TableFiles(root, table))
         _compare(made, where, np.setdiff1d(np.arange(table.blocks), bad), reader)
+    meter = ledger.Meter()
     with contextlib.ExitStack() as stack:
         engine = opened_engine(stack, root, current, table, adapter, read_only=False)
         numbers = np.array(sorted(bad), np.int64)
         for first in range(0, numbers.size, _CHUNK):
             part = numbers[first : first + _CHUNK]
             engine.put_many(block_keys(table.space, part), made.sealed(part))
+        handed_bytes = numbers.size * engine.payload_bytes
+    ledger.note(root, meter.entry("repair", current.version, (name,), handed_bytes))
     return len(bad)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,31 +17,14 @@ from bandana_kv.errors import InputError, MissingExtraError
 from bandana_kv.plan import Choice, Plan, choose_plan
 from bandana_kv.sources import open_rows
 from bandana_kv.tools.console import Bar, by_table, errors_named, out
+from bandana_kv.units import parse_size
 
 __all__ = ["main", "parse_size"]
 
-_UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 _PICTURES = (".png", ".pdf", ".svg")
 # Told apart in print, too.
 _COLORS = ("#d1495b", "#2e6f9e", "#3c8d5a", "#b07d2b", "#6b4e90", "#4a4a4a")
 _STYLES = (("-", "o"), ("--", "s"), ("-.", "D"), (":", "^"))
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes that `text` means: a number, with KiB, MiB, GiB or TiB behind it or not.
-
-    Raises
-    ------
-    InputError
-        It means none.
-    """
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([a-z]*)", text.strip().lower())
-    unit = None if found is None else _UNITS.get(found[2])
-    if found is None or unit is None:
-        raise InputError(
-            f"{text!r} is not a size; give bytes, or a number with KiB, MiB, GiB or TiB behind it"
-        )
-    return int(float(found[1]) * unit)
 
 
 def _size(_context: click.Context, _parameter: click.Parameter, value: str) -> int:

@@ -9,11 +9,14 @@ import pytest
 
 
 def listing(directory: Path) -> dict[str, bytes]:
-    """Return every path below `directory` with what it holds, engines' locks left out."""
+    """Return every path below `directory` with what it holds.
+
+    Left out: engines' locks, and the ledger, which tells of loads that failed, too.
+    """
     return {
         str(path.relative_to(directory)): path.read_bytes() if path.is_file() else b""
         for path in sorted(directory.rglob("*"))
-        if path.name != "lock.mdb"
+        if path.name not in {"lock.mdb", "ledger.jsonl"}
     }
 
 

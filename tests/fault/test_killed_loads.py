@@ -99,6 +99,7 @@ def test_a_killed_load_changes_nothing_until_it_is_complete(
     assert assert_serves(store, ROWS - 1) == last
     assert sorted(path.name for path in store.iterdir()) == [
         "CURRENT",
+        "ledger.jsonl",
         "lock",
         "manifests",
         "segments",

@@ -40,6 +40,7 @@ __all__ = [
     "note",
     "per_day",
     "read_ledger",
+    "room_bytes",
     "set_write_budget",
     "write_budget",
     "written_in_a_day",
@@ -393,6 +394,14 @@ def write_budget(root: Path) -> int | None:
         raise FormatError(
             f"{path}: damaged ({error}); set the budget again with bandana_kv.set_write_budget"
         ) from error
+
+
+def room_bytes(root: Path) -> float:
+    """Return what is left of the budget now; infinite without one. Raises FormatError."""
+    budget = write_budget(root)
+    if budget is None:
+        return math.inf
+    return budget - _written(written_in_a_day(entries(root), time.time()))
 
 
 def check_budget(root: Path, wanted_bytes: int, *, now: float | None = None) -> None:

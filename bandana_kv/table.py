@@ -434,6 +434,17 @@ class ServedTable:
         """DRAM that updated rows take which are not in their blocks yet."""
         return self._overlay.held_bytes
 
+    def bytes_to_flush(self, upto: int) -> int:
+        """Return the bytes of blocks that :meth:`flush` would write."""
+        return self._blocks_to_flush(upto).size * self.stored.adapter.payload_bytes
+
+    def _blocks_to_flush(self, upto: int) -> NDArray[np.int64]:
+        self._turns.enter()
+        try:
+            return blocks_with(self._overlay.positions(upto), self._layout)
+        finally:
+            self._turns.leave()
+
     def flush(self, reader: BlockReader, adapter: Adapter, upto: int) -> int:
         """Write updated rows into their blocks, each block once; return the bytes handed over.
 
@@ -446,11 +457,7 @@ class ServedTable:
             The sequence of the last update to write.
         """
         self.stored = stored = dataclasses.replace(self.stored, adapter=adapter)
-        self._turns.enter()
-        try:
-            blocks = blocks_with(self._overlay.positions(upto), self._layout)
-        finally:
-            self._turns.leave()
+        blocks = self._blocks_to_flush(upto)
         written = 0
         for first in range(0, blocks.size, _FLUSHED_AT_ONCE):
             part = blocks[first : first + _FLUSHED_AT_ONCE]

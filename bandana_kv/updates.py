@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv import manifest
+from bandana_kv import ledger, manifest
 from bandana_kv.errors import BandanaError, FormatError
 from bandana_kv.journal import Journal, journal_files, read_records
 from bandana_kv.turns import Turns
@@ -30,6 +31,8 @@ _log = logging.getLogger("bandana_kv")
 FLUSH_BYTES = 64 << 20
 # Where that fails again and again, updates are refused from here on.
 MOST_BYTES = 4 * FLUSH_BYTES
+_RECORD_BYTES = 44  # of the journal, beside rows: a header, and an id
+_ROOM_SECONDS = 10.0
 
 
 def replay(root: Path, tables: Iterable[ServedTable]) -> None:
@@ -98,6 +101,23 @@ class Follower:
         return True
 
 
+class _Room:
+    """What is left of the write budget, looked up every few seconds."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._left_bytes = 0.0
+        self._until = 0.0
+
+    def take(self, wanted_bytes: int) -> None:
+        """Take bytes out of it, or raise WriteBudgetError. Racing threads may take a bit more."""
+        if wanted_bytes > self._left_bytes or time.monotonic() > self._until:
+            ledger.check_budget(self._root, wanted_bytes)
+            self._left_bytes = ledger.room_bytes(self._root)
+            self._until = time.monotonic() + _ROOM_SECONDS
+        self._left_bytes -= wanted_bytes
+
+
 class Updates:
     """Takes the updates of a store; one process at a time has one.
 
@@ -120,6 +140,9 @@ class Updates:
         self._turns = Turns()
         self._flushing = threading.Lock()
         self._flush_at = FLUSH_BYTES
+        self._room = _Room(root)
+        self._meter = ledger.Meter()
+        self._noted_bytes = 0
         self.block_bytes = 0
         """Bytes of blocks handed to engines."""
 
@@ -130,6 +153,7 @@ class Updates:
 
     def update(self, table: ServedTable, ids: NDArray[np.uint32], rows: NDArray[np.uint8]) -> None:
         """Make new rows, uint8 (n, row_bytes), durable, then serve them; ids are distinct."""
+        self._room.take(rows.nbytes + _RECORD_BYTES)
         self._turns.enter()
         try:
             sequence = self._journal.append(table.stored.space, ids, rows)
@@ -186,12 +210,24 @@ class Updates:
             number = self._journal.number
         finally:
             self._turns.give_back()
+        self._note_journal(serving.number)
         for name, table in tables.items():
             if table.overlay_bytes:
-                adapter = serving.writable(self._root, name)
-                self.block_bytes += table.flush(reader, adapter, upto)
+                self._room.take(table.bytes_to_flush(upto))
+                meter = ledger.Meter()
+                written = table.flush(reader, serving.writable(self._root, name), upto)
+                self.block_bytes += written
+                ledger.note(self._root, meter.entry("flush", serving.number, (name,), written))
         self._keep_others({table.stored.space for table in tables.values()}, number)
         self._journal.drop_before(number)
+
+    def _note_journal(self, version: int | None) -> None:
+        """Note what went into the journal since the last time."""
+        written = self._journal.written_bytes - self._noted_bytes
+        if written:
+            ledger.note(self._root, self._meter.entry("update", version, (), written))
+            self._noted_bytes += written
+            self._meter = ledger.Meter()
 
     def _keep_others(self, flushed: set[int], number: int) -> None:
         """Write updates anew that are of tables which this process does not serve."""
@@ -208,6 +244,7 @@ class Updates:
 
     def close(self) -> None:
         """Let other processes update. What is in the journal stays there."""
+        self._note_journal(None)
         self._journal.close()
 
 

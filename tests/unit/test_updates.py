@@ -14,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bandana_kv
-from bandana_kv import updates
+from bandana_kv import ledger, updates
 from bandana_kv.errors import (
     BlockCorruptError,
     IdError,
     InputError,
     TableNotFoundError,
     UpdateInProgressError,
+    WriteBudgetError,
 )
 from bandana_kv.journal import journal_files
 from bandana_kv.testing import in_child
@@ -343,3 +344,27 @@ def _update_until_killed(path: Path, turn: int, done: int) -> None:
                 os.write(done, b".")
     finally:
         os._exit(1)
+
+
+def test_the_ledger_knows_what_was_written_and_the_budget_is_kept(tmp_path: Path) -> None:
+    path = load(tmp_path / "s", placement="identity")
+    with bandana_kv.open(path) as store:
+        store.update("t", np.arange(10), new_rows(1, 10))
+        store.flush()
+        store.update("t", [500], new_rows(2, 1))
+    found = [(entry.kind, entry.handed_bytes) for entry in ledger.entries(path)]
+    row_bytes = 4 * DIM
+    assert found[0][0] == "load"
+    assert found[1:] == [
+        ("update", 40 + 10 * (4 + row_bytes)),
+        ("flush", 4096),
+        ("update", 40 + 4 + row_bytes),
+    ]
+    written = sum(entry.written_bytes for entry in ledger.entries(path))
+    bandana_kv.set_write_budget(path, written + 10_000)
+    with bandana_kv.open(path) as store:
+        store.update("t", [1], new_rows(3, 1))
+        with pytest.raises(WriteBudgetError):
+            store.update("t", EVERY, new_rows(4, ROWS))
+        assert np.array_equal(store.get("t", 1), new_rows(3, 1)[0])
+        assert not np.array_equal(store.get("t", 2), new_rows(4, ROWS)[2])

@@ -18,8 +18,9 @@ import logging
 import math
 import os
 import re
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -32,6 +33,7 @@ from bandana_kv.manifest import disk_full_named, has_store, write_durably
 from bandana_kv.units import size_text
 
 __all__ = [
+    "Allowance",
     "Entry",
     "Meter",
     "PerDay",
@@ -51,6 +53,8 @@ DAY_S = 86400.0
 _MOST_BYTES = 256 << 10
 # Entries younger than the first number are folded to periods of the second; in seconds.
 _FOLDS = ((2 * DAY_S, DAY_S / 24), (60 * DAY_S, DAY_S), (math.inf, 30 * DAY_S))
+# So seldom an allowance looks whether others have written, or the budget has changed.
+_LOOK_EVERY_S = 10.0
 _FULL_LINE = "only a part of a line was written"
 
 Kind = Literal["load", "update", "flush", "repair"]
@@ -440,6 +444,54 @@ def check_budget(root: Path, wanted_bytes: int, *, now: float | None = None) -> 
         f"last 24 hours, and the budget is {size_text(budget)} a day; "
         f"{_way_out(lately, budget - wanted_bytes)}"
     )
+
+
+class Allowance:
+    """What a process may still write, for those who write often and little.
+
+    Parameters
+    ----------
+    root
+        The store.
+    clock
+        Seconds that only rise.
+
+    Notes
+    -----
+    Counts what was taken and not given back. It looks into the store every ten seconds, and
+    before it refuses.
+    """
+
+    def __init__(self, root: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._root = root
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._taken = 0
+        self._room = 0.0
+        self._look_at = -math.inf
+
+    def take(self, wanted_bytes: int) -> None:
+        """Take what is about to be written.
+
+        Raises
+        ------
+        WriteBudgetError, FormatError
+            As :func:`check_budget`; nothing was taken.
+        """
+        with self._lock:
+            taken = self._taken + wanted_bytes
+            now = self._clock()
+            if taken > self._room or now >= self._look_at:
+                check_budget(self._root, taken)
+                self._room = room_bytes(self._root)
+                self._look_at = now + _LOOK_EVERY_S
+            self._taken = taken
+
+    def give_back(self, noted_bytes: int) -> None:
+        """Give back what was not written after all, or is in the ledger by now."""
+        with self._lock:
+            self._taken = max(0, self._taken - noted_bytes)
+            self._look_at = -math.inf
 
 
 def _way_out(lately: list[Entry], room_bytes: int) -> str:

@@ -200,6 +200,8 @@ class EmbeddingStore:
         UpdateInProgressError
             Another process updates this store: one at a time does, from its first update until it
             closes the store.
+        WriteBudgetError
+            More would be written in 24 hours than :func:`bandana_kv.set_write_budget` allows.
         DiskFullError, AdapterError
             The device has no room, or fails.
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,8 +31,7 @@ _log = logging.getLogger("bandana_kv")
 FLUSH_BYTES = 64 << 20
 # Where that fails again and again, updates are refused from here on.
 MOST_BYTES = 4 * FLUSH_BYTES
-_RECORD_BYTES = 44  # of the journal, beside rows: a header, and an id
-_ROOM_SECONDS = 10.0
+_RECORD_BYTES = 40  # of the journal, beside ids and rows
 
 
 def replay(root: Path, tables: Iterable[ServedTable]) -> None:
@@ -101,23 +100,6 @@ class Follower:
         return True
 
 
-class _Room:
-    """What is left of the write budget, looked up every few seconds."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._left_bytes = 0.0
-        self._until = 0.0
-
-    def take(self, wanted_bytes: int) -> None:
-        """Take bytes out of it, or raise WriteBudgetError. Racing threads may take a bit more."""
-        if wanted_bytes > self._left_bytes or time.monotonic() > self._until:
-            ledger.check_budget(self._root, wanted_bytes)
-            self._left_bytes = ledger.room_bytes(self._root)
-            self._until = time.monotonic() + _ROOM_SECONDS
-        self._left_bytes -= wanted_bytes
-
-
 class Updates:
     """Takes the updates of a store; one process at a time has one.
 
@@ -140,7 +122,7 @@ class Updates:
         self._turns = Turns()
         self._flushing = threading.Lock()
         self._flush_at = FLUSH_BYTES
-        self._room = _Room(root)
+        self._allowance = ledger.Allowance(root)
         self._meter = ledger.Meter()
         self._noted_bytes = 0
         self.block_bytes = 0
@@ -153,7 +135,7 @@ class Updates:
 
     def update(self, table: ServedTable, ids: NDArray[np.uint32], rows: NDArray[np.uint8]) -> None:
         """Make new rows, uint8 (n, row_bytes), durable, then serve them; ids are distinct."""
-        self._room.take(rows.nbytes + _RECORD_BYTES)
+        self._allowance.take(_RECORD_BYTES + ids.nbytes + rows.nbytes)
         self._turns.enter()
         try:
             sequence = self._journal.append(table.stored.space, ids, rows)
@@ -213,19 +195,31 @@ class Updates:
         self._note_journal(serving.number)
         for name, table in tables.items():
             if table.overlay_bytes:
-                self._room.take(table.bytes_to_flush(upto))
-                meter = ledger.Meter()
-                written = table.flush(reader, serving.writable(self._root, name), upto)
-                self.block_bytes += written
-                ledger.note(self._root, meter.entry("flush", serving.number, (name,), written))
+                self._flush_table(name, table, serving, reader, upto)
         self._keep_others({table.stored.space for table in tables.values()}, number)
         self._journal.drop_before(number)
+
+    def _flush_table(
+        self, name: str, table: ServedTable, serving: ServedVersion, reader: BlockReader, upto: int
+    ) -> None:
+        wanted = table.bytes_to_flush(upto)
+        self._allowance.take(wanted)
+        meter = ledger.Meter()
+        try:
+            written = table.flush(reader, serving.writable(self._root, name), upto)
+            self.block_bytes += written
+            ledger.note(self._root, meter.entry("flush", serving.number, (name,), written))
+        finally:
+            self._allowance.give_back(wanted)
 
     def _note_journal(self, version: int | None) -> None:
         """Note what went into the journal since the last time."""
         written = self._journal.written_bytes - self._noted_bytes
         if written:
-            ledger.note(self._root, self._meter.entry("update", version, (), written))
+            entry = self._meter.entry("update", version, (), written)
+            # Meanwhile the kernel has counted flushes, and whatever else this process writes.
+            ledger.note(self._root, msgspec.structs.replace(entry, device_bytes=None))
+            self._allowance.give_back(written)
             self._noted_bytes += written
             self._meter = ledger.Meter()
 

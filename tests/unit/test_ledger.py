@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -297,6 +298,60 @@ def test_the_budget_rolls_over_24_hours_and_says_when(store: Path) -> None:
     with pytest.raises(WriteBudgetError, match="write less at once"):
         ledger.check_budget(store, 101 * MIB, now=NOW + 30 * DAY_S)
     ledger.check_budget(store, 100 * MIB, now=NOW + 30 * DAY_S)
+
+
+def test_an_allowance_counts_itself_and_others(store: Path) -> None:
+    now = [0.0]
+    allowance = ledger.Allowance(store, lambda: now[0])
+    allowance.take(1 << 60)
+    allowance.give_back(1 << 60)
+    bandana_kv.set_write_budget(store, 100)
+    for _ in range(10):
+        allowance.take(10)
+    for _ in range(2):
+        with pytest.raises(WriteBudgetError, match="110 bytes are to be written, 0 bytes were"):
+            allowance.take(10)
+    bandana_kv.set_write_budget(store, 150)
+    allowance.take(10)  # looks again before it refuses
+    ledger.note(store, Entry(time.time(), "update", None, (), 110, None, 1.0))
+    allowance.give_back(110)
+    allowance.take(20)
+    ledger.note(store, Entry(time.time(), "load", 2, (), 20, None, 1.0))
+    allowance.take(10)  # what others wrote is seen ten seconds later
+    now[0] += 10.0
+    with pytest.raises(WriteBudgetError, match="31 bytes are to be written, 130 bytes were"):
+        allowance.take(1)
+
+
+@pytest.mark.parametrize("adapter", ["lmdb", "rocksdb", "blockfile"])
+def test_updates_and_flushes_are_noted(tmp_path: Path, adapter: str) -> None:
+    bandana_kv.load(tmp_path, {"user": ROWS, "item": ROWS}, adapter=adapter)
+    payload = manifest.read_current(tmp_path).segments[1].payload_bytes[1]
+    with bandana_kv.open(tmp_path) as opened:
+        opened.update("user", [1, 2, 99], ROWS[:3])
+        opened.update("user", [1], ROWS[:1])
+        opened.flush()
+        opened.flush()
+        opened.update("item", [5, 6], ROWS[:2])
+    by_kind = [(each.kind, each.tables) for each in ledger.entries(tmp_path)[1:]]
+    assert by_kind == [("update", ()), ("flush", ("user",)), ("update", ())]
+    written, flushed, left = ledger.entries(tmp_path)[1:]
+    assert (flushed.version, flushed.handed_bytes) == (1, 2 * payload)  # of rows 0-30, 93-99
+    assert written.handed_bytes == 2 * 40 + 4 * (4 + 128)
+    assert left.handed_bytes == 40 + 2 * (4 + 128)
+    assert (written.device_bytes, left.device_bytes) == (None, None)
+
+
+def test_an_update_over_the_budget_is_refused_and_nothing_changes(store: Path) -> None:
+    bandana_kv.set_write_budget(store, 400)
+    with bandana_kv.open(store) as opened:
+        opened.update("user", [1, 2], ROWS[:2])
+        with pytest.raises(WriteBudgetError, match="the budget is 400 bytes a day"):
+            opened.update("user", [3], ROWS[:1])
+        assert np.array_equal(opened.multi_get("user", [1, 2, 3]), [ROWS[0], ROWS[1], ROWS[3]])
+        bandana_kv.set_write_budget(store, None)
+        opened.update("user", [3], ROWS[:1])
+        assert np.array_equal(opened.get("user", 3), ROWS[0])
 
 
 def test_a_clock_that_was_wrong_does_not_block_for_ever(store: Path) -> None:

@@ -232,7 +232,7 @@ class EmbeddingStore:
 
         Raises
         ------
-        UpdateInProgressError, InputError, DiskFullError, AdapterError
+        UpdateInProgressError, InputError, WriteBudgetError, DiskFullError, AdapterError
             As :meth:`update`. Rows that are not in their blocks stay in the journal.
         BlockCorruptError, BlockMissingError
             A block cannot be read, and so not be written again; see ``tools/verify_store.py``.

@@ -33,6 +33,7 @@ from bandana_kv.adapters.contract import (
     key_bytes,
 )
 from bandana_kv.adapters.gate import Gate, StaleHandleError
+from bandana_kv.adapters.lmdb_reads import TreeReads
 from bandana_kv.adapters.residency import MappedPages
 from bandana_kv.errors import (
     AdapterError,
@@ -64,8 +65,10 @@ class LmdbAdapter(Adapter):
 
     Notes
     -----
-    Each read waits in a page fault, with the GIL released; queue depth comes from
-    threads. Where the system's page is larger than 4096 bytes, a read costs one such page.
+    In an environment of its own one call keeps many reads in flight, where the system and the
+    file's format allow it (:mod:`bandana_kv.adapters.lmdb_reads`). Elsewhere each read waits in
+    a page fault, with the GIL released, and queue depth comes from threads. Where the system's
+    page is larger than 4096 bytes, a read costs one such page.
     """
 
     name: ClassVar[str] = "lmdb"
@@ -175,7 +178,7 @@ class LmdbAdapter(Adapter):
             read_only_media=True,
             shared_by_processes=True,
             survives_fork=not self._environment.is_users,
-            queue_depth="threads",
+            queue_depth="call" if self._environment.reads else "threads",
         )
 
     def payload_of(self, pages: int) -> int:
@@ -207,19 +210,24 @@ class LmdbAdapter(Adapter):
         return environment.begin(db=self._user_database, write=write, buffers=True)  # type: ignore[call-overload, no-any-return]
 
     def _read(self, keys: Keys, out: Payloads) -> None:
-        length = self.payload_bytes
-        flat = out.reshape(-1).data
+        reads = self._environment.reads
         with self._begin() as txn:
-            get = txn.get  # releases the GIL, and faults the value's pages in meanwhile
-            for at, key in enumerate(key_bytes(keys)):
-                value = get(key)
-                if value is None:
-                    raise self._missing(int(keys[at]))
-                if len(value) != length:
-                    raise self._wrong_length(int(keys[at]), len(value))
-                flat[at * length : (at + 1) * length] = value
+            if reads is None or not reads.read(txn.id(), keys, out):
+                self._read_singly(txn, keys, out)
             # Inside the transaction the map cannot move.
             self._environment.pages.after_reads(len(keys))
+
+    def _read_singly(self, txn: lmdb.Transaction[memoryview], keys: Keys, out: Payloads) -> None:
+        length = self.payload_bytes
+        flat = out.reshape(-1).data
+        get = txn.get  # releases the GIL, and faults the value's pages in meanwhile
+        for at, key in enumerate(key_bytes(keys)):
+            value = get(key)
+            if value is None:
+                raise self._missing(int(keys[at]))
+            if len(value) != length:
+                raise self._wrong_length(int(keys[at]), len(value))
+            flat[at * length : (at + 1) * length] = value
 
     def _write(self, keys: Keys, payloads: Payloads) -> None:
         with self._begin(write=True) as txn:
@@ -325,6 +333,10 @@ class _Environment:
     grow, and when a writer joins readers.
     """
 
+    handle: lmdb.Environment
+    reads: TreeReads | None
+    """Of many blocks in flight, where that is possible."""
+
     def __init__(self, path: str, *, read_only: bool, map_bytes: int) -> None:
         self.where = path
         self.is_users = False
@@ -332,11 +344,10 @@ class _Environment:
         self._read_only = read_only
         self._map_bytes = map_bytes
         self._process = os.getpid()
-        self.handle = self._open()
+        self._open()
         self.pages = MappedPages(Path(path, _DATA_FILE))
         self._map_bytes = _MAP_AS_RECORDED
         self.gate = Gate(self._close_for_fork, self._after_fork_in_child)
-        self._open_now = True
 
     @classmethod
     def of_user(cls, handle: lmdb.Environment) -> _Environment:
@@ -346,6 +357,7 @@ class _Environment:
         self.is_users = True
         self.references = 1
         self.handle = handle
+        self.reads = None  # nothing says which tree of the file is theirs
         self._read_only = handle.flags()["readonly"]
         self._map_bytes = 0
         self._process = os.getpid()
@@ -362,7 +374,7 @@ class _Environment:
         of_environment = getattr(self.handle, "lib_version", lmdb.version)
         return tuple(of_environment())
 
-    def _open(self) -> lmdb.Environment:
+    def _open(self) -> None:
         media_is_read_only = bool(os.statvfs(self.where).f_flag & os.ST_RDONLY)
         handle = lmdb.open(
             self.where,
@@ -380,7 +392,21 @@ class _Environment:
             create=not self._read_only,
         )
         self._refuse_truncated(handle)
-        return handle
+        self.handle = handle
+        try:
+            self.reads = TreeReads.of(
+                Path(self.where, _DATA_FILE), self.engine_version()[0], handle.stat()["psize"]
+            )
+        except BaseException:
+            handle.close()
+            raise
+        self._open_now = True
+
+    def _close_handle(self) -> None:
+        self._open_now = False
+        if self.reads is not None:
+            self.reads.close()
+        self.handle.close()
 
     def _refuse_truncated(self, handle: lmdb.Environment) -> None:
         # A read past the end of a mapped file is not an error but a SIGBUS.
@@ -419,8 +445,7 @@ class _Environment:
             if self._process != os.getpid():
                 return False
             if not self._open_now:
-                self.handle = self._open()
-                self._open_now = True
+                self._open()
         return True
 
     def _grow(self) -> bool:
@@ -435,26 +460,23 @@ class _Environment:
             if not self._read_only:
                 return
             if self._open_now:
-                self.handle.close()
-            self._open_now = False
+                self._close_handle()
             self._read_only = False
             try:
-                self.handle = self._open()
+                self._open()
             except Exception:
                 self._read_only = True  # the readers reopen at their next call
                 raise
-            self._open_now = True
 
     def close(self) -> None:
         with self.gate.alone():
             if self._open_now and self._process == os.getpid():
-                self.handle.close()
+                self._close_handle()
             self._open_now = False
 
     def _close_for_fork(self) -> None:
         if self._open_now:
-            self.handle.close()
-            self._open_now = False
+            self._close_handle()
 
     def _after_fork_in_child(self, closed_before: bool) -> None:
         if closed_before:

@@ -1,0 +1,232 @@
+"""Many reads of one LMDB file in flight: down the tree for all keys at once, in compiled code.
+
+The engine reads one key at a time: each waits in a page fault, and takes the GIL back after.
+Here a call asks the system for all the pages it needs next, of the tree as of the values, and
+only then looks at them. That needs a tree that holds still, and the engine provides it: the
+caller has a read transaction open, and pages of its snapshot are not reused until it ends. Its
+number says which of the file's two first pages has the root.
+
+Only what is beyond doubt is answered here: the tree of a format we know, keys of 8 bytes, big
+values of the right length. For everything else the answer is no, the caller asks the engine,
+and the engine's answer, or error, counts.
+
+The format (data version 1, engine 0.9), in the machine's byte order. A page begins with its
+number (8 bytes), 2 bytes unused, flags (2), and the end of a list of offsets of nodes (2), which
+begins 16 bytes into the page. A node has 8 bytes and then its key: in a branch 6 for the
+child's number, in a leaf 4 for the value's length and 2 for flags, and in both 2 for the key's
+length. In a leaf a big value's first page follows the key; the value is 16 bytes into that.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import sys
+from pathlib import Path
+from typing import Any, Self
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from bandana_kv.compiled import inlined, kernel, signed
+
+__all__ = ["TreeReads"]
+
+_HEADER_BYTES = 16
+_BRANCH, _LEAF, _META = 1, 2, 8
+_BIG_VALUE = 1
+_KEY_BYTES = 8
+_WILLNEED = 3  # POSIX_FADV_WILLNEED, on Linux
+_ENGINE = 0  # the major version whose format this is
+_MAGIC, _FORMAT = 0xBEEFC0DE, 1
+_MOST_LEVELS = 32
+
+# A page of the file's head: flags; magic, format; depth and root of the tree; last page, number.
+_HEAD = struct.Struct("<10xH4x II 16x 48x 6xH32xQ QQ")
+
+types: Any = numba.types
+_int64 = types.int64
+_pread: Any = types.ExternalFunction("pread", _int64(types.int32, _int64, types.uint64, _int64))
+_fadvise: Any = types.ExternalFunction(
+    "posix_fadvise", types.int32(types.int32, _int64, _int64, types.int32)
+)
+
+# -- kernels ------------------------------------------------------------------------------
+
+
+@inlined
+def _key_at(file: np.ndarray, at: int) -> np.uint64:
+    """Return the 8 bytes at `at`, big-endian."""
+    key = np.uint64(0)
+    for i in range(_KEY_BYTES):
+        key = key << np.uint64(8) | np.uint64(file[at + i])
+    return key
+
+
+@inlined
+def _number_at(file: np.ndarray, at: int, count: int) -> int:
+    """Return the `count` bytes at `at`, little-endian."""
+    number = 0
+    for i in range(count):
+        number |= signed(file[at + i]) << (8 * i)
+    return number
+
+
+@inlined
+def _node(file: np.ndarray, page: int, page_bytes: int, i: int) -> int:
+    """Return where the page's node `i` begins, or -1 if it is not one with a key of 8 bytes."""
+    within = _number_at(file, page + _HEADER_BYTES + 2 * i, 2)
+    if within + 8 + _KEY_BYTES > page_bytes:
+        return -1
+    if _number_at(file, page + within + 6, 2) != _KEY_BYTES:
+        return -1
+    return page + within
+
+
+@inlined
+def _step(
+    file: np.ndarray, number: int, page_bytes: int, kind: int, key: np.uint64, size: int
+) -> int:
+    """Return the page to look at after page `number` on the way to `key`, or -1."""
+    page = number * page_bytes
+    if number < 0 or page + page_bytes > file.size or _number_at(file, page + 10, 2) != kind:
+        return -1
+    end = _number_at(file, page + 12, 2)
+    if end > page_bytes:
+        return -1
+    # The last node whose key is not above ours. A branch's first stands for all below.
+    low, high = 0, (end - _HEADER_BYTES) // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        node = _node(file, page, page_bytes, middle)
+        if node < 0:
+            return -1
+        if _key_at(file, node + 8) <= key:
+            low = middle
+        else:
+            high = middle
+    if high < 1:
+        return -1
+    if kind == _BRANCH:
+        within = _number_at(file, page + _HEADER_BYTES + 2 * low, 2)
+        return _number_at(file, page + within, 6) if within + 8 <= page_bytes else -1
+    node = _node(file, page, page_bytes, low)
+    if node < 0 or node + 8 + _KEY_BYTES + 8 > page + page_bytes:
+        return -1
+    if _key_at(file, node + 8) != key or _number_at(file, node + 4, 2) != _BIG_VALUE:
+        return -1
+    if _number_at(file, node, 4) != size:
+        return -1
+    return _number_at(file, node + 8 + _KEY_BYTES, 8)
+
+
+@kernel
+def _read(
+    fd: int,
+    file: np.ndarray,
+    page_bytes: int,
+    root: int,
+    levels: int,
+    keys: np.ndarray,
+    out: np.ndarray,
+) -> bool:
+    """Copy the values of `keys` (n,) to `out` (n, size); False when any is in doubt."""
+    size = out.shape[1]
+    pages = np.full(keys.size, root, np.int64)
+    for level in range(levels):
+        asked = -1
+        for i in range(keys.size):
+            if pages[i] != asked:
+                asked = pages[i]
+                _fadvise(fd, asked * page_bytes, page_bytes, _WILLNEED)
+        kind = _LEAF if level == levels - 1 else _BRANCH
+        for i in range(keys.size):
+            pages[i] = _step(file, pages[i], page_bytes, kind, keys[i], size)
+            if pages[i] < 0:
+                return False
+    for i in range(keys.size):
+        _fadvise(fd, pages[i] * page_bytes, _HEADER_BYTES + size, _WILLNEED)
+    for i in range(keys.size):
+        memory = out.ctypes.data + i * size
+        if _pread(fd, memory, size, pages[i] * page_bytes + _HEADER_BYTES) != size:
+            return False
+    return True
+
+
+# -- the file -----------------------------------------------------------------------------
+
+
+class TreeReads:
+    """Reads the main database of an LMDB data file, beside the engine.
+
+    Parameters
+    ----------
+    path
+        The data file.
+    page_bytes
+        The engine's pages.
+
+    Notes
+    -----
+    Nothing here belongs to one process: a child may go on after a fork.
+    """
+
+    def __init__(self, path: Path, page_bytes: int) -> None:
+        self._page_bytes = page_bytes
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # The system would read pages beside those that a read finds missing.
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
+        self._file = self._mapped()
+
+    @classmethod
+    def of(cls, path: Path, engine: int, page_bytes: int) -> Self | None:
+        """Return reads of `path`, or None where the format or the system is another."""
+        if engine != _ENGINE or sys.byteorder != "little" or sys.platform != "linux":
+            return None
+        self = cls(path, page_bytes)
+        for at in (0, page_bytes):
+            flags, magic, form, *_ = _HEAD.unpack_from(self._file, at)
+            if (flags, magic, form) != (_META, _MAGIC, _FORMAT):
+                self.close()
+                return None
+        return self
+
+    def close(self) -> None:
+        """Let go of the file; no call may be running."""
+        os.close(self._fd)
+
+    def _mapped(self) -> npt.NDArray[np.uint8]:
+        mapped = mmap.mmap(self._fd, 0, mmap.MAP_SHARED, mmap.PROT_READ)
+        mapped.madvise(mmap.MADV_RANDOM)
+        return np.frombuffer(mapped, np.uint8)
+
+    def read(self, snapshot: int, keys: npt.NDArray[np.uint64], out: npt.NDArray[np.uint8]) -> bool:
+        """Copy the values of `keys` (n,) into `out` (n, size), or return False: ask the engine.
+
+        Parameters
+        ----------
+        snapshot
+            The number of the engine's read transaction, which the caller has open meanwhile.
+        """
+        found = self._tree(snapshot)
+        if found is None:
+            return False
+        if not (keys.flags.c_contiguous and keys.flags.writeable and keys.flags.aligned):
+            keys = keys.copy()  # for other kinds of arrays the kernel would be compiled anew
+        return _read(self._fd, self._file, self._page_bytes, *found, keys, out)
+
+    def _tree(self, snapshot: int) -> tuple[int, int] | None:
+        """Return the snapshot's root and its levels; None if commits came meanwhile."""
+        *_, levels, root, last, number = self._head(snapshot & 1)
+        # The commit after the next writes where we have just read, and cannot begin to
+        # before the next has written its number. This order of reading is what matters.
+        if number != snapshot or self._head(~snapshot & 1)[-1] > snapshot:
+            return None
+        if (last + 1) * self._page_bytes > self._file.size:
+            self._file = self._mapped()  # the file has grown
+        return (root, levels) if 0 < levels <= _MOST_LEVELS and root <= last else None
+
+    def _head(self, which: int) -> tuple[int, ...]:
+        return _HEAD.unpack_from(self._file, which * self._page_bytes)

@@ -19,6 +19,7 @@ length. In a leaf a big value's first page follows the key; the value is 16 byte
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
@@ -42,6 +43,7 @@ _WILLNEED = 3  # POSIX_FADV_WILLNEED, on Linux
 _ENGINE = 0  # the major version whose format this is
 _MAGIC, _FORMAT = 0xBEEFC0DE, 1
 _MOST_LEVELS = 32
+_DONE, _IN_DOUBT = -1, -2
 
 # A page of the file's head: flags; magic, format; depth and root of the tree; last page, number.
 _HEAD = struct.Struct("<10xH4x II 16x 48x 6xH32xQ QQ")
@@ -131,8 +133,11 @@ def _read(
     levels: int,
     keys: np.ndarray,
     out: np.ndarray,
-) -> bool:
-    """Copy the values of `keys` (n,) to `out` (n, size); False when any is in doubt."""
+) -> int:
+    """Copy the values of `keys` (n,) to `out` (n, size).
+
+    Returns _DONE, _IN_DOUBT, or where in the file a value lies that could not be read.
+    """
     size = out.shape[1]
     pages = np.full(keys.size, root, np.int64)
     for level in range(levels):
@@ -145,14 +150,14 @@ def _read(
         for i in range(keys.size):
             pages[i] = _step(file, pages[i], page_bytes, kind, keys[i], size)
             if pages[i] < 0:
-                return False
+                return _IN_DOUBT
     for i in range(keys.size):
         _fadvise(fd, pages[i] * page_bytes, _HEADER_BYTES + size, _WILLNEED)
     for i in range(keys.size):
-        memory = out.ctypes.data + i * size
-        if _pread(fd, memory, size, pages[i] * page_bytes + _HEADER_BYTES) != size:
-            return False
-    return True
+        offset = pages[i] * page_bytes + _HEADER_BYTES
+        if _pread(fd, out.ctypes.data + i * size, size, offset) != size:
+            return max(offset, 0)
+    return _DONE
 
 
 # -- the file -----------------------------------------------------------------------------
@@ -195,6 +200,7 @@ class TreeReads:
 
     def close(self) -> None:
         """Let go of the file; no call may be running."""
+        self._file = np.empty(0, np.uint8)  # the mapping holds a descriptor too
         os.close(self._fd)
 
     def _mapped(self) -> npt.NDArray[np.uint8]:
@@ -209,13 +215,21 @@ class TreeReads:
         ----------
         snapshot
             The number of the engine's read transaction, which the caller has open meanwhile.
+
+        Raises
+        ------
+        OSError
+            The device failed, or the file ends too early: the engine would be killed by it.
         """
         found = self._tree(snapshot)
         if found is None:
             return False
         if not (keys.flags.c_contiguous and keys.flags.writeable and keys.flags.aligned):
             keys = keys.copy()  # for other kinds of arrays the kernel would be compiled anew
-        return _read(self._fd, self._file, self._page_bytes, *found, keys, out)
+        result = _read(self._fd, self._file, self._page_bytes, *found, keys, out)
+        if result >= 0 and len(os.pread(self._fd, out.shape[1], result)) < out.shape[1]:
+            raise OSError(errno.EIO, f"the data file ends before byte {result + out.shape[1]}")
+        return result == _DONE
 
     def _tree(self, snapshot: int) -> tuple[int, int] | None:
         """Return the snapshot's root and its levels; None if commits came meanwhile."""

@@ -9,7 +9,7 @@ import lmdb
 import pytest
 import rocksdict
 
-from bandana_kv.adapters import Adapter, block_keys, blockfile_io
+from bandana_kv.adapters import Adapter, block_keys, blockfile_io, lmdb_reads
 from bandana_kv.adapters.lmdb import LmdbAdapter
 from bandana_kv.adapters.memory import MemoryAdapter
 from bandana_kv.adapters.rocksdb import RocksdbAdapter
@@ -39,6 +39,16 @@ class TestBlockfileWithoutRings(AdapterConformance):
 
 class TestLmdb(AdapterConformance):
     adapter_name = "lmdb"
+
+
+class TestLmdbOneReadAtATime(AdapterConformance):
+    """As where the file's format is not one that compiled code reads."""
+
+    adapter_name = "lmdb"
+
+    @pytest.fixture(autouse=True)
+    def _no_calls(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(lmdb_reads.TreeReads, "of", lambda *_: None)
 
 
 class TestRocksdb(AdapterConformance):

@@ -213,7 +213,7 @@ class EmbeddingStore:
 
         Cost: one sequential write to the journal, of the rows and 44 bytes, and a sync that
         threads share. The rows wait in DRAM, and are answered from there. With 64 MiB of
-        them, :meth:`flush` is called by whoever updates next.
+        them, or 256 MiB of journal, :meth:`flush` is called by whoever updates next.
         """
         updates = self._updating()
         serving = self._enter()

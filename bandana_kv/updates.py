@@ -27,9 +27,11 @@ __all__ = ["Follower", "Updates", "replay"]
 
 _log = logging.getLogger("bandana_kv")
 
-# A journal and the rows of it in DRAM grow to this before they are written into blocks.
+# Updated rows in DRAM grow to this before they are written into blocks. The journal may be
+# longer, since a row that changes often is in it often: what it takes is to be read at opening.
 FLUSH_BYTES = 64 << 20
-# Where that fails again and again, updates are refused from here on.
+_JOURNAL_TIMES = 4
+# Where writing blocks fails again and again, updates are refused from here on.
 MOST_BYTES = 4 * FLUSH_BYTES
 _RECORD_BYTES = 40  # of the journal, beside ids and rows
 
@@ -168,7 +170,7 @@ class Updates:
 
     def _held_bytes(self, serving: ServedVersion) -> int:
         overlays = sum(table.overlay_bytes for table in serving.tables.values())
-        return max(self._journal.size_bytes, overlays)
+        return max(self._journal.size_bytes // _JOURNAL_TIMES, overlays)
 
     def flush(
         self, tables: Mapping[str, ServedTable], serving: ServedVersion, reader: BlockReader

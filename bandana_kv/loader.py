@@ -33,6 +33,7 @@ from bandana_kv.jobs import (
     held_adapter,
     with_spaces,
 )
+from bandana_kv.journal import journal_files, read_records
 from bandana_kv.packed import pack
 from bandana_kv.placement import Placement, place
 from bandana_kv.placement.measure import layout_of
@@ -430,7 +431,7 @@ def _next_space(root: Path) -> int:
     """Return a key space above all that a version, or the litter of a load, has used.
 
     After a rollback the current version does not know of later ones, and their blocks may
-    still lie in an engine that the user holds.
+    still lie in an engine that the user holds, and their updates in the journal.
     """
     first = 1
     for version in manifest.numbers_in(root / "manifests"):
@@ -438,6 +439,9 @@ def _next_space(root: Path) -> int:
             first = max(first, manifest.read_version(root, version).next_space)
     for segment in manifest.numbers_in(root / "segments"):
         first = max([first, *(1 + space for _, space in _held_spaces(root, segment))])
+    for path in journal_files(root):
+        with contextlib.suppress(FormatError, FileNotFoundError):
+            first = max([first, *(1 + record.space for record, _ in read_records(path))])
     return first
 
 

@@ -169,7 +169,7 @@ def _serve(
     row_bytes = entry.dim * dtype.itemsize
     stored = StoredTable(
         name,
-        engines[entry.segment, entry.pages].adapter,
+        engines[entry.segment, entry.pages].newest,
         entry.space,
         entry.rows,
         entry.copies,

@@ -41,6 +41,11 @@ class SharedEngine:
         self._opening = threading.Lock()
         self._writable: Adapter | None = None
 
+    @property
+    def newest(self) -> Adapter:
+        """The engine that sees all that this process has written."""
+        return self._writable or self.adapter
+
     def writable(self, path: Path) -> Adapter:
         """Return the engine opened to write; it stays open for as long as this one."""
         if not self._owned:

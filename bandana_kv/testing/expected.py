@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DIM", "ROWS", "TABLES", "Candidate", "Event", "Expected", "rows_of", "wrong_among"]
+__all__ = ["ROWS", "TABLES", "Candidate", "Event", "Expected", "Floors", "rows_of"]
 
 TABLES = ("item", "user")
 ROWS, DIM = 400, 64
@@ -185,18 +185,24 @@ class Expected:
         wrong = 0
         stamps: dict[str, set[int]] = {}
         for table, rows in answers.items():
-            ids = asked[table]
-            bad = wrong_among(table, ids, rows)
-            stamps[table] = set(rows[~bad, _STAMP].tolist())
-            for stamp in stamps[table]:
-                mine = ~bad & (rows[:, _STAMP] == stamp)
-                floor = floors.get((table, stamp))
-                if floor is not None:
-                    bad[mine] |= rows[mine, _SEQUENCE] < floor[ids[mine]]
-                bad[mine] |= rows[mine, _SEQUENCE] > self.sequence
-            wrong += int(bad.sum())
+            wrong += int(self.wrong_rows(table, asked[table], rows, floors).sum())
+            sound = ~wrong_among(table, asked[table], rows)
+            stamps[table] = set(rows[sound, _STAMP].tolist())
         mixed = not any(self._are_of(stamps, version) for version in self._known())
         return wrong, int(mixed)
+
+    def wrong_rows(
+        self, table: str, ids: NDArray[Any], rows: Rows, floors: Floors
+    ) -> NDArray[np.bool_]:
+        """Return which rows (n, DIM) of these ids are wrong, or older than `floors`."""
+        bad = wrong_among(table, ids, rows)
+        for stamp in set(rows[~bad, _STAMP].tolist()):
+            mine = ~bad & (rows[:, _STAMP] == stamp)
+            bad[mine] |= rows[mine, _SEQUENCE] > self.sequence
+            floor = floors.get((table, stamp))
+            if floor is not None:
+                bad[mine] |= rows[mine, _SEQUENCE] < floor[ids[mine]]
+        return bad
 
     def _are_of(self, stamps: Mapping[str, set[int]], version: Stamps) -> bool:
         return all(found <= {version.get(table, -1)} for table, found in stamps.items())

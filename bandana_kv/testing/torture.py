@@ -40,7 +40,15 @@ import numpy as np
 import bandana_kv
 from bandana_kv import manifest
 from bandana_kv.errors import BandanaError, StoreNotFoundError
-from bandana_kv.testing.expected import ROWS, TABLES, Candidate, Event, Expected, rows_of
+from bandana_kv.testing.expected import (
+    ROWS,
+    TABLES,
+    Candidate,
+    Event,
+    Expected,
+    Floors,
+    rows_of,
+)
 from bandana_kv.testing.faulty import Faults, injecting
 
 __all__ = ["BAD", "main", "run"]
@@ -204,7 +212,7 @@ class _Torture:
     def bad(self, what: str, why: str, count: int = 1) -> None:
         """Count what must not be."""
         self.counters.add(what, count)
-        if len(self.reasons) < _SHOWN:
+        if count and len(self.reasons) < _SHOWN:
             self.reasons.append(f"{what}: {why}")
 
     def look(self) -> None:
@@ -388,11 +396,26 @@ class _Readers:
         tables = TABLES if rng.random() < 0.7 else (TABLES[rng.integers(2)],)
         asked = {table: rng.integers(0, ROWS, rng.integers(1, 30)) for table in tables}
         floors = expected.floors()
-        wrong, mixed = expected.judge(asked, self._store.multi_get(asked), floors)
-        if wrong:
-            self._torture.bad("wrong_rows", "a reading thread", wrong)
-        if mixed:
-            self._torture.bad("mixed_answers", "a reading thread", mixed)
+        answers = self._store.multi_get(asked)
+        wrong, mixed = expected.judge(asked, answers, floors)
+        if wrong or mixed:
+            why = self._why(asked, answers, floors)
+            self._torture.bad("wrong_rows", why, wrong)
+            self._torture.bad("mixed_answers", why, mixed)
+
+    def _why(
+        self, asked: dict[str, np.ndarray], answers: dict[str, np.ndarray], floors: Floors
+    ) -> str:
+        """Return what was answered, and what was acknowledged before."""
+        said = [f"asked by a thread, of {'a failing' if self._failing else 'a sound'} engine:"]
+        for table, rows in answers.items():
+            wrong = self._torture.expected.wrong_rows(table, asked[table], rows, floors)
+            for at in np.flatnonzero(wrong)[:3]:
+                stamp = int(rows[at, 0])
+                floor = floors.get((table, stamp), {asked[table][at]: None})[asked[table][at]]
+                said.append(f"{table} {rows[at, :5].tolist()} for id {asked[table][at]} >= {floor}")
+            said.append(f"{table} has rows of loads {sorted(set(rows[:, 0].tolist()))}")
+        return "; ".join(said)
 
 
 class _Actor:

@@ -1,0 +1,104 @@
+"""Runs the torture with a bug that was put into the library on purpose.
+
+Reads lines of JSON, the arguments of one run each, and prints what it found. Every run is a fork
+of this process, where kernels are compiled and no engine was ever open.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import bandana_kv
+from bandana_kv import blocks, loader, manifest
+from bandana_kv.journal import Journal
+from bandana_kv.testing import torture
+
+
+def no_checksums() -> None:
+    blocks.bad_blocks = lambda *_: {}
+
+
+def switch_before_the_blocks() -> None:
+    write = loader._write_segment
+
+    def early(begun: Any, *rest: Any) -> Any:
+        manifest.point_at(begun.root, begun.version)
+        return write(begun, *rest)
+
+    loader._write_segment = early
+
+
+def no_snapshot() -> None:
+    """Each table of a call is read from whatever version is served by then."""
+    store = bandana_kv.EmbeddingStore
+    one_table = store.multi_get
+
+    def by_table(self: Any, table: Any, ids: Any = None, **options: Any) -> Any:
+        if isinstance(table, str):
+            return one_table(self, table, ids, **options)
+        found = {}
+        for name, each in table.items():
+            found[name] = one_table(self, name, each)
+            time.sleep(0.002)
+        return found
+
+    store.multi_get = by_table
+
+
+def no_journal() -> None:
+    Journal._write = lambda *_: None
+
+
+def late_journal() -> None:
+    """Half of an update is safe when it is acknowledged."""
+    append = Journal.append
+
+    def half(self: Any, space: int, ids: Any, rows: Any) -> int:
+        some = (ids.size + 1) // 2
+        return append(self, space, ids[:some], rows[:some])
+
+    Journal.append = half
+
+
+def a_foreign_error() -> None:
+    def fail(*_: Any) -> None:
+        raise KeyError("planted")
+
+    bandana_kv.EmbeddingStore.refresh = fail
+
+
+BUGS: dict[str, Callable[[], None]] = {
+    "": lambda: None,
+    "no checksums": no_checksums,
+    "switch before the blocks": switch_before_the_blocks,
+    "no snapshot": no_snapshot,
+    "no journal": no_journal,
+    "late journal": late_journal,
+    "a foreign error": a_foreign_error,
+}
+
+
+def main() -> None:
+    torture._warm_up("blockfile")
+    torture._warm_up = lambda _: None
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if os.fork() == 0:
+            found = {}
+            try:
+                BUGS[asked.pop("bug")]()
+                found = torture.run(Path(asked.pop("directory")), **asked)
+            finally:
+                print(json.dumps(found), flush=True)
+                os._exit(0)
+        os.wait()
+
+
+if __name__ == "__main__":
+    main()

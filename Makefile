@@ -1,4 +1,4 @@
-# make setup | demo | test | test-all | lint | bench | clean
+# make setup | demo | test | test-all | torture | lint | bench | clean
 # Every target sets up what it needs. Another interpreter: make PYTHON=/path/to/python3.12 setup
 # Demo on your own log: make demo LOG=path/to/log.npz [ORDERED=1]
 
@@ -15,7 +15,7 @@ install = $(1)/bin/python -m pip install -qq --disable-pip-version-check -c cons
 	$(1)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt \
 	--no-build-isolation -e '.[$(EXTRAS)]'
 
-.PHONY: setup demo test test-all lint bench clean
+.PHONY: setup demo test test-all torture lint bench clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -47,6 +47,15 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(PY) -m pytest
+
+# ten minutes in all: kills, faults, and what they did to stores under TORTURE_DIR
+TORTURE_DIR ?= build/torture
+TORTURE_SECONDS ?= 200
+torture: $(STAMP)
+	@for adapter in blockfile lmdb rocksdb; do \
+	  $(PY) -m bandana_kv.testing.torture --dir '$(TORTURE_DIR)' --seconds $(TORTURE_SECONDS) \
+	    --adapter $$adapter --json || failed=1; \
+	done; [ -z "$$failed" ]
 
 # mypy cannot see that adapters/ and tools/ live inside bandana_kv: it checks the built wheel
 lint: $(STAMP)

@@ -123,3 +123,44 @@ def test_the_cache_stays_within_its_bytes_and_counts_add_up(
     assert counts["block_reads"] >= (1 if blocks else 0)
     if policy is not None and policy.admission.rule == "none":
         assert counts["neighbours_admitted"] == counts["neighbours_hit"] == 0
+
+
+@settings(max_examples=25)
+@given(
+    adapter=st.sampled_from(["blockfile", "lmdb", "memory", "rocksdb"]),
+    placement=st.sampled_from(["identity", "shuffled", "shp"]),
+    cache_bytes=st.sampled_from([0, 9_000, 1 << 20]),
+    readers=st.sampled_from([1, 16]),
+    coalesce=st.booleans(),
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["ask", "update", "flush"]), st.lists(st.integers(0, 299), max_size=40)
+        ),
+        min_size=3,
+        max_size=12,
+    ),
+)
+def test_answers_are_the_same_however_a_store_is_served(
+    adapter: str,
+    placement: str,
+    cache_bytes: int,
+    readers: int,
+    coalesce: bool,
+    steps: list[tuple[str, list[int]]],
+) -> None:
+    rows = np.random.default_rng(3).random((300, 24), np.float32)
+    with tempfile.TemporaryDirectory() as directory:
+        bandana_kv.load(
+            directory, {"t": rows}, {"t": log_of(300, 0)}, adapter=adapter, placement=placement
+        )
+        with bandana_kv.open(directory, cache_bytes, readers=readers, coalesce=coalesce) as store:
+            for number, (what, ids) in enumerate(steps):
+                if what == "update":
+                    distinct = np.unique(np.array(ids, np.int64))
+                    rows[distinct] = number
+                    store.update("t", distinct, rows[distinct])
+                elif what == "flush":
+                    store.flush()
+                assert np.array_equal(store.multi_get("t", ids), rows[np.array(ids, np.int64)])
+            store.check()
+            assert np.array_equal(store.multi_get("t", np.arange(300)), rows)

@@ -49,6 +49,11 @@ def wrong_among(table: str, ids: NDArray[Any], rows: Rows) -> NDArray[np.bool_]:
     return wrong
 
 
+def _loaded(stamps: Stamps, event: Event) -> Stamps:
+    """Return the stamps of a version that a load makes on top of another."""
+    return stamps | {str(table): int(event["stamp"]) for table in event["tables"]}
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A state that the store may be in.
@@ -130,7 +135,7 @@ class Expected:
             self.current = version
         elif kind == "load":
             self.held = {version, *({self.current} if event["keep"] > 1 else ())} - {0}
-            self.versions[version] = self.stamps | dict.fromkeys(event["tables"], event["stamp"])
+            self.versions[version] = _loaded(self.stamps, event)
             self.current = version
             for number in sorted(self.versions)[:-_REMEMBERED]:
                 del self.versions[number]
@@ -153,7 +158,7 @@ class Expected:
             wanted = event["version"]
             found.append(Candidate(True, wanted, self.versions[wanted]))
         elif event["begin"] == "load":
-            new = self.stamps | dict.fromkeys(event["tables"], event["stamp"])
+            new = _loaded(self.stamps, event)
             found.append(Candidate(True, None, new))
         elif event["begin"] == "update":
             found.append(Candidate(True, self.current, self.stamps))
@@ -211,4 +216,4 @@ class Expected:
         yield from list(self.versions.values())
         event = self.pending
         if event is not None and event["begin"] == "load":
-            yield self.stamps | dict.fromkeys(event["tables"], event["stamp"])
+            yield _loaded(self.stamps, event)

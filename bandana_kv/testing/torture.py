@@ -106,6 +106,7 @@ class _Torture:
         self.counters = _Counters()
         self.reasons: list[str] = []
         self.acknowledged: Counter[str] = Counter()
+        self._tell: Tell | None = None
 
     # -- the parent -------------------------------------------------------------------------
 
@@ -168,11 +169,7 @@ class _Torture:
             with lock:
                 os.write(into, json.dumps(event).encode() + b"\n")
 
-        self.bad = (
-            lambda what, why, count=1: tell(  # type: ignore[method-assign]
-                {"bad": what, "why": why[-600:], "count": count}
-            )
-        )
+        self._tell = tell
         try:
             work(tell)
         except BaseException:
@@ -210,7 +207,10 @@ class _Torture:
         self.expected.hear(event)
 
     def bad(self, what: str, why: str, count: int = 1) -> None:
-        """Count what must not be."""
+        """Count what must not be; in a child, by telling the parent."""
+        if self._tell is not None:
+            self._tell({"bad": what, "why": why[-600:], "count": count})
+            return
         self.counters.add(what, count)
         if count and len(self.reasons) < _SHOWN:
             self.reasons.append(f"{what}: {why}")

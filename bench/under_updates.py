@@ -29,7 +29,7 @@ from bandana_kv.policy import Admission, Policy
 
 DIM, IDS, EXPONENT = 32, 16, 1.1
 STAMP, ID, UPDATE = 0, 1, 2
-BATCH, FLUSH_EVERY, SWITCH_SECONDS = 16, 100, 2.0
+BATCH, FLUSH_EVERY, SWITCH_SECONDS, WARM_SECONDS = 16, 100, 3.0, 0.5
 POLICY = Policy("tinylfu", Admission("none"))
 
 
@@ -94,7 +94,7 @@ class Changing:
             now = time.monotonic()
             if now > switch_at:
                 bandana_kv.rollback(self.root, 3 - store.version)
-                store.refresh()
+                store.refresh(warm_seconds=WARM_SECONDS)
                 self.counts["switches"] += 1
                 switch_at = time.monotonic() + SWITCH_SECONDS
             ids = np.unique(self.asking.requests[rng.integers(len(self.asking.requests))])[:BATCH]

@@ -36,7 +36,7 @@ def main() -> None:
         # A log read from a file has read-only arrays, which kernels tell from others.
         log.write(Path(directory) / "log.npz")
         read = AccessLog.read(Path(directory) / "log.npz")
-        for adapter, copies in (("memory", 0.0), ("blockfile", 0.2)):
+        for adapter, copies in (("memory", 0.0), ("lmdb", 0.0), ("blockfile", 0.2)):
             bandana_kv.load(
                 store, {"rows": rows}, {"rows": read}, adapter=adapter, replicate=copies
             )
@@ -47,6 +47,11 @@ def main() -> None:
                         for request in requests[:20]:
                             opened.multi_get("rows", request.astype(dtype))
                             opened.get("rows", 1)
+            with bandana_kv.open(store, cache_bytes=1 << 16) as opened:
+                for _ in range(2):
+                    opened.update("rows", [1, 2], np.zeros((2, 32), np.float32))
+                    opened.multi_get("rows", requests[0])
+                opened.flush()
     out.print("kernels are compiled")
 
 

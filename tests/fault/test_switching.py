@@ -114,7 +114,7 @@ class Traffic:
             self.found["answers"] += 1
             self.found["wrong"] += int((rows[:, 1] != ids).sum())
             stamps.append(set(rows[:, 0].tolist()))
-        users = {user for user, _ in self._pairs}
+        users = {user for user, _ in tuple(self._pairs)}  # loads add to them
         mixed = any(len(each) != 1 for each in stamps) or not stamps[0] <= users
         if not mixed and len(stamps) == 2:
             mixed = (stamps[0].pop(), stamps[1].pop()) not in self._pairs

@@ -153,7 +153,8 @@ class Overlay:
 
     def _clear(self, capacity: int) -> None:
         self.count = 0
-        self._buckets = np.zeros(_BUCKETS_PER_ROW * capacity, np.uint64)
+        # One at least, empty: a search ends there. Whoever saw rows here may come too late.
+        self._buckets = np.zeros(max(1, _BUCKETS_PER_ROW * capacity), np.uint64)
         self._held = np.empty(capacity, np.uint32)
         self._sequences = np.empty(capacity, np.uint64)
         self._data = np.empty((capacity, self._row_bytes), np.uint8)

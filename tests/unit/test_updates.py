@@ -24,6 +24,7 @@ from bandana_kv.errors import (
     WriteBudgetError,
 )
 from bandana_kv.journal import journal_files
+from bandana_kv.overlay import Overlay
 from bandana_kv.testing import in_child
 
 ROWS, DIM = 600, 24
@@ -368,3 +369,16 @@ def test_the_ledger_knows_what_was_written_and_the_budget_is_kept(tmp_path: Path
             store.update("t", EVERY, new_rows(4, ROWS))
         assert np.array_equal(store.get("t", 1), new_rows(3, 1)[0])
         assert not np.array_equal(store.get("t", 2), new_rows(4, ROWS)[2])
+
+
+def test_an_empty_overlay_can_be_asked() -> None:
+    """A lookup may see that there are rows, and ask when a flush has just taken them."""
+    overlay = Overlay(4 * DIM)
+    positions, slots = np.arange(5), np.full(5, -1)
+    rows = np.full((5, 4 * DIM), 7, np.uint8)
+    for _ in range(2):
+        assert overlay.answer(positions, slots, rows) == 0
+        assert (slots == -1).all()
+        overlay.put(positions, rows, np.ones(5, np.uint64))
+        overlay.drop(1)
+    assert overlay._buckets.size

@@ -125,7 +125,7 @@ class Expected:
 
     def _apply(self, version: int) -> None:
         """Take what is pending as done; `version` is the one that is current then."""
-        event, self.pending = self.pending, None
+        event = self.pending
         if event is None:
             return
         kind = event["begin"]
@@ -141,6 +141,8 @@ class Expected:
                 del self.versions[number]
             used = {each for of_one in self.versions.values() for each in of_one.items()}
             self.sequences = {key: held for key, held in self.sequences.items() if key in used}
+        # At the end: threads that judge answers meanwhile must find it here or there.
+        self.pending = None
 
     def of(self, table: str, stamp: int) -> Rows:
         """Return the last update of each id (ROWS,), to be changed in place."""
@@ -213,7 +215,7 @@ class Expected:
         return all(found <= {version.get(table, -1)} for table, found in stamps.items())
 
     def _known(self) -> Iterator[Stamps]:
-        yield from list(self.versions.values())
         event = self.pending
+        yield from list(self.versions.values())
         if event is not None and event["begin"] == "load":
             yield _loaded(self.stamps, event)

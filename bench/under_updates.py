@@ -201,7 +201,7 @@ def main(
         "failed_calls": asking.failed,
         "surroundings": surroundings(0),
     }
-    report(result, "under-updates" if keep else None)
+    report(result, f"under-updates-{adapter}" if keep else None)
 
 
 if __name__ == "__main__":

@@ -136,9 +136,11 @@ class Expected:
         elif kind == "load":
             self.held = {version, *({self.current} if event["keep"] > 1 else ())} - {0}
             self.versions[version] = _loaded(self.stamps, event)
-            self.current = version
+            # The one before is served until the next refresh, however old it is by now.
+            before, self.current = self.current, version
             for number in sorted(self.versions)[:-_REMEMBERED]:
-                del self.versions[number]
+                if number != before:
+                    del self.versions[number]
             used = {each for of_one in self.versions.values() for each in of_one.items()}
             self.sequences = {key: held for key, held in self.sequences.items() if key in used}
         # At the end: threads that judge answers meanwhile must find it here or there.

@@ -212,7 +212,8 @@ class _Torture:
             self._tell({"bad": what, "why": why[-600:], "count": count})
             return
         self.counters.add(what, count)
-        if count and len(self.reasons) < _SHOWN:
+        shown = sum(reason.startswith(what) for reason in self.reasons)
+        if count and shown < _SHOWN:
             self.reasons.append(f"{what}: {why}")
 
     def look(self) -> None:

@@ -312,7 +312,7 @@ def main(
         "adapters": results,
         "surroundings": surroundings(seed),
     }
-    report(result, "switch" if keep else None)
+    report(result, f"switch-{adapter or 'all'}" if keep else None)
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ def _read(
     for i in range(keys.size):
         offset = pages[i] * page_bytes + _HEADER_BYTES
         if _pread(fd, out.ctypes.data + i * size, size, offset) != size:
-            return max(offset, 0)
+            return signed(max(offset, 0))
     return _DONE
 
 
@@ -192,7 +192,7 @@ class TreeReads:
             return None
         self = cls(path, page_bytes)
         for at in (0, page_bytes):
-            flags, magic, form, *_ = _HEAD.unpack_from(self._file, at)
+            flags, magic, form, *_ = _HEAD.unpack_from(self._file.data, at)
             if (flags, magic, form) != (_META, _MAGIC, _FORMAT):
                 self.close()
                 return None
@@ -243,4 +243,4 @@ class TreeReads:
         return (root, levels) if 0 < levels <= _MOST_LEVELS and root <= last else None
 
     def _head(self, which: int) -> tuple[int, ...]:
-        return _HEAD.unpack_from(self._file, which * self._page_bytes)
+        return _HEAD.unpack_from(self._file.data, which * self._page_bytes)

@@ -136,11 +136,11 @@ class Expected:
         elif kind == "load":
             self.held = {version, *({self.current} if event["keep"] > 1 else ())} - {0}
             self.versions[version] = _loaded(self.stamps, event)
-            # The one before is served until the next refresh, however old it is by now.
+            # The one before is served until the next refresh, however old it is by now; and
+            # the new one has not always the highest number, see `_fits` in torture.py.
             before, self.current = self.current, version
-            for number in sorted(self.versions)[:-_REMEMBERED]:
-                if number != before:
-                    del self.versions[number]
+            for number in sorted(self.versions.keys() - {before, version})[:-_REMEMBERED]:
+                del self.versions[number]
             used = {each for of_one in self.versions.values() for each in of_one.items()}
             self.sequences = {key: held for key, held in self.sequences.items() if key in used}
         # At the end: threads that judge answers meanwhile must find it here or there.

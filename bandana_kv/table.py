@@ -432,7 +432,7 @@ class ServedTable:
     @property
     def overlay_bytes(self) -> int:
         """DRAM that updated rows take which are not in their blocks yet."""
-        return self._overlay.held_bytes
+        return self._overlay.held_bytes if self._overlay.count else 0
 
     def bytes_to_flush(self, upto: int) -> int:
         """Return the bytes of blocks that :meth:`flush` would write."""

@@ -154,9 +154,10 @@ class AccessLog:
         *,
         format: str | None = None,
         columns: Mapping[str, str] | None = None,
+        table: str | None = None,
         progress: Progress | None = None,
-    ) -> Self:
-        """Read a log from a file.
+    ) -> AccessLog:
+        """Read a log from a file, or from what a store recorded.
 
         Parameters
         ----------
@@ -165,7 +166,8 @@ class AccessLog:
             ``.parquet``: a column of lists (`ids`, `id`, or the only one), or interactions.
             ``.csv``, ``.tsv``: interactions, with a header.
             ``.txt``: one request a line, ids separated by blanks or commas; blank lines
-            are skipped. Text also with ``.gz`` behind.
+            are skipped. Text also with ``.gz`` behind. A directory:
+            what :meth:`bandana_kv.EmbeddingStore.record` wrote.
         format
             ``npz``, ``parquet``, ``csv``, ``tsv`` or ``txt``; by default what the suffix says.
         columns
@@ -174,6 +176,8 @@ class AccessLog:
             text, and need not be in adjacent rows. If there is a time (a number or a date),
             requests come in the order of their first time and ids inside a request by
             time; else both come in the order of first appearance.
+        table
+            Which table's requests to take of a recording of several.
         progress
             Told of the bytes or rows read.
 
@@ -196,11 +200,11 @@ class AccessLog:
         lookup and 8 a request for text; up to 40 a lookup while interactions are sorted.
         """
         path = Path(path)
+        if path.is_dir():
+            return _recorded(path, table)
         read = READERS[format_of(path, READERS, format)]
         if not path.exists():
             raise InputError(f"{path}: no such file")
-        if path.is_dir():
-            raise InputError(f"{path}: is a directory; give the log file in it")
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty")
         try:
@@ -347,3 +351,19 @@ class AccessLog:
         most = check_log(self.offsets, self.ids, rows, self.source)
         # fills the cached property, which a frozen class does not stop
         self.__dict__["rows"] = most + 1
+
+
+def _recorded(path: Path, table: str | None) -> AccessLog:
+    """Return the requests of one table that a store recorded."""
+    from bandana_kv.recording.reading import is_recording, read_recording
+
+    if not is_recording(path):
+        raise InputError(f"{path}: is a directory without a recording; give the log file in it")
+    recording = read_recording(path)
+    if table is None and len(recording.tables) > 1:
+        tables = ", ".join(map(repr, recording.tables))
+        raise InputError(f"{path}: is a recording of {tables}; say table= for one of them")
+    log = recording.log(table or "".join(recording.tables))
+    if log.lookups == 0:
+        raise InputError(f"{path}: holds no requests that look anything up")
+    return log

@@ -1,0 +1,372 @@
+"""Requests of a live store, into files: sampled in bursts, and never in anybody's way.
+
+Of each cycle of requests a burst of consecutive ones is recorded, which begins at random. A
+placement is learnt from whole requests, and a cache is replayed by consecutive ones: were single
+requests drawn instead, rows would seem to come back later than they do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bandana_kv.errors import DiskFullError, InputError
+from bandana_kv.metrics import Metric
+from bandana_kv.recording.frames import FILE_HEADER, Frame, files_of, frame_bytes, path_of
+
+__all__ = ["Counted", "Recorder"]
+
+_log = logging.getLogger("bandana_kv")
+
+Counted: TypeAlias = "tuple[int, dict[str, tuple[int, int, int]]]"
+"""The version that is served, and by table the lookups, hits and block reads until now."""
+
+_LOCK = "lock"
+_BURST = 4096
+_FLUSH_SECONDS = 0.5
+# Requests that wait to be written; more than that in half a second is dropped.
+_WAITING_BYTES = 32 << 20
+_ENTRY_BYTES = 120  # of the interpreter's own objects, for each
+_FRAME_BYTES = 512 << 10
+_LEAST_FILE_BYTES = 1 << 20
+_STARTS = 1024
+
+
+class Recorder:
+    """Records the requests of a store until it is closed; made by ``store.record``.
+
+    Parameters
+    ----------
+    directory
+        Where files are written; made if it is not there.
+    sample
+        Share of the requests.
+    max_bytes, file_bytes
+        Of all files, and of one.
+    counted
+        Asks the store what it has counted.
+    seed
+        Of where bursts begin.
+
+    Raises
+    ------
+    InputError
+        An argument is wrong, the directory cannot be written to, holds something else, or
+        another recorder writes there.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        sample: float,
+        max_bytes: int,
+        file_bytes: int,
+        counted: Callable[[], Counted],
+        seed: int | None = None,
+    ) -> None:
+        _check(sample, max_bytes, file_bytes)
+        self._files = _Files(directory, max_bytes, file_bytes)
+        self._counted = counted
+        self._before = counted()
+        self._since = time.monotonic()
+        self._numbers = itertools.count()
+        self._cycle = max(_BURST, round(_BURST / sample))
+        drawn = random.Random(seed)
+        self._starts = [drawn.randint(0, self._cycle - _BURST) for _ in range(_STARTS)]
+        self._lock = threading.Lock()  # guards what waits, for a few instructions
+        self._flushing = threading.Lock()  # held while files are written
+        self._waiting: list[tuple[str, str, bytes]] = []
+        self._waiting_bytes = 0
+        self._dropped = self._recorded = 0
+        self._failure: str | None = None
+        self._wake = threading.Event()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="bandana-kv-recorder", daemon=True)
+        self._thread.start()
+
+    @property
+    def failure(self) -> str | None:
+        """Why nothing is recorded any more, or None."""
+        return self._failure
+
+    @property
+    def closed(self) -> bool:
+        """Whether it records no more."""
+        return self._closed
+
+    def note(self, table: str, ids: NDArray[np.integer[Any]]) -> None:
+        """Record a request, perhaps. Cost: about a microsecond; never waits for the device."""
+        if self._closed:
+            return
+        if self._cycle > _BURST:
+            cycle, at = divmod(next(self._numbers), self._cycle)
+            if not 0 <= at - self._starts[cycle % _STARTS] < _BURST:
+                return
+        raw = ids.tobytes()
+        taken = len(raw) + _ENTRY_BYTES
+        with self._lock:
+            if self._closed or self._waiting_bytes + taken > _WAITING_BYTES:
+                self._dropped += not self._closed
+                return
+            self._waiting.append((table, ids.dtype.char, raw))
+            self._waiting_bytes += taken
+            crowded = 2 * self._waiting_bytes > _WAITING_BYTES
+        if crowded:
+            self._wake.set()
+
+    def _run(self) -> None:
+        """Write what waits, again and again, in a thread of its own."""
+        while not self._closed:
+            self._wake.wait(_FLUSH_SECONDS)
+            self._wake.clear()
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits now. Cost: of the device; lookups go on meanwhile."""
+        with self._flushing:
+            self._flush()
+
+    def _flush(self) -> None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+            self._waiting_bytes = 0
+        written = 0
+        try:
+            if self._failure is None:
+                for frame in self._frames(waiting):
+                    written += self._files.write(frame_bytes(frame)) * frame.lengths.size
+        except Exception as error:
+            # Recording must never cost an answer; what is recorded so far stays.
+            self._failure = str(error)
+            _log.warning(
+                "%s: requests are not recorded any more (%s)",
+                self._files.directory,
+                error,
+                extra={"event": "recorder_failed", "error": str(error)},
+            )
+        with self._lock:
+            self._recorded += written
+            self._dropped += len(waiting) - written
+
+    def _frames(self, waiting: list[tuple[str, str, bytes]]) -> Iterator[Frame]:
+        """Make frames of what was looked up and counted since the last time."""
+        version, now = self._counted()
+        before = self._before[1] if self._before[0] == version else {}
+        seconds = time.monotonic() - self._since
+        self._before, self._since = (version, now), time.monotonic()
+        by_table: dict[str, list[tuple[str, bytes]]] = {}
+        for table, kind, raw in waiting:
+            by_table.setdefault(table, []).append((kind, raw))
+        frames = []
+        for table in by_table.keys() | now.keys():
+            counted = _difference(now.get(table), before.get(table))
+            requests = by_table.get(table, [])
+            if requests or any(counted):
+                lengths, ids = _arrays(requests)
+                frames.append(Frame(table, version, counted, seconds, time.time(), lengths, ids))
+        return frames
+
+    def metrics(self) -> list[Metric]:
+        """Return what was recorded, dropped and written; whether it had to stop."""
+        return [
+            Metric(
+                "bandana_kv_recorder_requests",
+                "counter",
+                "Requests that were recorded",
+                self._recorded,
+            ),
+            Metric(
+                "bandana_kv_recorder_dropped_requests",
+                "counter",
+                "Requests that were to be recorded, and were not",
+                self._dropped,
+            ),
+            Metric(
+                "bandana_kv_recorder_written_bytes",
+                "counter",
+                "Bytes that the recorder wrote",
+                self._files.written_bytes,
+            ),
+            Metric(
+                "bandana_kv_recorder_failed",
+                "gauge",
+                "1 once recording had to stop, because its files could not be written",
+                float(self._failure is not None),
+            ),
+        ]
+
+    def after_fork_in_child(self) -> None:
+        """Leave recording to the parent."""
+        self._closed = True
+        self._lock = threading.Lock()
+        self._files.close()
+
+    def close(self) -> None:
+        """Write what waits, and end. A second call does nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._wake.set()
+        self._thread.join()
+        self.flush()
+        self._files.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _check(sample: float, max_bytes: int, file_bytes: int) -> None:
+    if isinstance(sample, bool) or not isinstance(sample, (int, float)) or not 0 < sample <= 1:
+        raise InputError(f"sample {sample!r} is not a share of the requests above 0 and up to 1")
+    for name, size in (("max_bytes", max_bytes), ("file_bytes", file_bytes)):
+        whole = isinstance(size, (int, np.integer)) and not isinstance(size, bool)
+        if not whole or size < _LEAST_FILE_BYTES:
+            raise InputError(
+                f"{name} {size!r} is not a whole number of bytes from {_LEAST_FILE_BYTES} up"
+            )
+    if 2 * file_bytes > max_bytes:
+        raise InputError(f"file_bytes {file_bytes} is more than half of max_bytes {max_bytes}")
+
+
+def _difference(
+    now: tuple[int, int, int] | None, before: tuple[int, int, int] | None
+) -> tuple[int, int, int]:
+    """Return what was counted between; of a table that was opened anew, all of it."""
+    if now is None:
+        return (0, 0, 0)
+    if before is None or now[0] < before[0]:
+        return now
+    return (now[0] - before[0], now[1] - before[1], now[2] - before[2])
+
+
+def _runs(requests: list[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
+    """Cut requests into runs for a frame each; the first may be empty."""
+    run: list[tuple[str, bytes]] = []
+    size = 0
+    for each in requests:
+        if run and size + len(each[1]) > _FRAME_BYTES:
+            yield run
+            run, size = [], 0
+        run.append(each)
+        size += len(each[1])
+    yield run
+
+
+def _arrays(
+    requests: list[tuple[str, bytes]],
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Return the lengths of requests, and their ids one behind the other."""
+    parts = [
+        (kind, [raw for _, raw in run])
+        for kind, run in itertools.groupby(requests, key=lambda each: each[0])
+    ]
+    lengths = [
+        np.fromiter(map(len, raws), np.int64, len(raws)) // np.dtype(kind).itemsize
+        for kind, raws in parts
+    ]
+    ids = [np.frombuffer(b"".join(raws), kind).astype(np.uint32) for kind, raws in parts]
+    nothing = np.zeros(0, np.uint32)
+    return (
+        np.concatenate([nothing, *lengths]).astype(np.uint32),
+        np.concatenate([nothing, *ids]),
+    )
+
+
+class _Files:
+    """Rolling files in a directory; the oldest go, so that all stay within their bytes."""
+
+    def __init__(self, directory: Path, max_bytes: int, file_bytes: int) -> None:
+        self.directory = directory
+        self.written_bytes = 0
+        self._max_bytes, self._file_bytes = max_bytes, file_bytes
+        self._file: int | None = None
+        self._size = 0
+        made = [path for path in (directory, *directory.parents) if not path.exists()]
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            strange = [
+                path.name
+                for path in directory.iterdir()
+                if path.name != _LOCK and path not in files_of(directory)
+            ]
+            if strange:
+                raise InputError(f"{directory}: holds {strange[0]!r}; name a directory of its own")
+            self._lock: int | None = os.open(
+                directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
+            )
+        except OSError as error:
+            for path in made:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+            if isinstance(error, DiskFullError):
+                raise
+            raise InputError(f"{directory}: cannot be written to ({error.strerror})") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock)
+            raise InputError(f"{directory}: another recorder writes there") from error
+
+    def write(self, frame: bytes) -> bool:
+        """Append a frame; begin a new file where it is time. False: too long for any file."""
+        if len(FILE_HEADER) + len(frame) > self._file_bytes:
+            return False
+        if self._file is None or self._size + len(frame) > self._file_bytes:
+            self._begin()
+        self._append(frame)
+        return True
+
+    def _begin(self) -> None:
+        """Begin the next file; the oldest make room for a whole one."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+        files = files_of(self.directory)
+        sizes = {path: path.stat().st_size for path in files}
+        for path in files:
+            if sum(sizes.values()) + self._file_bytes <= self._max_bytes:
+                break
+            path.unlink()
+            del sizes[path]
+        number = 1 + max((int(path.stem) for path in files), default=0)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._file, self._size = os.open(path_of(self.directory, number), flags, 0o644), 0
+        self._append(FILE_HEADER)
+
+    def _append(self, raw: bytes) -> None:
+        assert self._file is not None
+        view = memoryview(raw)
+        while view:
+            written = os.write(self._file, view)
+            self._size += written
+            self.written_bytes += written
+            view = view[written:]
+
+    def close(self) -> None:
+        """Let go of the files; what they hold stays."""
+        for handle in (self._file, self._lock):
+            if handle is not None:
+                os.close(handle)
+        self._file = self._lock = None

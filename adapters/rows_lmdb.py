@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,6 +18,7 @@ from bandana_kv.errors import AdapterError, InputError, StoreNotFoundError
 __all__ = ["LmdbRows"]
 
 _DATA_FILE = "data.mdb"
+_LOOK_EVERY_READS = 1024
 
 
 class LmdbRows(KeyedRows):
@@ -29,15 +31,24 @@ class LmdbRows(KeyedRows):
     name: ClassVar[str] = "lmdb"
 
     def __init__(
-        self, path: Path, *, key: str | KeyCodec, dtype: npt.DTypeLike, inner: str | None = None
+        self,
+        path: Path,
+        *,
+        key: str | KeyCodec,
+        dtype: npt.DTypeLike,
+        inner: str | None = None,
+        prefix: bytes = b"",
     ) -> None:
-        super().__init__(str(path), key, dtype)
+        super().__init__(str(path), key, dtype, inner, prefix)
         if path.is_file():
             raise InputError(f"{path}: name the environment's directory")
         if not (path / _DATA_FILE).is_file():
             raise StoreNotFoundError(f"no {self.name} environment at {path}")
         self._inner = None if inner is None else inner.encode()
         self._closed = False
+        self._path = path.resolve()
+        self._snapshot: lmdb.Transaction | None = None
+        self._scanned_txn: int | None = None
         try:
             self._environment = acquire(path, read_only=True, map_bytes=0)
         except (lmdb.Error, OSError) as error:
@@ -65,13 +76,79 @@ class LmdbRows(KeyedRows):
                     raise
 
     def _read(self, handle: lmdb.Environment, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        with self._begin(handle) as txn:
+            return [txn.get(key) for key in keys]
+
+    def _begin(self, handle: lmdb.Environment) -> lmdb.Transaction:
         # The engine keeps the database open, and knows it by its name.
         database = None if self._inner is None else handle.open_db(self._inner, create=False)
-        with handle.begin(db=database) as txn:
-            return [txn.get(key) for key in keys]
+        return handle.begin(db=database)
+
+    def _pairs(self, prefix: bytes, after: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+        start = prefix if after is None else after
+        with self._scanned() as txn, txn.cursor() as cursor:
+            self._refuse_order(txn, prefix)
+            found = cursor.set_range(start) if start else cursor.first()
+            if found and cursor.key() == after:
+                found = cursor.next()
+            if not found:
+                return
+            for number, pair in enumerate(cursor.iternext(), 1):
+                if not pair[0].startswith(prefix):
+                    return
+                yield pair
+                if not number % _LOOK_EVERY_READS:
+                    self._environment.pages.after_reads(_LOOK_EVERY_READS)
+
+    def _refuse_order(self, txn: lmdb.Transaction, prefix: bytes) -> None:
+        """Refuse a database with several values a key, or whose order tears prefixes apart."""
+        handle = self._environment.handle
+        flags = handle.open_db(self._inner, txn=txn, create=False).flags(txn)
+        where = f"{self.name} at {self._path}"
+        if flags["dupsort"]:
+            raise InputError(f"{where}: the database has several values a key (dupsort)")
+        if prefix and (flags["reverse_key"] or flags["integerkey"]):
+            raise InputError(f"{where}: the database is not in the order of prefixes of its keys")
+
+    @contextlib.contextmanager
+    def _scanned(self) -> Iterator[lmdb.Transaction]:
+        """Give the transaction of all scans, while the environment cannot be closed."""
+        self._values([])  # opens the environment again where a fork has closed it
+        with self._environment.gate:
+            self._environment.check()
+            if not self._is_alive(self._snapshot):
+                self._snapshot = self._begin(self._environment.handle)
+            number = self._snapshot.id()
+            if self._scanned_txn not in (None, number):
+                raise AdapterError(
+                    f"{self.name} at {self._path}: the rows of the first scan are gone: the "
+                    "process has forked, and somebody has written since"
+                )
+            self._scanned_txn = number
+            yield self._snapshot
+
+    def _is_alive(self, txn: lmdb.Transaction | None) -> bool:
+        try:
+            return txn is not None and txn.id() >= 0
+        except lmdb.Error:
+            return False
+
+    def state(self) -> dict[str, str | int]:
+        """Return the file's inode and the number of the last transaction."""
+        with self._scanned() as txn:
+            number = txn.id()
+        return {"inode": (self._path / _DATA_FILE).stat().st_ino, "transaction": number}
+
+    def count(self) -> int:
+        """Return how many keys there are."""
+        with self._scanned() as txn:
+            database = self._environment.handle.open_db(self._inner, txn=txn, create=False)
+            return int(txn.stat(database)["entries"])
 
     def close(self) -> None:
         """Close the environment; a second call does nothing."""
         if not self._closed:
             self._closed = True
+            if self._is_alive(self._snapshot):
+                self._snapshot.abort()
             release(self._environment)

@@ -28,7 +28,7 @@ from bandana_kv.errors import (
     RowMissingError,
 )
 
-__all__ = ["KEY_CODECS", "Codec", "KeyCodec", "KeyedRows", "open_rows"]
+__all__ = ["ENGINES", "KEY_CODECS", "Codec", "KeyCodec", "KeyedRows", "open_rows"]
 
 _KINDS = "biufc"
 # What a scan holds at once: so many keys, or about so many bytes of values.
@@ -36,7 +36,7 @@ _SCANNED_KEYS, _SCANNED_BYTES = 4096, 4 << 20
 
 
 # Name -> module, class, and the package to install.
-_ENGINES = {
+ENGINES = {
     "lmdb": ("bandana_kv.adapters.rows_lmdb", "LmdbRows", "lmdb"),
     "rocksdb": ("bandana_kv.adapters.rows_rocksdb", "RocksdbRows", "rocksdict"),
 }
@@ -302,9 +302,9 @@ def open_rows(
     MissingExtraError
         The engine is not installed.
     """
-    if engine not in _ENGINES:
-        raise InputError(f"rows by key are not read from {engine!r}, but {', '.join(_ENGINES)}")
-    module, attribute, package = _ENGINES[engine]
+    if engine not in ENGINES:
+        raise InputError(f"rows by key are not read from {engine!r}, but {', '.join(ENGINES)}")
+    module, attribute, package = ENGINES[engine]
     try:
         found = getattr(importlib.import_module(module), attribute)
     except ImportError as error:

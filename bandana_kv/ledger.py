@@ -1,9 +1,9 @@
 """What was written into a store, and how much of it a day may be: flash wears out by writing.
 
-``DIR/ledger.jsonl``: a line for each load, migration, flush of updates and repair, in the order of their
-ends, ``{"checksum": <XXH3 of the entry>, "entry": {...}}``. Any process may append; a line that a
-crash has torn is left out. The file stays small: past 256 KiB, entries of the same hour become one,
-past two days those of the same day, past two months those of the same thirty days.
+``DIR/ledger.jsonl``: a line for each load, migration, flush of updates and repair, in the order
+of their ends, ``{"checksum": <XXH3 of the entry>, "entry": {...}}``. Any process may append; a
+line that a crash has torn is left out. The file stays small: past 256 KiB, entries of the same hour
+become one, past two days those of the same day, past two months those of the same thirty days.
 
 ``DIR/write-budget.json``: the bytes that loads and updates may write in any 24 hours.
 """

@@ -10,7 +10,7 @@ import msgspec
 
 import bandana_kv
 from bandana_kv import adapters
-from bandana_kv.adapters.rows import KEY_CODECS, open_rows
+from bandana_kv.adapters.rows import ENGINES, KEY_CODECS, open_rows
 from bandana_kv.migration import Migrated, migrate
 from bandana_kv.plan import Plan
 from bandana_kv.tools.console import Bar, errors_named, out
@@ -23,7 +23,7 @@ __all__ = ["main"]
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option(
-    "--from", "engine", required=True, type=click.Choice(["rocksdb", "lmdb"]), help="Of SOURCE."
+    "--from", "engine", required=True, type=click.Choice(list(ENGINES)), help="Of SOURCE."
 )
 @click.option("--table", required=True, help="Its name in the store.")
 @click.option("--column-family", help="Of RocksDB.  [default: default]")
@@ -32,10 +32,14 @@ __all__ = ["main"]
 @click.option("--prefix", help="What stands before it, such as emb:user: for emb:user:123.")
 @click.option("--prefix-hex", help="The same in hexadecimal.")
 @click.option("--dtype", default="float32", show_default=True, help="Of the numbers in a value.")
-@click.option("--dim", type=click.IntRange(1), help="Numbers a row, checked.  [default: the first]")
+@click.option("--dim", type=click.IntRange(1), help="Numbers of a row.  [default: the first's]")
 @click.option("--rows", type=click.IntRange(1), help="Of the table.  [default: largest id + 1]")
 @click.option(
-    "--missing", default="error", show_default=True, type=click.Choice(["error", "zeros"])
+    "--missing",
+    default="error",
+    show_default=True,
+    type=click.Choice(["error", "zeros"]),
+    help="For ids without a row.",
 )
 @click.option("--skip-others", is_flag=True, help="Skip and count keys that are of no id.")
 @click.option("--log", type=click.Path(path_type=Path), help="The table's access log.")
@@ -129,17 +133,17 @@ def _prefix(text: str | None, in_hex: str | None) -> bytes:
 
 
 def _show(store: Path, done: Migrated) -> None:
-    lines = [
-        f"{store}: version {done.version} is served, with {done.table} new",
-        f"{done.rows:,} rows of {done.dim} {done.dtype}, {size_text(done.bytes)}; {done.read:,} from "
-        f"the source, {done.filled:,} zeros; {done.skipped:,} other keys skipped",
-        f"resumed from row {done.resumed_from:,}" if done.resumed_from else "",
-        f"every row compared: checksum of the source {done.checksum_source}, of the store "
-        f"{done.checksum_store}",
-        f"{done.extract_seconds:.1f} s extracting, {done.load_seconds:.1f} s loading, "
-        f"{done.compare_seconds:.1f} s comparing",
-    ]
-    for line in filter(None, lines):
+    lines = [f"{store}: version {done.version} is served, with {done.table} new"]
+    lines.append(f"{done.rows:,} rows of {done.dim} {done.dtype}, {size_text(done.bytes)}")
+    lines.append(
+        f"{done.read:,} from the source, {done.filled:,} zeros; {done.skipped:,} other keys"
+    )
+    if done.resumed_from:
+        lines.append(f"{done.resumed_from:,} of them had come before it was resumed")
+    lines.append(f"all compared: checksum {done.checksum_source} there, {done.checksum_store} here")
+    spent = (done.extract_seconds, done.load_seconds, done.compare_seconds)
+    lines.append("extracted in {:.1f} s, loaded in {:.1f} s, compared in {:.1f} s".format(*spent))
+    for line in lines:
         out.print(line, soft_wrap=True, markup=False, highlight=False)
 
 

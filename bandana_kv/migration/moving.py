@@ -231,8 +231,7 @@ def _shape(reading: Reading, staging: Staging, missing: str) -> tuple[int, NDArr
     state, table = staging.state, reading.table
     if not state.read:
         raise InputError(
-            f"table {table!r}: the source has no row of it ({state.skipped} keys were skipped); "
-            "are prefix and key codec the right ones?"
+            f"table {table!r}: its source has no row of it; are prefix and key codec right?"
         )
     rows = reading.rows or state.top
     if state.top > rows:

@@ -81,8 +81,9 @@ class Reading:
             if not is_id.all():
                 keys, values, ids = self._only_ids(keys, values, ids, is_id)
             self._check(keys, values, ids)
-            rows = np.frombuffer(bytearray().join(values), np.uint8)
-            yield Batch(ids, rows.reshape(ids.size, -1), last_key, found - ids.size)
+            joined = np.frombuffer(bytearray().join(values), np.uint8)
+            rows = joined.reshape(ids.size, self.row_bytes or 0)
+            yield Batch(ids, rows, last_key, found - ids.size)
 
     def _only_ids(
         self,

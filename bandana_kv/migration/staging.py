@@ -194,9 +194,10 @@ class Staging:
             self._checkpoint()
 
     def end(self) -> None:
-        """Note that the source has no more rows."""
-        self.state.ended = True
-        self._checkpoint()
+        """Note that the source has no more rows; where it had none, nothing stays."""
+        if self.state.read or self._held:
+            self.state.ended = True
+            self._checkpoint()
 
     def _checkpoint(self) -> None:
         """Write what is held back, sorted, and make it durable."""

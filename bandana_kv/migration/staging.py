@@ -34,7 +34,7 @@ _FORMAT_VERSION = 1
 # Of an array with two dimensions, whatever they are.
 _HEADER_BYTES = 128
 # Rows held back until so many can be sorted and written at once, and made durable.
-CHECKPOINT_BYTES = 32 << 20
+CHECKPOINT_BYTES = 16 << 20
 _IDS_AT_ONCE = 1 << 20
 
 # Called by name from compiled code: most runs of rows are short where keys are not in the order

@@ -9,8 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -28,7 +27,16 @@ from bandana_kv.errors import (
     RowMissingError,
 )
 
-__all__ = ["ENGINES", "KEY_CODECS", "Codec", "KeyCodec", "KeyedRows", "open_rows"]
+__all__ = [
+    "ENGINES",
+    "KEY_CODECS",
+    "Codec",
+    "KeyCodec",
+    "KeyedRows",
+    "Pairs",
+    "batch_size",
+    "open_rows",
+]
 
 _KINDS = "biufc"
 # What a scan holds at once: so many keys, or about so many bytes of values.
@@ -40,6 +48,10 @@ ENGINES = {
     "lmdb": ("bandana_kv.adapters.rows_lmdb", "LmdbRows", "lmdb"),
     "rocksdb": ("bandana_kv.adapters.rows_rocksdb", "RocksdbRows", "rocksdict"),
 }
+
+
+Pairs = list[tuple[bytes, bytes]]
+"""Keys with their values."""
 
 
 class KeyedRows(ABC):
@@ -108,8 +120,11 @@ class KeyedRows(ABC):
         """Return the value of each key, None where there is none."""
 
     @abstractmethod
-    def _pairs(self, prefix: bytes, after: bytes | None) -> Iterator[tuple[bytes, bytes]]:
-        """Yield every key with `prefix` behind the key `after`, with its value, in their order."""
+    def _batches(self, prefix: bytes, after: bytes | None) -> Iterator[Pairs]:
+        """Yield every key with `prefix` behind the key `after`, with its value, in their order.
+
+        In batches of :func:`batch_size`; whoever goes through them may pause between two.
+        """
 
     @abstractmethod
     def state(self) -> dict[str, str | int]:
@@ -190,9 +205,9 @@ class KeyedRows(ABC):
         opened, or at the first scan. Keys of other prefixes are neither read nor counted.
         *Cost*: reads the values once, in the order of the keys; some 4 MiB of memory.
         """
-        pairs = self._pairs(self._prefix_of(table), after)
         try:
-            yield from _batched(pairs)
+            for batch in self._batches(self._prefix_of(table), after):
+                yield [key for key, _ in batch], [value for _, value in batch]
         except BandanaError:
             raise
         except Exception as error:
@@ -247,16 +262,10 @@ class KeyedRows(ABC):
         self.close()
 
 
-def _batched(
-    pairs: Iterable[tuple[bytes, bytes]],
-) -> Iterator[tuple[list[bytes], list[bytes]]]:
-    """Split pairs into batches of bounded memory."""
-    pairs, most = iter(pairs), 1
-    while batch := list(islice(pairs, most)):
-        values = [value for _, value in batch]
-        yield [key for key, _ in batch], values
-        mean_bytes = 1 + sum(map(len, values)) // len(values)
-        most = max(1, min(_SCANNED_KEYS, _SCANNED_BYTES // mean_bytes))
+def batch_size(before: Pairs) -> int:
+    """Return how many pairs are read at once after such a batch: memory stays bounded."""
+    mean_bytes = 1 + sum(len(value) for _, value in before) // len(before)
+    return max(1, min(_SCANNED_KEYS, _SCANNED_BYTES // mean_bytes))
 
 
 def open_rows(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 from collections.abc import Iterator, Sequence
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,13 +14,12 @@ import numpy.typing as npt
 
 from bandana_kv.adapters.gate import StaleHandleError
 from bandana_kv.adapters.lmdb import acquire, release
-from bandana_kv.adapters.rows import KeyCodec, KeyedRows
+from bandana_kv.adapters.rows import KeyCodec, KeyedRows, Pairs, batch_size
 from bandana_kv.errors import AdapterError, InputError, StoreNotFoundError
 
 __all__ = ["LmdbRows"]
 
 _DATA_FILE = "data.mdb"
-_LOOK_EVERY_READS = 1024
 
 
 class LmdbRows(KeyedRows):
@@ -85,25 +85,32 @@ class LmdbRows(KeyedRows):
         database = None if self._inner is None else handle.open_db(self._inner, create=False)
         return handle.begin(db=database)
 
-    def _pairs(self, prefix: bytes, after: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+    def _batches(self, prefix: bytes, after: bytes | None) -> Iterator[Pairs]:
+        # Without reading ahead a cold scan takes several times as long.
+        self._advise(mmap.MADV_NORMAL)
+        try:
+            most = 1
+            while batch := self._batch(prefix, after, most):
+                yield batch
+                after, most = batch[-1][0], batch_size(batch)
+        finally:
+            self._advise(mmap.MADV_RANDOM)
+
+    def _batch(self, prefix: bytes, after: bytes | None, most: int) -> Pairs:
         start = prefix if after is None else after
-        pages = self._environment.pages
         with self._scanned() as txn, txn.cursor() as cursor:
             self._refuse_order(txn, prefix)
             found = cursor.set_range(start) if start else cursor.first()
             if found and cursor.key() == after:
                 found = cursor.next()
-            # Without reading ahead a cold scan takes several times as long.
-            pages.advise(mmap.MADV_NORMAL)
-            try:
-                for number, pair in enumerate(cursor.iternext() if found else (), 1):
-                    if not pair[0].startswith(prefix):
-                        return
-                    yield pair
-                    if not number % _LOOK_EVERY_READS:
-                        pages.after_reads(_LOOK_EVERY_READS)
-            finally:
-                pages.advise(mmap.MADV_RANDOM)
+            pairs = takewhile(lambda pair: pair[0].startswith(prefix), cursor.iternext())
+            batch = list(islice(pairs, most)) if found else []
+            self._environment.pages.after_reads(len(batch))
+        return batch
+
+    def _advise(self, advice: int) -> None:
+        with self._environment.gate:
+            self._environment.pages.advise(advice)
 
     def _refuse_order(self, txn: lmdb.Transaction, prefix: bytes) -> None:
         """Refuse a database with several values a key, or whose order tears prefixes apart."""
@@ -118,7 +125,8 @@ class LmdbRows(KeyedRows):
     @contextlib.contextmanager
     def _scanned(self) -> Iterator[lmdb.Transaction]:
         """Give the transaction of all scans, while the environment cannot be closed."""
-        self._values([])  # opens the environment again where a fork has closed it
+        if not self._is_alive(self._snapshot):
+            self._values([])  # opens the environment again, or with a map that has grown
         with self._environment.gate:
             self._environment.check()
             if not self._is_alive(self._snapshot):
@@ -126,8 +134,8 @@ class LmdbRows(KeyedRows):
             number = self._snapshot.id()
             if self._scanned_txn not in (None, number):
                 raise AdapterError(
-                    f"{self.name} at {self._path}: the rows of the first scan are gone: the "
-                    "process has forked, and somebody has written since"
+                    f"{self.name} at {self._path}: somebody has written, and the rows of the first "
+                    "scan are gone: the process has forked, or looked rows up in a map that grew"
                 )
             self._scanned_txn = number
             yield self._snapshot

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import rocksdict
 
 from bandana_kv.adapters.rocksdb import open_to_read
-from bandana_kv.adapters.rows import KeyCodec, KeyedRows
+from bandana_kv.adapters.rows import KeyCodec, KeyedRows, Pairs, batch_size
 from bandana_kv.errors import AdapterError, StoreNotFoundError
 
 __all__ = ["RocksdbRows"]
@@ -78,6 +79,12 @@ class RocksdbRows(KeyedRows):
         asked: Any = list(keys)
         values: list[bytes | None] = self._current_family().get(asked)  # type: ignore[assignment]
         return values
+
+    def _batches(self, prefix: bytes, after: bytes | None) -> Iterator[Pairs]:
+        pairs, most = self._pairs(prefix, after), 1
+        while batch := list(islice(pairs, most)):
+            yield batch
+            most = batch_size(batch)
 
     def _pairs(self, prefix: bytes, after: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         options = rocksdict.ReadOptions()

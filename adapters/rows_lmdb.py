@@ -48,7 +48,7 @@ class LmdbRows(KeyedRows):
         self._inner = None if inner is None else inner.encode()
         self._closed = False
         self._path = path.resolve()
-        self._snapshot: lmdb.Transaction | None = None
+        self._snapshot: lmdb.Transaction[bytes] | None = None
         self._scanned_txn: int | None = None
         try:
             self._environment = acquire(path, read_only=True, map_bytes=0)
@@ -80,10 +80,10 @@ class LmdbRows(KeyedRows):
         with self._begin(handle) as txn:
             return [txn.get(key) for key in keys]
 
-    def _begin(self, handle: lmdb.Environment) -> lmdb.Transaction:
+    def _begin(self, handle: lmdb.Environment) -> lmdb.Transaction[bytes]:
         # The engine keeps the database open, and knows it by its name.
         database = None if self._inner is None else handle.open_db(self._inner, create=False)
-        return handle.begin(db=database)
+        return handle.begin(db=database, buffers=False)
 
     def _batches(self, prefix: bytes, after: bytes | None) -> Iterator[Pairs]:
         # Without reading ahead a cold scan takes several times as long.
@@ -112,10 +112,10 @@ class LmdbRows(KeyedRows):
         with self._environment.gate:
             self._environment.pages.advise(advice)
 
-    def _refuse_order(self, txn: lmdb.Transaction, prefix: bytes) -> None:
+    def _refuse_order(self, txn: lmdb.Transaction[bytes], prefix: bytes) -> None:
         """Refuse a database with several values a key, or whose order tears prefixes apart."""
         handle = self._environment.handle
-        flags = handle.open_db(self._inner, txn=txn, create=False).flags(txn)
+        flags = handle.open_db(self._inner, txn=txn, create=False).flags(txn)  # type: ignore[call-arg]
         where = f"{self.name} at {self._path}"
         if flags["dupsort"]:
             raise InputError(f"{where}: the database has several values a key (dupsort)")
@@ -123,28 +123,29 @@ class LmdbRows(KeyedRows):
             raise InputError(f"{where}: the database is not in the order of prefixes of its keys")
 
     @contextlib.contextmanager
-    def _scanned(self) -> Iterator[lmdb.Transaction]:
+    def _scanned(self) -> Iterator[lmdb.Transaction[bytes]]:
         """Give the transaction of all scans, while the environment cannot be closed."""
-        if not self._is_alive(self._snapshot):
+        if self._living() is None:
             self._values([])  # opens the environment again, or with a map that has grown
         with self._environment.gate:
             self._environment.check()
-            if not self._is_alive(self._snapshot):
-                self._snapshot = self._begin(self._environment.handle)
-            number = self._snapshot.id()
-            if self._scanned_txn not in (None, number):
+            txn = self._snapshot = self._living() or self._begin(self._environment.handle)
+            if self._scanned_txn not in (None, txn.id()):
                 raise AdapterError(
                     f"{self.name} at {self._path}: somebody has written, and the rows of the first "
                     "scan are gone: the process has forked, or looked rows up in a map that grew"
                 )
-            self._scanned_txn = number
-            yield self._snapshot
+            self._scanned_txn = txn.id()
+            yield txn
 
-    def _is_alive(self, txn: lmdb.Transaction | None) -> bool:
+    def _living(self) -> lmdb.Transaction[bytes] | None:
+        """Return the transaction of earlier scans, unless the environment was closed since."""
         try:
-            return txn is not None and txn.id() >= 0
+            if self._snapshot is not None:
+                self._snapshot.id()
         except lmdb.Error:
-            return False
+            return None
+        return self._snapshot
 
     def state(self) -> dict[str, str | int]:
         """Return the file's inode and the number of the last transaction."""
@@ -162,6 +163,6 @@ class LmdbRows(KeyedRows):
         """Close the environment; a second call does nothing."""
         if not self._closed:
             self._closed = True
-            if self._is_alive(self._snapshot):
-                self._snapshot.abort()
+            if (txn := self._living()) is not None:
+                txn.abort()
             release(self._environment)

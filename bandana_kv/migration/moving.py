@@ -140,8 +140,7 @@ def migrate(
     The version served before stays so until every row of the new one was compared. After a
     failure, what was brought in durably stays in ``migrations/`` of the store for the next try.
     *Cost*: reads the source twice, in the order of its keys; writes the rows twice, and four bytes
-    a row, and needs the room until it ends. Resident memory: as of the load, some 100 MiB and 12
-    bytes a row.
+    a row, and needs the room until it ends. Resident memory: as of the load.
     """
     if missing not in _MISSING:
         raise InputError(f"missing {missing!r} is none of {', '.join(_MISSING)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 
 import bandana_kv
 from bandana_kv.adapters.rows import open_rows
-from bandana_kv.errors import MigrationError
+from bandana_kv.errors import AdapterError, MigrationError
 from bandana_kv.migration import Migrated, migrate
 from bandana_kv.progress import Progress
 
@@ -193,3 +194,24 @@ def test_whoever_writes_meanwhile_the_rows_are_those_of_one_moment(
     again = migrated(engine, source, store)
     assert again.rows == 3001
     assert np.array_equal(served(store, 3001)[[0, 3000]], ROWS[[7, 7]])
+
+
+def test_a_scan_behind_a_fork_and_a_write_says_that_its_rows_are_gone(
+    tmp_path: Path, put_by_key: Put
+) -> None:
+    put_by_key("lmdb", tmp_path / "db", by_key(ROWS[:50]))
+    with open_rows("lmdb", tmp_path / "db", key="decimal") as source:
+        first = list(source.scan("user"))
+        assert list(source.scan("user")) == first
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if list(source.scan("user")) == first else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert list(source.scan("user")) == first
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+        Writes("lmdb", tmp_path / "db").start("extract", 0, "rows")
+        with pytest.raises(AdapterError, match="rows of the first scan are gone"):
+            list(source.scan("user"))

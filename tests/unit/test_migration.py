@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import lmdb
 import numpy as np
 import pytest
 
 import bandana_kv
 from bandana_kv import manifest
 from bandana_kv.adapters import rows as rows_module
+from bandana_kv.adapters.lmdb import LmdbAdapter
 from bandana_kv.adapters.rows import KEY_CODECS, Codec, KeyedRows, open_rows
 from bandana_kv.errors import InputError, LoadInProgressError, MigrationError
 from bandana_kv.migration import Migrated, migrate, staging
@@ -196,6 +198,26 @@ def test_it_is_placed_by_a_log_and_loaded_as_any_table(
     assert np.array_equal(served(tmp_path / "store"), ROWS)
     assert bandana_kv.verify(tmp_path / "store").sound
     assert done.bytes == ROWS.nbytes
+
+
+def test_into_an_engine_that_the_user_holds(decimal: KeyedRows, tmp_path: Path) -> None:
+    with lmdb.open(str(tmp_path / "own"), map_size=1 << 26, max_dbs=1, readahead=False) as own:
+        adapter = LmdbAdapter.on(own, own.open_db(b"blocks"))
+        migrate(decimal, tmp_path / "store", "user", adapter=adapter)
+        with bandana_kv.open(tmp_path / "store", adapter=adapter) as store:
+            assert np.array_equal(store.multi_get("user", np.arange(700)), ROWS)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16", "complex128"])
+def test_rows_of_any_dtype_and_of_several_pages(
+    dtype: str, tmp_path: Path, put_by_key: Put
+) -> None:
+    rows = np.random.default_rng(2).integers(0, 200, (70, 3000)).astype(dtype)
+    put_by_key("lmdb", tmp_path / "db", by_key("uint32-be", rows))
+    with open_rows("lmdb", tmp_path / "db", key="uint32-be", dtype=dtype) as source:
+        migrate(source, tmp_path / "store", "user", dim=3000)
+    assert served(tmp_path / "store").dtype == dtype
+    assert np.array_equal(served(tmp_path / "store"), rows)
 
 
 class At(Progress):

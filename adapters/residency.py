@@ -39,6 +39,11 @@ class MappedPages:
         self._reads = 0
         self._held_bytes = _resident_file_bytes()
 
+    def advise(self, advice: int) -> None:
+        """Tell the system how the mapping will be read, by one of mmap's ``MADV_`` numbers."""
+        for start, size in _mappings(self._path):
+            _libc.madvise(start, size, advice)
+
     def after_reads(self, count: int) -> None:
         """Count reads; look at the memory now and then."""
         self._reads += count
@@ -47,8 +52,7 @@ class MappedPages:
         self._reads = 0
         if _resident_file_bytes() < self._held_bytes + _MOST_BYTES:
             return
-        for start, size in _mappings(self._path):
-            _libc.madvise(start, size, mmap.MADV_DONTNEED)
+        self.advise(mmap.MADV_DONTNEED)
         self._held_bytes = _resident_file_bytes()
 
 

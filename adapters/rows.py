@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
+from bandana_kv.adapters.codecs import KEY_CODECS, Codec, KeyCodec
 from bandana_kv.errors import (
     AdapterError,
     BandanaError,
@@ -26,49 +27,31 @@ from bandana_kv.errors import (
     RowMissingError,
 )
 
-__all__ = ["KEY_CODECS", "KeyCodec", "KeyedRows", "open_rows"]
-
-KeyCodec = Callable[[str, npt.NDArray[np.int64]], Sequence[bytes]]
-"""A function of a table's name and ids (n,) that returns the key of each."""
+__all__ = [
+    "ENGINES",
+    "KEY_CODECS",
+    "Codec",
+    "KeyCodec",
+    "KeyedRows",
+    "Pairs",
+    "batch_size",
+    "open_rows",
+]
 
 _KINDS = "biufc"
+# What a scan holds at once: so many keys, or about so many bytes of values.
+_SCANNED_KEYS, _SCANNED_BYTES = 4096, 4 << 20
 
-
-def _fixed(dtype: str) -> KeyCodec:
-    width = np.dtype(dtype).itemsize
-
-    def keys(table: str, ids: npt.NDArray[np.int64]) -> list[bytes]:
-        if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= 1 << (8 * width)):
-            raise RowMissingError(f"table {table!r}: not every id fits a key of {width} bytes")
-        raw = ids.astype(dtype).tobytes()
-        return [raw[at : at + width] for at in range(0, len(raw), width)]
-
-    return keys
-
-
-def _decimal(_table: str, ids: npt.NDArray[np.int64]) -> list[bytes]:
-    return [b"%d" % number for number in ids.tolist()]
-
-
-def _prefixed(table: str, ids: npt.NDArray[np.int64]) -> list[bytes]:
-    return [b"%s:%d" % (table.encode(), number) for number in ids.tolist()]
-
-
-KEY_CODECS: dict[str, KeyCodec] = {
-    "uint64-be": _fixed(">u8"),
-    "uint64-le": _fixed("<u8"),
-    "uint32-be": _fixed(">u4"),
-    "uint32-le": _fixed("<u4"),
-    "decimal": _decimal,
-    "table:decimal": _prefixed,
-}
-"""Codecs by name: the id in binary, or as text, with the table's name before it perhaps."""
 
 # Name -> module, class, and the package to install.
-_ENGINES = {
+ENGINES = {
     "lmdb": ("bandana_kv.adapters.rows_lmdb", "LmdbRows", "lmdb"),
     "rocksdb": ("bandana_kv.adapters.rows_rocksdb", "RocksdbRows", "rocksdict"),
 }
+
+
+Pairs = list[tuple[bytes, bytes]]
+"""Keys with their values."""
 
 
 class KeyedRows(ABC):
@@ -82,6 +65,19 @@ class KeyedRows(ABC):
         One of :data:`KEY_CODECS`, or a function ``(table, ids)`` that returns keys.
     dtype
         Of the numbers in a value.
+    inner
+        The column family or sub-database, None for the main one.
+    prefix
+        What stands before what the codec makes.
+
+    Attributes
+    ----------
+    dtype : numpy.dtype
+        Of the numbers, little-endian.
+    key : str
+        The codec's name; of a function of one's own, what Python calls it.
+    inner : str or None
+    prefix : bytes
 
     Raises
     ------
@@ -91,7 +87,15 @@ class KeyedRows(ABC):
 
     name: ClassVar[str]
 
-    def __init__(self, where: str, key: str | KeyCodec, dtype: npt.DTypeLike) -> None:
+    def __init__(
+        self,
+        where: str,
+        key: str | KeyCodec,
+        dtype: npt.DTypeLike,
+        inner: str | None,
+        prefix: bytes,
+    ) -> None:
+        self.key = key if isinstance(key, str) else getattr(key, "__qualname__", repr(type(key)))
         if isinstance(key, str):
             if key not in KEY_CODECS:
                 raise InputError(f"no key codec {key!r}; there are {', '.join(KEY_CODECS)}")
@@ -99,17 +103,36 @@ class KeyedRows(ABC):
         if not callable(key):
             raise InputError(f"key {key!r} is neither a codec's name nor a function (table, ids)")
         try:
-            self._dtype = np.dtype(dtype).newbyteorder("<")
+            self.dtype = np.dtype(dtype).newbyteorder("<")
         except TypeError as error:
             raise InputError(f"dtype {dtype!r} is none of numpy's") from error
-        if self._dtype.kind not in _KINDS:
-            raise InputError(f"dtype {self._dtype} is not numeric; tables hold numbers")
+        if self.dtype.kind not in _KINDS:
+            raise InputError(f"dtype {self.dtype} is not numeric; tables hold numbers")
+        if not isinstance(prefix, bytes):
+            raise InputError(f"prefix {prefix!r} is not bytes")
+        self.prefix = prefix
+        self.inner = inner
         self._where = where
         self._codec = key
 
     @abstractmethod
     def _values(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
         """Return the value of each key, None where there is none."""
+
+    @abstractmethod
+    def _batches(self, prefix: bytes, after: bytes | None) -> Iterator[Pairs]:
+        """Yield every key with `prefix` behind the key `after`, with its value, in their order.
+
+        In batches of :func:`batch_size`; whoever goes through them may pause between two.
+        """
+
+    @abstractmethod
+    def state(self) -> dict[str, str | int]:
+        """Return what tells one state of the database from another, as scans see it."""
+
+    @abstractmethod
+    def count(self) -> int:
+        """Return how many keys there are, or about how many, whatever their prefix."""
 
     @abstractmethod
     def close(self) -> None:
@@ -133,6 +156,8 @@ class KeyedRows(ABC):
         *Cost*: a lookup in the engine for each id.
         """
         keys = self._codec(table, ids)
+        if self.prefix and all(isinstance(key, bytes) for key in keys):
+            keys = [self.prefix + key for key in keys]
         if len(keys) != ids.size or not all(isinstance(key, bytes) for key in keys):
             raise FallbackError(f"table {table!r}: the key codec gave no bytes for each id")
         try:
@@ -150,12 +175,80 @@ class KeyedRows(ABC):
                 )
             found.append(value)
         lengths = {len(value) for value in found}
-        if len(lengths) > 1 or any(length % self._dtype.itemsize for length in lengths):
+        if len(lengths) > 1 or any(length % self.dtype.itemsize for length in lengths):
             raise FallbackError(
                 f"table {table!r}: values in {self.name} at {self._where} are "
-                f"{', '.join(map(str, sorted(lengths)))} bytes long, not rows of {self._dtype}"
+                f"{', '.join(map(str, sorted(lengths)))} bytes long, not rows of {self.dtype}"
             )
-        return np.frombuffer(b"".join(found), self._dtype).reshape(ids.size, -1)
+        return np.frombuffer(b"".join(found), self.dtype).reshape(ids.size, -1)
+
+    def scan(
+        self, table: str, after: bytes | None = None
+    ) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        """Yield the keys of `table` and their values, in the order of the keys, in batches.
+
+        Parameters
+        ----------
+        table
+            Its name, which may be a part of every key.
+        after
+            Begin behind this key.
+
+        Raises
+        ------
+        AdapterError
+            The engine failed, or cannot show the rows of an earlier scan any more.
+
+        Notes
+        -----
+        Whoever writes meanwhile, all scans see the rows that there were when the database was
+        opened, or at the first scan. Keys of other prefixes are neither read nor counted.
+        *Cost*: reads the values once, in the order of the keys; some 4 MiB of memory.
+        """
+        try:
+            for batch in self._batches(self._prefix_of(table), after):
+                yield [key for key, _ in batch], [value for _, value in batch]
+        except BandanaError:
+            raise
+        except Exception as error:
+            raise AdapterError(f"{self.name} at {self._where} failed: {error}") from error
+
+    def ids_of(self, table: str, keys: Sequence[bytes]) -> npt.NDArray[np.int64]:
+        """Return the ids of keys that a scan of `table` gave, int64 (n,); -1: it is of none.
+
+        Raises
+        ------
+        InputError
+            The codec is a function that only makes keys, or did not give an id for each.
+        """
+        if not isinstance(self._codec, Codec):
+            raise InputError(
+                f"ids cannot be read back from keys by {self.key}: give a Codec(encode, decode)"
+            )
+        skip = len(self._prefix_of(table))
+        found = np.asarray(self._codec.decode([key[skip:] for key in keys] if skip else keys))
+        if found.shape != (len(keys),) or found.dtype != np.int64:
+            raise InputError(
+                f"the decoder gave {found.dtype} of shape {found.shape} for {len(keys)} keys, "
+                "not int64, one for each"
+            )
+        return found
+
+    def origin(self) -> dict[str, str | int]:
+        """Return where the rows come from, in which state, and how keys and values are read."""
+        return {
+            "engine": self.name,
+            "path": os.path.realpath(self._where),
+            "inner": self.inner or "",
+            "key": self.key,
+            "prefix": self.prefix.hex(),
+            "dtype": self.dtype.str,
+            **self.state(),
+        }
+
+    def _prefix_of(self, table: str) -> bytes:
+        own = self._codec.prefix(table) if isinstance(self._codec, Codec) else b""
+        return self.prefix + own
 
     def __enter__(self) -> Self:
         return self
@@ -169,6 +262,12 @@ class KeyedRows(ABC):
         self.close()
 
 
+def batch_size(before: Pairs) -> int:
+    """Return how many pairs are read at once after such a batch: memory stays bounded."""
+    mean_bytes = 1 + sum(len(value) for _, value in before) // len(before)
+    return max(1, min(_SCANNED_KEYS, _SCANNED_BYTES // mean_bytes))
+
+
 def open_rows(
     engine: str,
     path: str | os.PathLike[str],
@@ -176,6 +275,7 @@ def open_rows(
     key: str | KeyCodec = "uint64-be",
     dtype: npt.DTypeLike = "float32",
     inner: str | None = None,
+    prefix: bytes = b"",
 ) -> KeyedRows:
     """Open rows by key, to read only; nothing is created.
 
@@ -186,11 +286,14 @@ def open_rows(
     path
         The database's directory; for LMDB also its file.
     key
-        One of :data:`KEY_CODECS`, or a function ``(table, ids)`` that returns keys.
+        One of :data:`KEY_CODECS`, or a function ``(table, ids)`` that returns keys; or a
+        :class:`Codec`, which can read ids back.
     dtype
         Of the numbers in a value.
     inner
         The column family, or the sub-database; by default the main one.
+    prefix
+        What stands before what the codec makes, as in ``emb:user:123``.
 
     Returns
     -------
@@ -208,14 +311,14 @@ def open_rows(
     MissingExtraError
         The engine is not installed.
     """
-    if engine not in _ENGINES:
-        raise InputError(f"rows by key are not read from {engine!r}, but {', '.join(_ENGINES)}")
-    module, attribute, package = _ENGINES[engine]
+    if engine not in ENGINES:
+        raise InputError(f"rows by key are not read from {engine!r}, but {', '.join(ENGINES)}")
+    module, attribute, package = ENGINES[engine]
     try:
         found = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         raise MissingExtraError(
             f"rows in {engine} need a package: pip install {package} ({error})"
         ) from error
-    opened: KeyedRows = found(Path(path), key=key, dtype=dtype, inner=inner)
+    opened: KeyedRows = found(Path(path), key=key, dtype=dtype, inner=inner, prefix=prefix)
     return opened

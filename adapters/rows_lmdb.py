@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import mmap
+from collections.abc import Iterator, Sequence
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,7 +14,7 @@ import numpy.typing as npt
 
 from bandana_kv.adapters.gate import StaleHandleError
 from bandana_kv.adapters.lmdb import acquire, release
-from bandana_kv.adapters.rows import KeyCodec, KeyedRows
+from bandana_kv.adapters.rows import KeyCodec, KeyedRows, Pairs, batch_size
 from bandana_kv.errors import AdapterError, InputError, StoreNotFoundError
 
 __all__ = ["LmdbRows"]
@@ -29,15 +32,24 @@ class LmdbRows(KeyedRows):
     name: ClassVar[str] = "lmdb"
 
     def __init__(
-        self, path: Path, *, key: str | KeyCodec, dtype: npt.DTypeLike, inner: str | None = None
+        self,
+        path: Path,
+        *,
+        key: str | KeyCodec,
+        dtype: npt.DTypeLike,
+        inner: str | None = None,
+        prefix: bytes = b"",
     ) -> None:
-        super().__init__(str(path), key, dtype)
+        super().__init__(str(path), key, dtype, inner, prefix)
         if path.is_file():
             raise InputError(f"{path}: name the environment's directory")
         if not (path / _DATA_FILE).is_file():
             raise StoreNotFoundError(f"no {self.name} environment at {path}")
         self._inner = None if inner is None else inner.encode()
         self._closed = False
+        self._path = path.resolve()
+        self._snapshot: lmdb.Transaction[bytes] | None = None
+        self._scanned_txn: int | None = None
         try:
             self._environment = acquire(path, read_only=True, map_bytes=0)
         except (lmdb.Error, OSError) as error:
@@ -65,13 +77,92 @@ class LmdbRows(KeyedRows):
                     raise
 
     def _read(self, handle: lmdb.Environment, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        with self._begin(handle) as txn:
+            return [txn.get(key) for key in keys]
+
+    def _begin(self, handle: lmdb.Environment) -> lmdb.Transaction[bytes]:
         # The engine keeps the database open, and knows it by its name.
         database = None if self._inner is None else handle.open_db(self._inner, create=False)
-        with handle.begin(db=database) as txn:
-            return [txn.get(key) for key in keys]
+        return handle.begin(db=database, buffers=False)
+
+    def _batches(self, prefix: bytes, after: bytes | None) -> Iterator[Pairs]:
+        # Without reading ahead a cold scan takes several times as long.
+        self._advise(mmap.MADV_NORMAL)
+        try:
+            most = 1
+            while batch := self._batch(prefix, after, most):
+                yield batch
+                after, most = batch[-1][0], batch_size(batch)
+        finally:
+            self._advise(mmap.MADV_RANDOM)
+
+    def _batch(self, prefix: bytes, after: bytes | None, most: int) -> Pairs:
+        start = prefix if after is None else after
+        with self._scanned() as txn, txn.cursor() as cursor:
+            self._refuse_order(txn, prefix)
+            found = cursor.set_range(start) if start else cursor.first()
+            if found and cursor.key() == after:
+                found = cursor.next()
+            pairs = takewhile(lambda pair: pair[0].startswith(prefix), cursor.iternext())
+            batch = list(islice(pairs, most)) if found else []
+            self._environment.pages.after_reads(len(batch))
+        return batch
+
+    def _advise(self, advice: int) -> None:
+        with self._environment.gate:
+            self._environment.pages.advise(advice)
+
+    def _refuse_order(self, txn: lmdb.Transaction[bytes], prefix: bytes) -> None:
+        """Refuse a database with several values a key, or whose order tears prefixes apart."""
+        handle = self._environment.handle
+        flags = handle.open_db(self._inner, txn=txn, create=False).flags(txn)  # type: ignore[call-arg]
+        where = f"{self.name} at {self._path}"
+        if flags["dupsort"]:
+            raise InputError(f"{where}: the database has several values a key (dupsort)")
+        if prefix and (flags["reverse_key"] or flags["integerkey"]):
+            raise InputError(f"{where}: the database is not in the order of prefixes of its keys")
+
+    @contextlib.contextmanager
+    def _scanned(self) -> Iterator[lmdb.Transaction[bytes]]:
+        """Give the transaction of all scans, while the environment cannot be closed."""
+        if self._living() is None:
+            self._values([])  # opens the environment again, or with a map that has grown
+        with self._environment.gate:
+            self._environment.check()
+            txn = self._snapshot = self._living() or self._begin(self._environment.handle)
+            if self._scanned_txn not in (None, txn.id()):
+                raise AdapterError(
+                    f"{self.name} at {self._path}: somebody has written, and the rows of the first "
+                    "scan are gone: the process has forked, or looked rows up in a map that grew"
+                )
+            self._scanned_txn = txn.id()
+            yield txn
+
+    def _living(self) -> lmdb.Transaction[bytes] | None:
+        """Return the transaction of earlier scans, unless the environment was closed since."""
+        try:
+            if self._snapshot is not None:
+                self._snapshot.id()
+        except lmdb.Error:
+            return None
+        return self._snapshot
+
+    def state(self) -> dict[str, str | int]:
+        """Return the file's inode and the number of the last transaction."""
+        with self._scanned() as txn:
+            number = txn.id()
+        return {"inode": (self._path / _DATA_FILE).stat().st_ino, "transaction": number}
+
+    def count(self) -> int:
+        """Return how many keys there are."""
+        with self._scanned() as txn:
+            database = self._environment.handle.open_db(self._inner, txn=txn, create=False)
+            return int(txn.stat(database)["entries"])
 
     def close(self) -> None:
         """Close the environment; a second call does nothing."""
         if not self._closed:
             self._closed = True
+            if (txn := self._living()) is not None:
+                txn.abort()
             release(self._environment)

@@ -19,6 +19,7 @@ __all__ = [
     "IdError",
     "InputError",
     "LoadInProgressError",
+    "MigrationError",
     "MissingExtraError",
     "PartitionerError",
     "RowMissingError",
@@ -91,6 +92,10 @@ class WriteBudgetError(BandanaError, RuntimeError):
 
 class AdapterError(BandanaError, RuntimeError):
     """The engine failed, or refuses what was asked of it."""
+
+
+class MigrationError(BandanaError, RuntimeError):
+    """A source of rows is not what it was, or rows moved from it are not its own."""
 
 
 class MissingExtraError(BandanaError, ImportError):

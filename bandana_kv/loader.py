@@ -7,7 +7,7 @@ import datetime as dt
 import errno
 import os
 import shutil
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -85,6 +85,7 @@ def load(
     seed: int = 0,
     keep: int = 2,
     progress: Progress | None = None,
+    check: Callable[[manifest.Manifest], None] | None = None,
 ) -> int:
     """Load tables into the store at `path`, as a new version that then is the one served.
 
@@ -127,6 +128,9 @@ def load(
         still serves stays beside them until a later load.
     progress
         Told of every stage.
+    check
+        Called with the new version's manifest when all of it is written, before it is served;
+        what it raises ends the load as any failure does.
 
     Returns
     -------
@@ -183,6 +187,8 @@ def load(
         meter = ledger.Meter()
         try:
             new = _write_segment(begun, jobs, adapter, old)
+            if check is not None:
+                check(new)
             if advice is not None:
                 advice.write(root / PROFILE_FILE)
             manifest.switch_to(root, new)

@@ -143,10 +143,7 @@ class _Blocks:
         self.name = name
         self._source = source
         self._payload_bytes = payload_bytes
-        positions = files.positions()
-        self._id_of_position = np.empty(positions.size, np.uint32)
-        self._id_of_position[positions] = np.arange(positions.size, dtype=np.uint32)
-        self._id_of_copy = self._id_of_position[files.original_of()]
+        self._id_of_position, self._id_of_copy = files.ids()
 
     def _ids(self, block: int) -> NDArray[np.uint32]:
         table = self._table

@@ -243,6 +243,13 @@ class TableFiles:
             raise FormatError(self._bad("original-of", "names no distinct rows in that order"))
         return original_of
 
+    def ids(self) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        """Return the id of each position, and of each copy; FormatError as of those."""
+        positions = self.positions()
+        id_of_position = np.empty(positions.size, np.uint32)
+        id_of_position[positions] = np.arange(positions.size, dtype=np.uint32)
+        return id_of_position, id_of_position[self.original_of()]
+
     def _bad(self, kind: str, what: str) -> str:
         path = manifest.table_file(self.root, self.table.segment, self.table.space, kind)
         return f"{path}: {what}; load the table again"

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
+import lmdb
 import numpy as np
 import pytest
+import rocksdict
 from hypothesis import HealthCheck, settings
 
 SEED = 0
@@ -39,3 +43,37 @@ def seed() -> int:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(SEED)
+
+
+def _raw_options() -> rocksdict.Options:
+    options = rocksdict.Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.create_missing_column_families(True)
+    return options
+
+
+def _put(engine: str, path: Path, rows: Mapping[bytes, bytes], inner: str | None = None) -> None:
+    if engine == "lmdb":
+        with lmdb.open(str(path), map_size=1 << 26, max_dbs=4) as environment:
+            database = environment.open_db(None if inner is None else inner.encode())
+            with environment.begin(write=True, db=database) as txn:
+                for key, value in rows.items():
+                    txn.put(key, value)
+        return
+    names = {"default", inner or "default"}
+    if path.exists():
+        names |= set(rocksdict.Rdict.list_cf(str(path), _raw_options()))
+    families = {name: _raw_options() for name in sorted(names)}
+    opened = rocksdict.Rdict(str(path), _raw_options(), families)
+    family = opened.get_column_family(inner or "default")
+    for key, value in rows.items():
+        family[key] = value
+    family.flush()
+    del family
+    opened.close()
+
+
+@pytest.fixture
+def put_by_key() -> Callable[..., None]:
+    """Return a function that puts values by key into a database of somebody else's."""
+    return _put

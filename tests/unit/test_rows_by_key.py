@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import lmdb
 import numpy as np
 import pytest
-import rocksdict
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bandana_kv.adapters.rows import KEY_CODECS, KeyedRows, open_rows
+from bandana_kv.adapters import rows as rows_module
+from bandana_kv.adapters.rows import KEY_CODECS, Codec, KeyedRows, open_rows
 from bandana_kv.errors import (
     AdapterError,
     BandanaError,
@@ -27,30 +29,11 @@ IDS = np.array([49, 0, 7], np.int64)
 ENGINES = ("lmdb", "rocksdb")
 
 
-def raw_options() -> rocksdict.Options:
-    options = rocksdict.Options(raw_mode=True)
-    options.create_if_missing(True)
-    options.create_missing_column_families(True)
-    return options
+Put = Callable[..., None]
 
 
-def build(engine: str, path: Path, keys: Sequence[bytes], inner: str | None) -> None:
-    values = [row.tobytes() for row in ROWS]
-    if engine == "lmdb":
-        with lmdb.open(str(path), map_size=1 << 24, max_dbs=2) as environment:
-            database = environment.open_db(None if inner is None else inner.encode())
-            with environment.begin(write=True, db=database) as txn:
-                for key, value in zip(keys, values, strict=True):
-                    txn.put(key, value)
-        return
-    families = {"default": raw_options()} | ({inner: raw_options()} if inner else {})
-    database = rocksdict.Rdict(str(path), raw_options(), families)
-    family = database.get_column_family(inner or "default")
-    for key, value in zip(keys, values, strict=True):
-        family[key] = value
-    family.flush()
-    del family
-    database.close()
+def by_key(keys: Sequence[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(keys, (row.tobytes() for row in ROWS), strict=True))
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -61,10 +44,10 @@ def contents(path: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("codec", KEY_CODECS)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_rows_are_found_by_every_codec_and_nothing_is_changed(
-    engine: str, codec: str, inner: str | None, tmp_path: Path
+    engine: str, codec: str, inner: str | None, tmp_path: Path, put_by_key: Put
 ) -> None:
     keys = KEY_CODECS[codec]("user", np.arange(50))
-    build(engine, tmp_path / "db", keys, inner)
+    put_by_key(engine, tmp_path / "db", by_key(keys), inner)
     before = contents(tmp_path / "db")
     with open_rows(engine, tmp_path / "db", key=codec, inner=inner) as source:
         assert np.array_equal(source.rows("user", IDS), ROWS[IDS])
@@ -85,8 +68,9 @@ def test_named_codecs_give_the_bytes_that_they_promise() -> None:
 
 
 @pytest.fixture(params=ENGINES)
-def source(request: pytest.FixtureRequest, tmp_path: Path) -> KeyedRows:
-    build(request.param, tmp_path / "db", KEY_CODECS["uint64-be"]("t", np.arange(50)), None)
+def source(request: pytest.FixtureRequest, tmp_path: Path, put_by_key: Put) -> KeyedRows:
+    rows = by_key(KEY_CODECS["uint64-be"]("t", np.arange(50)))
+    put_by_key(request.param, tmp_path / "db", rows)
     return open_rows(request.param, tmp_path / "db")
 
 
@@ -131,11 +115,13 @@ def test_values_of_another_dtype_are_refused(source: KeyedRows, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_what_is_not_there_is_an_error_and_leaves_nothing(engine: str, tmp_path: Path) -> None:
+def test_what_is_not_there_is_an_error_and_leaves_nothing(
+    engine: str, tmp_path: Path, put_by_key: Put
+) -> None:
     with pytest.raises(StoreNotFoundError):
         open_rows(engine, tmp_path / "nowhere")
     assert not list(tmp_path.iterdir())
-    build(engine, tmp_path / "db", KEY_CODECS["decimal"]("t", np.arange(50)), None)
+    put_by_key(engine, tmp_path / "db", by_key(KEY_CODECS["decimal"]("t", np.arange(50))))
     with pytest.raises(StoreNotFoundError, match="'other'"):
         open_rows(engine, tmp_path / "db", inner="other")
 
@@ -150,11 +136,85 @@ def test_wrong_options_are_refused(options: dict[str, object], tmp_path: Path) -
         open_rows("sqlite", tmp_path)
 
 
-def test_a_value_that_pickles_stays_bytes(tmp_path: Path) -> None:
-    build("rocksdb", tmp_path / "db", KEY_CODECS["decimal"]("t", np.arange(50)), None)
-    database = rocksdict.Rdict(str(tmp_path / "db"), raw_options(), {"default": raw_options()})
-    database[b"7"] = b"cos\nsystem\n(S'exit 3'\ntR.    "[: ROWS[0].nbytes]
-    database.close()
+def test_a_value_that_pickles_stays_bytes(tmp_path: Path, put_by_key: Put) -> None:
+    rows = by_key(KEY_CODECS["decimal"]("t", np.arange(50)))
+    rows[b"7"] = b"cos\nsystem\n(S'exit 3'\ntR.    "[: ROWS[0].nbytes]
+    put_by_key("rocksdb", tmp_path / "db", rows)
     with open_rows("rocksdb", tmp_path / "db", key="decimal") as source:
         assert source.rows("t", np.array([7])).shape == (1, 6)
     assert issubclass(RowMissingError, BandanaError)
+
+
+@given(st.lists(st.integers(0, (1 << 32) - 1)), st.sampled_from(list(KEY_CODECS)))
+def test_every_codec_reads_back_the_ids_that_it_writes(ids: list[int], name: str) -> None:
+    codec = KEY_CODECS[name]
+    skip = len(codec.prefix("user"))
+    keys = [key[skip:] for key in codec("user", np.array(ids, np.int64))]
+    assert codec.decode(keys).tolist() == ids
+
+
+@given(st.lists(st.binary(max_size=9)), st.sampled_from(list(KEY_CODECS)))
+def test_what_is_no_key_of_a_codec_is_of_no_id(keys: list[bytes], name: str) -> None:
+    codec = KEY_CODECS[name]
+    for key, row_id in zip(keys, codec.decode(keys).tolist(), strict=True):
+        assert row_id >= -1
+        if row_id >= 0:
+            again = codec.encode("user", np.array([row_id]))[0]
+            assert again == (key.lstrip(b"0") or b"0" if "decimal" in name else key)
+
+
+@pytest.mark.parametrize("key", [b"", b"-1", b"+7", b" 7", b"7_0", b"9" * 20, b"9" * 9999])
+def test_odd_text_is_of_no_id(key: bytes) -> None:
+    assert KEY_CODECS["decimal"].decode([b"7", key, b"007"]).tolist() == [7, -1, 7]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_scan_goes_through_one_prefix_in_order_and_on_behind_any_key(
+    engine: str, tmp_path: Path, put_by_key: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "_SCANNED_KEYS", 7)
+    others = dict.fromkeys((b"emb:item:3", b"emb:users:4", b"a", b"z"), b"else")
+    own = {b"emb:user:%d" % row_id: ROWS[row_id].tobytes() for row_id in range(50)}
+    put_by_key(engine, tmp_path / "db", own | others)
+    with open_rows(engine, tmp_path / "db", key="decimal", prefix=b"emb:user:") as source:
+        batches = list(source.scan("any"))
+        assert {len(keys) for keys, _ in batches} == {1, 7}
+        keys = [key for found, _ in batches for key in found]
+        assert keys == sorted(own)
+        assert [value for _, found in batches for value in found] == [own[key] for key in keys]
+        assert [b"emb:user:%d" % row_id for row_id in source.ids_of("any", keys)] == keys
+        for after in (keys[0], keys[30], keys[-1], b"emb:user:1x"):
+            behind = [key for found, _ in source.scan("any", after) for key in found]
+            assert behind == [key for key in keys if key > after]
+        assert np.array_equal(source.rows("any", IDS), ROWS[IDS])
+        assert source.count() >= len(own)
+
+
+def test_a_scan_needs_a_way_back_from_keys_to_ids(source: KeyedRows, tmp_path: Path) -> None:
+    source.close()
+    with (
+        open_rows(source.name, tmp_path / "db", key=lambda _, ids: [b""] * ids.size) as own,
+        pytest.raises(InputError, match=r"Codec\(encode, decode\)"),
+    ):
+        own.ids_of("t", [b""])
+    wrong = Codec(lambda _, ids: [b""] * ids.size, lambda keys: np.zeros(len(keys)))
+    with (
+        open_rows(source.name, tmp_path / "db", key=wrong) as own,
+        pytest.raises(InputError, match="float64"),
+    ):
+        own.ids_of("t", [b""])
+
+
+@pytest.mark.parametrize(
+    ("flags", "prefix"), [({"dupsort": True}, b""), ({"reverse_key": True}, b"u")]
+)
+def test_databases_in_another_order_are_refused(
+    flags: dict[str, bool], prefix: bytes, tmp_path: Path
+) -> None:
+    with lmdb.open(str(tmp_path / "db"), max_dbs=1) as environment:
+        environment.open_db(b"odd", **flags)
+    with (
+        open_rows("lmdb", tmp_path / "db", inner="odd", prefix=prefix) as source,
+        pytest.raises(InputError, match="database"),
+    ):
+        list(source.scan("t"))

@@ -21,6 +21,7 @@ __all__ = [
     "LoadInProgressError",
     "MissingExtraError",
     "PartitionerError",
+    "RolloutError",
     "RowMissingError",
     "StoreNotFoundError",
     "TableNotFoundError",
@@ -99,3 +100,7 @@ class MissingExtraError(BandanaError, ImportError):
 
 class PartitionerError(BandanaError, RuntimeError):
     """An outside partitioner failed, or took longer than it was given."""
+
+
+class RolloutError(BandanaError, RuntimeError):
+    """A roll-out is not ready for its next stage, or its stage could not be written down."""

@@ -168,8 +168,8 @@ class Differences:
 
 
 def _bytes_of(rows: NDArray[Any]) -> NDArray[np.uint8]:
-    contiguous = np.ascontiguousarray(rows)
-    return contiguous.view(np.uint8).reshape(len(rows), -1)
+    row_bytes = rows.shape[1] * rows.itemsize
+    return np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), row_bytes)
 
 
 def _difference(table: str, id: int, old: NDArray[Any], new: NDArray[Any]) -> Difference:

@@ -65,6 +65,9 @@ class Shares(msgspec.Struct, frozen=True):
 class Limits(msgspec.Struct, frozen=True):
     """What the new store may do before the roll-out steps back.
 
+    Failures and differences are judged as they come, latencies once in 256 lookups and with
+    each comparison.
+
     Attributes
     ----------
     mismatch_share : float
@@ -80,7 +83,7 @@ class Limits(msgspec.Struct, frozen=True):
         full window: with an `error_share` of 0.001 the second error within 1,000 lookups is one
         too many, and so it is if they are the first two.
     least : int
-        Lookups of a side before its latency is judged (that is once in 256 lookups), and good comparisons before
+        Lookups of a side before its latency is judged, and good comparisons before
         :meth:`Rollout.advance`.
     """
 
@@ -148,7 +151,7 @@ class Seen(msgspec.Struct, frozen=True):
     mismatch_share, error_share : float
         Of the compared rows, and of the new store's lookups.
     p50_us, p99_us : dict
-        By side, ``"old"`` and ``"new"``; NaN where there was no lookup.
+        By side, ``"old"`` and ``"new"``; only of sides that were asked.
     breach : str or None
         The limit that is broken.
     """

@@ -272,9 +272,9 @@ class Rollout:
             self._stages.step_back(breach)
 
     def _compare_later(self, now: Standing, side: int, asked: Ids, rows: Rows) -> None:
-        self._background.offer(
-            now.number, side, {name: (ids, rows[name]) for name, ids in asked.items()}
-        )
+        given = {name: (ids, rows[name]) for name, ids in asked.items() if ids.size}
+        if given:
+            self._background.offer(now.number, side, given)
 
     def _compare(self, answer: Answer) -> None:
         """Ask the other side for what a caller got, and compare; in the background."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -40,6 +41,17 @@ class Held(Faults):
     def next(self, kinds: tuple[str, ...]) -> str | None:
         self.waiting.release()
         assert self.let_go.wait(PATIENCE_S)
+        return super().next(kinds)
+
+
+class Down(Faults):
+    """Every operation fails while it is so."""
+
+    down = False
+
+    def next(self, kinds: tuple[str, ...]) -> str | None:
+        if self.down:
+            raise OSError(errno.EIO, "input/output error (injected)")
         return super().next(kinds)
 
 
@@ -366,19 +378,17 @@ def test_when_neither_side_answers_both_are_named(path: Path, opened: Any) -> No
             raise ConnectionError("the old cluster is away")
         return old_rows(table, ids)
 
-    faults = Faults(0)
+    faults = Down(0)
     rollout = opened(path, old, faults=faults, stage="full", limits=Limits(error_share=1.0))
-    down[0] = True
-    faults.probability = 1.0
-    ids = np.arange(len(ROWS))  # so many blocks that a slow one does not save it
+    faults.down = down[0] = True
     with pytest.raises(FallbackError, match=r"'user'.*and the old source: .*cluster is away"):
-        rollout.multi_get("user", ids)
+        rollout.multi_get("user", [1, 2])
     assert rollout.report().failed_requests == 1
-    faults.probability = 0.0
+    faults.down = False
     ask(rollout, 5)
     rollout.set_stage("off")
     with pytest.raises(FallbackError, match="cluster is away"):
-        rollout.multi_get("user", ids)
+        rollout.multi_get("user", [1, 2])
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")

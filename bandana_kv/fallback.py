@@ -206,6 +206,11 @@ def rows_of(
     RowMissingError, FallbackError
         As :func:`checked_rows`.
     """
-    distinct, inverse = np.unique(ids.astype(np.int64), return_inverse=True)
+    wanted = ids.astype(np.int64)
+    ordered = np.sort(wanted)
+    if (ordered[1:] != ordered[:-1]).all():
+        # What most requests are; telling repeats apart takes three times as long.
+        return checked_rows(source, table, wanted, dim, dtype).copy()
+    distinct, inverse = np.unique(wanted, return_inverse=True)
     rows: NDArray[Any] = checked_rows(source, table, distinct, dim, dtype)[inverse]
     return rows

@@ -24,7 +24,7 @@ def chosen(request: bytes, fraction: float) -> bool:
 
 
 def key_bytes(key: object) -> bytes:
-    """Return what is hashed of a caller's key.
+    """Return what is hashed of a caller's key; never empty.
 
     Raises
     ------
@@ -32,9 +32,9 @@ def key_bytes(key: object) -> bytes:
         It is no str, bytes or int.
     """
     if isinstance(key, bytes):
-        return key
+        return b"key\0" + key
     if isinstance(key, (str, int, np.integer)) and not isinstance(key, bool):
-        return str(key).encode("utf-8", "surrogatepass")
+        return b"key\0" + str(key).encode("utf-8", "surrogatepass")
     raise InputError(f"key {key!r} is no str, bytes or int")
 
 

@@ -267,7 +267,7 @@ def checked_stage(stage: object) -> Stage:
     """
     if stage not in STAGES:
         raise InputError(f"stage {stage!r} is none of {', '.join(STAGES)}")
-    return stage  # type: ignore[return-value]
+    return stage
 
 
 def _is_number(value: object) -> bool:

@@ -7,9 +7,8 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, overload
 
 from numpy.typing import ArrayLike, NDArray
@@ -24,7 +23,7 @@ from bandana_kv.rollout.data import NEW, OLD, SIDES, Limits, Report, Shares, Sta
 from bandana_kv.rollout.observed import Lookup, Observed
 from bandana_kv.rollout.old import Ids, OldRows, Rows
 from bandana_kv.rollout.stages import Stages, Standing
-from bandana_kv.rollout.telling import metrics_of
+from bandana_kv.rollout.telling import metrics_of, report_of
 from bandana_kv.store import EmbeddingStore
 
 __all__ = ["Rollout"]
@@ -106,7 +105,7 @@ class Rollout:
             if not isinstance(count, int) or isinstance(count, bool) or count < 1:
                 raise InputError(f"{name} {count!r} is not a whole number from 1 up")
         self._old = OldRows(source_of(old), new)
-        self._new = new
+        self._ask_new: Callable[..., Any] = new.multi_get
         self._observed = Observed(limits or Limits())
         self._stages = Stages(
             stage,
@@ -206,26 +205,25 @@ class Rollout:
         asked: Ids | None = None
         if now.stage != "full":
             asked = self._old.checked(table, ids, out)
-            if now.stage != "canary" or not chosen(
-                request_bytes(asked) if whose is None else whose, now.fraction
-            ):
+            if now.stage != "canary" or not chosen(whose or request_bytes(asked), now.fraction):
                 return self._from_old(now, table, asked, out)
         begun = time.perf_counter()
         try:
-            answer = self._new.multi_get(table, ids, out=out)  # type: ignore[call-overload]
+            answer: NDArray[Any] | Rows = self._ask_new(table, ids, out=out)
         except Exception as error:
             seconds = time.perf_counter() - begun
             asked = asked or self._old.checked(table, ids, out)
             return self._rescued(now, table, asked, out, error, seconds)
         self._note((now.number, NEW, time.perf_counter() - begun, False, True))
         if now.compared and self._random.random() < now.compared:
-            rows = answer if isinstance(answer, dict) else {table: answer}
-            self._compare_later(now, NEW, asked or self._old.checked(table, ids, out), rows)
+            asked = asked or self._old.checked(table, ids, out)
+            rows = answer if isinstance(answer, dict) else dict.fromkeys(asked, answer)
+            self._compare_later(now, NEW, asked, rows)
         return answer
 
     def _from_old(
         self, now: Standing, table: str | Mapping[str, ArrayLike], asked: Ids, out: Any
-    ) -> Any:
+    ) -> NDArray[Any] | Rows:
         begun = time.perf_counter()
         try:
             rows = self._old.rows(asked)
@@ -248,7 +246,7 @@ class Rollout:
         out: Any,
         why: Exception,
         seconds: float,
-    ) -> Any:
+    ) -> NDArray[Any] | Rows:
         """Answer from the old source what the new store did not."""
         begun = time.perf_counter()
         try:
@@ -259,7 +257,7 @@ class Rollout:
             self._note((now.number, NEW, seconds, True, False))
             self._note((now.number, OLD, time.perf_counter() - begun, True, False))
             self._observed.count("failed_requests")
-            raise type(error)(f"{why}; and the old source: {error}") from why
+            raise type(error)(f"{_said(why)}; and the old source: {error}") from why
         self._note((now.number, NEW, seconds, True, False))
         self._note((now.number, OLD, time.perf_counter() - begun, False, True))
         self._observed.count("rescued_requests")
@@ -285,7 +283,7 @@ class Rollout:
         other = OLD if answer.side == NEW else NEW
         begun = time.perf_counter()
         try:
-            found = self._old.rows(asked) if other == OLD else self._new.multi_get(asked)
+            found = self._old.rows(asked) if other == OLD else self._ask_new(asked)
         except Exception as error:
             self._note((answer.number, other, time.perf_counter() - begun, True, False))
             self._quiet.warning(f"roll-out: {SIDES[other]} cannot be compared: {_said(error)}")
@@ -354,21 +352,8 @@ class Rollout:
 
     def report(self) -> Report:
         """Return how it stands. Cost: no reads of rows."""
-        now, counts = self._stages.now, self._observed.counts()
-        why_not = self._stages.why_not()
-        return Report(
-            stage=now.stage,
-            fraction=now.fraction,
-            since=now.since,
-            requests={side: counts.pop(f"requests_{side}") for side in SIDES},
-            errors={side: counts.pop(f"errors_{side}") for side in SIDES},
-            **counts,
-            skipped_comparisons=self._background.skipped,
-            window=self._observed.seen(),
-            ready=not why_not,
-            why_not=why_not,
-            differences=self._differences.kept(),
-            history=self._stages.history,
+        return report_of(
+            self._stages, self._observed, self._background.skipped, self._differences.kept()
         )
 
     def metrics(self) -> Iterable[Metric]:
@@ -395,16 +380,11 @@ class Rollout:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def _as_asked(table: object, rows: Rows, out: NDArray[Any] | None) -> Any:
+def _as_asked(table: object, rows: Rows, out: NDArray[Any] | None) -> NDArray[Any] | Rows:
     if not isinstance(table, str):
         return rows
     if out is None:

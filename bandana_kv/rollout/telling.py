@@ -1,4 +1,4 @@
-"""The numbers of a roll-out, as whoever exports metrics wants them."""
+"""The numbers of a roll-out, for people and for whoever exports metrics."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Literal
 
 from bandana_kv.metrics import Buckets, Metric
-from bandana_kv.rollout.data import SIDES, STAGES, Report, Stage
+from bandana_kv.rollout.data import SIDES, STAGES, Difference, Report, Stage
+from bandana_kv.rollout.observed import Observed
+from bandana_kv.rollout.stages import Stages
 
-__all__ = ["metrics_of"]
+__all__ = ["metrics_of", "report_of"]
 
 _COUNTERS = {
     "rescued_requests": "Requests answered by the old source because the new store failed",
@@ -19,6 +21,27 @@ _COUNTERS = {
     "skipped_comparisons": "Requests that were to be compared, and were not for want of room",
     "breaches": "How often the new store went beyond a limit",
 }
+
+
+def report_of(
+    stages: Stages, observed: Observed, skipped: int, differences: tuple[Difference, ...]
+) -> Report:
+    """Return how a roll-out stands."""
+    now, counts, why_not = stages.now, observed.counts(), stages.why_not()
+    return Report(
+        stage=now.stage,
+        fraction=now.fraction,
+        since=now.since,
+        requests={side: counts.pop(f"requests_{side}") for side in SIDES},
+        errors={side: counts.pop(f"errors_{side}") for side in SIDES},
+        **counts,
+        skipped_comparisons=skipped,
+        window=observed.seen(),
+        ready=not why_not,
+        why_not=why_not,
+        differences=differences,
+        history=stages.history,
+    )
 
 
 def metrics_of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from bandana_kv.rollout.canary import chosen, key_bytes, request_bytes
 from bandana_kv.rollout.comparing import Background, Differences
 from bandana_kv.rollout.data import NEW, OLD, STAGES
 from bandana_kv.rollout.observed import Observed
+from bandana_kv.rollout.stages import Stages
 from bandana_kv.rollout.state import read_state, write_state
 
 ROWS = np.random.default_rng(0).random((300, 8), np.float32)
@@ -212,6 +214,23 @@ def test_an_old_source_of_another_dtype_is_refused_by_name(
         rollout.get("user", 1)
 
 
+def test_an_old_source_is_asked_for_distinct_ids_and_keeps_its_rows(
+    store: bandana_kv.EmbeddingStore,
+) -> None:
+    held = ROWS.copy()
+
+    def old(table: str, ids: np.ndarray) -> np.ndarray:
+        assert np.unique(ids).size == ids.size
+        return held[ids[0] : ids[-1] + 1]  # its own memory
+
+    with Rollout({"user": old}, store) as rollout:
+        for ids in ([4, 5, 6], [4, 6, 5, 5, 4]):
+            rows = rollout.multi_get("user", ids)
+            assert np.array_equal(rows, ROWS[ids])
+            rows += 1
+        assert np.array_equal(held, ROWS)
+
+
 class TestCanary:
     @given(
         ids=st.dictionaries(st.text(max_size=5), st.lists(st.integers(0, 2**40)), max_size=3),
@@ -392,6 +411,27 @@ class TestJudging:
         assert breach is not None
         assert "1000000 us, the old source's 400000 us" in breach[1]
 
+    def test_a_latency_that_few_lookups_had_is_not_judged(self) -> None:
+        observed = Observed(Limits(p99_us=1000.0, window=100, least=30))
+        for _ in range(29):
+            observed.note((0, NEW, 1.0, False, True))
+        assert observed.note_compared(0, 1, 0) is None
+        observed.note((0, NEW, 1.0, False, True))
+        assert observed.note_compared(0, 1, 0) is not None
+
+    def test_good_comparisons_are_counted_anew_after_a_breach(self) -> None:
+        observed = Observed(Limits(window=5, least=3))
+        for _ in range(4):
+            assert observed.note_compared(0, 1, 0) is None
+        assert observed.why_not() == ""
+        assert observed.note_compared(0, 1, 1) is not None
+        for _ in range(5):
+            assert "1 of the last 5 compared rows differ" in observed.why_not()
+            observed.note_compared(0, 1, 0)
+        assert observed.why_not() == ""
+        assert observed.seen().good_comparisons == 5
+        assert observed.counts()["breaches"] == 1
+
     def test_one_slow_lookup_of_a_hundred_is_no_p99(self) -> None:
         observed = Observed(Limits(p99_us=1000.0, window=100, least=100))
         for seconds in (*[0.0001] * 99, 1.0):
@@ -440,7 +480,32 @@ class TestJudging:
                 assert within == sum(each[1] <= upper for each in of_side)
 
 
+def test_a_limit_broken_in_an_earlier_stage_moves_nothing() -> None:
+    stages = Stages("canary", 0.5, Shares(), Observed(Limits()), None)
+    stages.set("full", None, "by hand")
+    stages.step_back((0, "what canary did"))
+    assert stages.now.stage == "full"
+    stages.step_back((1, "what full did"))
+    stages.step_back((1, "what full did, said by another thread"))
+    assert stages.now.stage == "shadow"
+    assert [change.reason for change in stages.history] == ["by hand", "what full did"]
+
+
 class TestState:
+    def test_writers_take_turns(self, tmp_path: Path) -> None:
+        """As processes do that share a file: each opens the directory for itself."""
+        path = tmp_path / "stage.json"
+
+        def write(writer: int) -> None:
+            for number in range(15):
+                write_state(path, "full", 1.0, number, f"writer {writer}")
+                state = read_state(path)
+                assert state is not None
+                assert state.stage == "full"
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(write, range(4)))
+
     def test_it_is_read_as_it_was_written(self, tmp_path: Path) -> None:
         path = tmp_path / "stage.json"
         assert read_state(path) is None

@@ -168,4 +168,4 @@ class RolloutMachine(RuleBasedStateMachine):
 
 
 TestRolloutMachine = RolloutMachine.TestCase
-TestRolloutMachine.settings = settings(max_examples=40, stateful_step_count=30)
+TestRolloutMachine.settings = settings(max_examples=30, stateful_step_count=30)

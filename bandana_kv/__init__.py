@@ -5,6 +5,7 @@ store; a small DRAM cache admits the rows that earn their place. Implements the 
 Bandana (Eisenman et al., MLSys 2019).
 """
 
+from bandana_kv import rollout
 from bandana_kv.access_log import AccessLog
 from bandana_kv.errors import BandanaError
 from bandana_kv.history import Version, rollback, versions
@@ -24,6 +25,7 @@ __all__ = [
     "open",
     "repair",
     "rollback",
+    "rollout",
     "set_write_budget",
     "verify",
     "versions",

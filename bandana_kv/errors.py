@@ -22,6 +22,7 @@ __all__ = [
     "MigrationError",
     "MissingExtraError",
     "PartitionerError",
+    "RolloutError",
     "RowMissingError",
     "StoreNotFoundError",
     "TableNotFoundError",
@@ -104,3 +105,7 @@ class MissingExtraError(BandanaError, ImportError):
 
 class PartitionerError(BandanaError, RuntimeError):
     """An outside partitioner failed, or took longer than it was given."""
+
+
+class RolloutError(BandanaError, RuntimeError):
+    """A roll-out is not ready for its next stage, or its stage could not be written down."""

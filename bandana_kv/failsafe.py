@@ -20,7 +20,7 @@ from bandana_kv.errors import (
     InputError,
     RowMissingError,
 )
-from bandana_kv.fallback import Source, checked_rows
+from bandana_kv.fallback import Source, rows_of
 from bandana_kv.quiet import QuietLog
 from bandana_kv.reader import Errors
 
@@ -141,15 +141,13 @@ class FailSafe:
         if self._source is None:
             raise _worst(errors)
         why = str(_worst(errors)) if errors else f"table {self._table!r}: the breaker is open"
-        distinct, inverse = np.unique(ids.astype(np.int64), return_inverse=True)
         try:
-            found = checked_rows(self._source, self._table, distinct, rows.shape[1], rows.dtype)
+            answer = rows_of(self._source, self._table, ids, rows.shape[1], rows.dtype)
         except (FallbackError, RowMissingError) as error:
             raise type(error)(f"{why}; and the fallback: {error}") from error
         with self._lock:
             self._counts["fallback_rows"] += ids.size
         self._log.warning(f"{why}; {ids.size} rows came from the fallback")
-        answer: NDArray[Any] = found[inverse]
         return answer
 
     def after_fork_in_child(self) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bandana_kv import manifest
 from bandana_kv.advice import DEFAULT_DEPTH, depth_of, given_profile
+from bandana_kv.arguments import checked_ids, checked_out
 from bandana_kv.device import DeviceProfile
 from bandana_kv.errors import BandanaError, IdError, InputError, TableNotFoundError
 from bandana_kv.failsafe import Deadline, checked_deadline
@@ -224,7 +225,7 @@ class EmbeddingStore:
         serving = self._enter()
         try:
             served = _named(serving, table)
-            wanted = _checked_updates(served, _checked_ids(table, ids))
+            wanted = _checked_updates(served, checked_ids(table, ids))
             new = _checked_rows(served, wanted.size, rows)
             if wanted.size:
                 updates.update(served, wanted, new)
@@ -373,8 +374,8 @@ class EmbeddingStore:
         deadline: Deadline | None,
     ) -> NDArray[Any]:
         served = _named(serving, table)
-        wanted = _checked_ids(table, ids)
-        rows = _checked_out(served, wanted.size, out)
+        wanted = checked_ids(table, ids)
+        rows = checked_out((wanted.size, served.dim), served.dtype, out)
         if wanted.size:
             flat = rows.view(np.uint8).reshape(wanted.size, served.stored.row_bytes)
             served.multi_get(self._reader, wanted, flat, deadline)
@@ -481,7 +482,7 @@ class EmbeddingStore:
         serving = self._enter()
         try:
             served = _named(serving, table)
-            wanted = _checked_ids(table, ids)
+            wanted = checked_ids(table, ids)
             if not wanted.size or not served.prefetch(self._reader, wanted, serving.leave):
                 serving.leave()
         except BaseException:
@@ -539,6 +540,20 @@ class EmbeddingStore:
     def capacity_rows(self, table: str) -> int:
         """Return how many rows the table's cache holds when full."""
         return self._served(table).capacity_rows
+
+    def shape(self, table: str) -> tuple[int, int]:
+        """Return how many rows the table has, and how many numbers a row."""
+        served = self._served(table)
+        return served.stored.rows, served.dim
+
+    def dtype(self, table: str) -> np.dtype[Any]:
+        """Return the dtype of the table's rows."""
+        return self._served(table).dtype
+
+    @property
+    def has_fallback(self) -> bool:
+        """Whether rows of bad blocks come from a fallback."""
+        return self._options.source is not None
 
     def check(self) -> None:
         """Assert every invariant of the caches, and that cached rows equal stored ones.
@@ -726,28 +741,7 @@ def _named(serving: ServedVersion, table: str) -> ServedTable:
 def _warmed(serving: ServedVersion, table: str, ids: ArrayLike) -> NDArray[np.integer[Any]]:
     """Return ids to warm, checked; those that the table has not are left to its error."""
     _named(serving, table)
-    return _checked_ids(table, ids)
-
-
-def _checked_ids(table: str, ids: ArrayLike | None) -> NDArray[np.integer[Any]]:
-    if ids is None:
-        raise InputError(f"table {table!r}: no ids given")
-    try:
-        array = np.asarray(ids)
-    except (ValueError, OverflowError) as error:
-        raise IdError(f"table {table!r}: ids are not an array of integers ({error})") from error
-    if array.ndim != 1:
-        raise InputError(f"table {table!r}: ids must be one-dimensional, not {array.shape}")
-    if array.size == 0:
-        return np.zeros(0, np.int64)
-    if array.dtype.kind not in "iu":
-        raise IdError(f"table {table!r}: ids must be integers, not {array.dtype}")
-    if array.dtype not in (np.int64, np.int32, np.uint32):
-        # Few dtypes reach the kernels, so that few are compiled.
-        if array.dtype == np.uint64 and array.max() > np.iinfo(np.int64).max:
-            raise IdError(f"table {table!r}: id {array.max()} is out of range")
-        array = array.astype(np.int64)
-    return np.ascontiguousarray(array)
+    return checked_ids(table, ids)
 
 
 def _checked_updates(served: ServedTable, ids: NDArray[np.integer[Any]]) -> NDArray[np.uint32]:
@@ -776,20 +770,3 @@ def _checked_rows(served: ServedTable, count: int, rows: ArrayLike) -> NDArray[n
         )
     cast = np.ascontiguousarray(given, served.dtype)
     return cast.view(np.uint8).reshape(count, served.stored.row_bytes)
-
-
-def _checked_out(served: ServedTable, count: int, out: NDArray[Any] | None) -> NDArray[Any]:
-    shape = (count, served.dim)
-    if out is None:
-        return np.empty(shape, served.dtype)
-    if (
-        not isinstance(out, np.ndarray)
-        or out.shape != shape
-        or out.dtype != served.dtype
-        or not out.flags.c_contiguous
-        or not out.flags.writeable
-    ):
-        raise InputError(
-            f"out must be a writeable C-contiguous array of shape {shape} and dtype {served.dtype}"
-        )
-    return out

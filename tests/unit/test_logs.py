@@ -1,0 +1,94 @@
+"""What the library logs, as lines of JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bandana_kv
+from bandana_kv.breaker import Breaker
+from bandana_kv.logs import JsonFormatter
+
+ROWS = np.random.default_rng(0).random((1000, 32), np.float32)
+SOURCE = Path(bandana_kv.__file__).parent
+
+
+@pytest.fixture
+def lines() -> Iterator[io.StringIO]:
+    """What the library logs from now on."""
+    log, stream = logging.getLogger("bandana_kv"), io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter())
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    yield stream
+    log.removeHandler(handler)
+    log.setLevel(level)
+
+
+def parsed(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_a_switch_is_one_line(tmp_path: Path, lines: io.StringIO) -> None:
+    path = tmp_path / "s"
+    bandana_kv.load(path, {"user": ROWS}, adapter="memory", placement="identity")
+    with bandana_kv.open(path) as store:
+        store.refresh()
+        bandana_kv.load(path, {"user": ROWS}, adapter="memory", placement="identity")
+        store.refresh()
+    switches = [line for line in parsed(lines) if line["event"] == "version_switched"]
+    assert len(switches) == 1
+    assert switches[0]["level"] == "INFO"
+    assert switches[0]["fields"] == {"store": str(path), "from": 1, "to": 2}
+    assert switches[0]["message"] == f"{path}: version 1 -> 2"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", switches[0]["time"])
+
+
+def test_the_breaker_says_its_state(lines: io.StringIO) -> None:
+    breaker = Breaker("table 'user'")
+    for _ in range(5):
+        breaker.failed()
+    (line,) = parsed(lines)
+    assert (line["level"], line["event"]) == ("WARNING", "breaker")
+    assert line["fields"] == {"of": "table 'user'", "state": "open"}
+
+
+def test_exceptions_and_odd_values_stay_on_their_line(lines: io.StringIO) -> None:
+    log = logging.getLogger("bandana_kv")
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        fields = {"event": "odd", "path": Path("x"), "nan": float("nan"), "array": ROWS[0, :1]}
+        log.exception("went %s", "wrong\n", extra=fields)
+    log.warning("plain")
+    odd, plain = parsed(lines)
+    assert odd["message"] == "went wrong\n"
+    assert odd["exception"].startswith("Traceback")
+    assert odd["exception"].endswith("ValueError: two\nlines")
+    assert odd["fields"] == {"path": "x", "nan": None, "array": str(ROWS[0, :1])}
+    assert plain["event"] is None
+    assert plain["fields"] == {}
+    assert "exception" not in plain
+
+
+def test_every_log_call_names_its_event() -> None:
+    calls = re.compile(r"\b_log\.(?:debug|info|warning|error|exception|log)\(")
+    for path in SOURCE.rglob("*.py"):
+        text = path.read_text()
+        if 'getLogger("bandana_kv")' not in text:
+            continue
+        for call in calls.finditer(text):
+            rest = text[call.end() : call.end() + 700]
+            end = re.search(r"\n {0,12}\)|\)\n", rest)
+            said = rest[: end.start()] if end else rest
+            assert "extra=" in said, f"{path.name}: {said}"

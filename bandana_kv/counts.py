@@ -84,6 +84,11 @@ class Counts:
         self._waits = [0] * (len(UPPER_SECONDS) + 1)
         self._waited_s = 0.0
 
+    def after_fork_in_child(self) -> None:
+        """Go on, whatever thread of the parent was counting."""
+        self.lock = threading.Lock()
+        self._fail_safe.after_fork_in_child()
+
     def add_wait(self, seconds: float) -> None:
         """Count a request that had to wait for blocks; the lock is held."""
         self._waits[bisect_left(UPPER_SECONDS, seconds)] += 1
@@ -124,6 +129,8 @@ class Totals:
     def after_fork_in_child(self) -> None:
         """Go on, whatever thread of the parent was asking."""
         self._lock = threading.Lock()
+        for number in self._gone:  # the others are their tables' to mend
+            self._held[number][1].after_fork_in_child()
 
     def follow(self, table: ServedTable) -> None:
         """Count what a table counts from now on."""

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -221,9 +222,13 @@ def test_a_failed_refresh_says_nothing_new(path: Path, monkeypatch: pytest.Monke
 def test_a_forked_child_goes_on_from_its_parent(path: Path) -> None:
     with bandana_kv.open(path, cache_bytes=DRAM) as store:
         store.multi_get("user", EVERY[:9])
-        with store._options.totals._lock:
+        gone = store._options.totals._held[0][1]
+        load(path, user=ROWS + 1)
+        store.refresh()
+        with store._options.totals._lock, gone.lock:
             child = os.fork()
             if child == 0:
+                signal.alarm(20)
                 store.multi_get("user", EVERY[:1])
                 os._exit(int(told(store)["lookups", "user"]))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 10

@@ -21,7 +21,7 @@ from bandana_kv.metrics import UPPER_SECONDS, Buckets
 if TYPE_CHECKING:
     from bandana_kv.table import ServedTable
 
-__all__ = ["Counted", "Counts", "Totals", "one_request"]
+__all__ = ["Tally", "Counts", "Totals", "one_request"]
 
 # Behind the counters of the cache's kernels, which do not touch it.
 _REQUESTS = len(COUNTERS)
@@ -34,7 +34,7 @@ def one_request() -> NDArray[np.int64]:
     return _ONE_REQUEST.copy()
 
 
-class Counted(msgspec.Struct, frozen=True):
+class Tally(msgspec.Struct, frozen=True):
     """What was counted by now.
 
     Attributes
@@ -48,11 +48,11 @@ class Counted(msgspec.Struct, frozen=True):
     counts: Mapping[str, int]
     waits: Buckets
 
-    def __add__(self, other: Counted) -> Counted:
+    def __add__(self, other: Tally) -> Tally:
         """Return what both have counted."""
         mine, theirs = self.waits, other.waits
         counts = tuple(a + b for a, b in zip(mine.counts, theirs.counts, strict=True))
-        return Counted(
+        return Tally(
             {name: count + other.counts[name] for name, count in self.counts.items()},
             Buckets(mine.upper, counts, mine.total + theirs.total),
         )
@@ -102,14 +102,14 @@ class Counts:
         counts["bytes_read"] = counts["block_reads"] * self._payload_bytes
         return counts | self._fail_safe.stats()
 
-    def counted(self) -> Counted:
+    def counted(self) -> Tally:
         """Return what only rises."""
         counts = self.stats()
         del counts["breaker_open"]
         with self.lock:
             counts["requests"] = int(self.counters[_REQUESTS])
             waits = Buckets(UPPER_SECONDS, tuple(self._waits), self._waited_s)
-        return Counted(counts, waits)
+        return Tally(counts, waits)
 
 
 class Totals:
@@ -124,7 +124,7 @@ class Totals:
         self._numbers = itertools.count()
         self._held: dict[int, tuple[str, Counts]] = {}
         self._gone: deque[int] = deque()
-        self._kept: dict[str, Counted] = {}
+        self._kept: dict[str, Tally] = {}
 
     def after_fork_in_child(self) -> None:
         """Go on, whatever thread of the parent was asking."""
@@ -149,7 +149,7 @@ class Totals:
             if any(counted.counts.values()):
                 self._kept[name] = counted + self._kept[name] if name in self._kept else counted
 
-    def by_table(self) -> dict[str, Counted]:
+    def by_table(self) -> dict[str, Tally]:
         """Return what was counted, by the tables' names; those that are gone included."""
         with self._lock:
             self._keep_gone()

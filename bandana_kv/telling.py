@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bandana_kv import ledger
-from bandana_kv.counts import Counted
+from bandana_kv.counts import Tally
 from bandana_kv.errors import FormatError
 from bandana_kv.metrics import Metric, metric
 
@@ -77,7 +77,7 @@ class Wear:
 
 
 def metrics_of(
-    serving: ServedVersion, totals: Mapping[str, Counted], updates: Updates | None, wear: Wear
+    serving: ServedVersion, totals: Mapping[str, Tally], updates: Updates | None, wear: Wear
 ) -> list[Metric]:
     """Return the metrics of a store.
 
@@ -101,7 +101,7 @@ def metrics_of(
     ]
 
 
-def _of_counts(table: str, counted: Counted) -> list[Metric]:
+def _of_counts(table: str, counted: Tally) -> list[Metric]:
     waits = "What requests took that had to wait for blocks"
     return [
         *(

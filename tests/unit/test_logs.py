@@ -55,6 +55,19 @@ def test_a_switch_is_one_line(tmp_path: Path, lines: io.StringIO) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", switches[0]["time"])
 
 
+def test_the_same_version_opened_anew_is_no_switch(tmp_path: Path, lines: io.StringIO) -> None:
+    path = tmp_path / "s"
+    bandana_kv.load(path, {"user": ROWS}, adapter="blockfile", placement="identity")
+    with bandana_kv.open(path) as reader, bandana_kv.open(path) as writer:
+        before = reader._serving
+        writer.update("user", [3], ROWS[:1])
+        writer.flush()
+        reader.refresh()
+        assert reader._serving is not before
+        assert np.array_equal(reader.get("user", 3), ROWS[0])
+    assert "version_switched" not in {line["event"] for line in parsed(lines)}
+
+
 def test_the_breaker_says_its_state(lines: io.StringIO) -> None:
     breaker = Breaker("table 'user'")
     for _ in range(5):

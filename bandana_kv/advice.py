@@ -72,7 +72,10 @@ def depth_of(root: Path, profile: DeviceProfile | None) -> int:
     """
     profile = profile or _kept_profile(root)
     if profile is None:
-        _log.info(NO_PROFILE.format(root, DEFAULT_DEPTH))
+        _log.info(
+            NO_PROFILE.format(root, DEFAULT_DEPTH),
+            extra={"event": "profile_missing", "store": str(root), "readers": DEFAULT_DEPTH},
+        )
         return DEFAULT_DEPTH
     if not profile.matches(root):
         warnings.warn(

@@ -119,4 +119,10 @@ class Breaker:
     def _go(self, state: str) -> None:
         self._state = state
         level = logging.INFO if state == "half-open" else logging.WARNING
-        _log.log(level, "%s: the circuit breaker is %s", self._name, state)
+        _log.log(
+            level,
+            "%s: the circuit breaker is %s",
+            self._name,
+            state,
+            extra={"event": "breaker", "of": self._name, "state": state},
+        )

@@ -61,7 +61,8 @@ def _warn_uncached() -> None:
     """Say once that every process will compile."""
     _log.warning(
         "no directory to keep compiled kernels in: every process compiles them anew; "
-        "set NUMBA_CACHE_DIR to one that is writable"
+        "set NUMBA_CACHE_DIR to one that is writable",
+        extra={"event": "kernels_uncached"},
     )
 
 
@@ -146,7 +147,8 @@ class _Announce(event.Listener):
             self.announced = True
             _log.warning(
                 "compiling kernels; this happens once per machine and release, "
-                "and takes up to a minute"
+                "and takes up to a minute",
+                extra={"event": "kernels_compiling"},
             )
 
     def on_end(self, event: Any) -> None:

@@ -147,7 +147,13 @@ class FailSafe:
             raise type(error)(f"{why}; and the fallback: {error}") from error
         with self._lock:
             self._counts["fallback_rows"] += ids.size
-        self._log.warning(f"{why}; {ids.size} rows came from the fallback")
+        self._log.warning(
+            f"{why}; {ids.size} rows came from the fallback",
+            event="fallback_answered",
+            table=self._table,
+            rows=ids.size,
+            why=why,
+        )
         return answer
 
     def after_fork_in_child(self) -> None:

@@ -196,7 +196,12 @@ def note(root: Path, entry: Entry) -> None:
                 raise OSError(errno.ENOSPC, _FULL_LINE)
             os.fdatasync(handle)
     except OSError as error:
-        _log.warning("%s: cannot be noted in the ledger (%s)", root, error.strerror)
+        _log.warning(
+            "%s: cannot be noted in the ledger (%s)",
+            root,
+            error.strerror,
+            extra={"event": "ledger_not_written", "store": str(root), "error": error.strerror},
+        )
 
 
 @contextlib.contextmanager
@@ -293,7 +298,12 @@ def entries(root: Path) -> list[Entry]:
     """
     found, damaged = read_ledger(root)
     if damaged:
-        _log.warning("%s: %d damaged lines were left out", ledger_path(root), damaged)
+        _log.warning(
+            "%s: %d damaged lines were left out",
+            ledger_path(root),
+            damaged,
+            extra={"event": "ledger_damaged", "store": str(root), "lines": damaged},
+        )
     return found
 
 

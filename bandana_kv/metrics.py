@@ -7,7 +7,12 @@ from typing import Literal, Protocol
 
 import msgspec
 
-__all__ = ["Buckets", "Measured", "Metric"]
+__all__ = ["UPPER_SECONDS", "Buckets", "Labelled", "Measured", "Metric", "metric"]
+
+UPPER_SECONDS = tuple(
+    float(f"{step}e{exponent}") for exponent in range(-6, 2) for step in (1, 2, 5)
+)
+"""Upper edges of the buckets of latencies."""
 
 
 class Buckets(msgspec.Struct, frozen=True):
@@ -52,8 +57,43 @@ class Metric(msgspec.Struct, frozen=True):
     labels: Mapping[str, str] = {}
 
 
+def metric(
+    noun: str,
+    kind: Literal["counter", "gauge", "histogram"],
+    text: str,
+    value: float | Buckets,
+    **labels: str,
+) -> Metric:
+    """Return a metric of this library: `noun` is its name behind ``bandana_kv_``."""
+    number = value if isinstance(value, Buckets) else float(value)
+    return Metric(f"bandana_kv_{noun}", kind, text, number, labels)
+
+
 class Measured(Protocol):
     """Anything with numbers to tell: stores, recorders, roll-outs, watches over drift."""
 
     def metrics(self) -> Iterable[Metric]:
         """Return what is known now. Cost: no device reads; safe from any thread."""
+
+
+class Labelled:
+    """Something measured whose numbers get more labels: two stores in one process, for example.
+
+    Parameters
+    ----------
+    measured
+        Whose numbers.
+    labels
+        By name.
+    """
+
+    def __init__(self, measured: Measured, **labels: str) -> None:
+        self._measured = measured
+        self._labels = labels
+
+    def metrics(self) -> list[Metric]:
+        """Return the numbers, with the labels."""
+        return [
+            msgspec.structs.replace(each, labels={**each.labels, **self._labels})
+            for each in self._measured.metrics()
+        ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 from bandana_kv import adapters, manifest
 from bandana_kv.arrays import let_go, map_array
 from bandana_kv.cache.state import capacity_for
+from bandana_kv.counts import Totals
 from bandana_kv.errors import AdapterError, BandanaError, FormatError, InputError
 from bandana_kv.failsafe import FailSafe
 from bandana_kv.fallback import Source, check_tables
@@ -49,6 +50,8 @@ class Options:
         Overrides the plan.
     source : Source or None
         Where rows come from whose blocks do not.
+    totals : Totals
+        What is counted meanwhile.
     """
 
     root: Path
@@ -57,6 +60,7 @@ class Options:
     policy: Policy | None
     coalesce: bool
     source: Source | None
+    totals: Totals = field(default_factory=Totals)
 
 
 def open_current(options: Options, before: ServedVersion | None = None) -> ServedVersion:
@@ -178,7 +182,7 @@ def _serve(
     )
     mapped = partial(_mapped, options.root, entry)
     policy = options.policy or entry.plan.policy_for(cache_bytes, row_bytes, entry.rows)
-    return ServedTable(
+    served = ServedTable(
         stored,
         dtype,
         entry.dim,
@@ -194,6 +198,8 @@ def _serve(
         fail_safe=FailSafe(name, options.source),
         coalesce=options.coalesce,
     )
+    options.totals.follow(served)
+    return served
 
 
 def _index(root: Path, entry: manifest.Table) -> NDArray[np.uint64]:

@@ -33,8 +33,8 @@ class QuietLog:
         """Go on, whatever thread of the parent was logging."""
         self._lock = threading.Lock()
 
-    def warning(self, message: str) -> None:
-        """Log, or count, a message."""
+    def warning(self, message: str, **fields: object) -> None:
+        """Log, or count, a message; `fields` are for machines."""
         with self._lock:
             now = self._clock()
             if now < self._next:
@@ -43,4 +43,4 @@ class QuietLog:
             left_out, self._left_out = self._left_out, 0
             self._next = now + _EVERY_S
         more = f" ({left_out} more like this since the last such line)" if left_out else ""
-        _log.warning("%s%s", message, more)
+        _log.warning("%s%s", message, more, extra={**fields, "left_out": left_out})

@@ -167,7 +167,11 @@ class ServedVersion:
                 self._resources.close()
             except Exception:
                 # Whoever happens to be last has its rows, and no part in this.
-                _log.exception("version %d: closing it failed", self.number)
+                _log.exception(
+                    "version %d: closing it failed",
+                    self.number,
+                    extra={"event": "close_failed", "version": self.number},
+                )
             finally:
                 self.closed.set()
 

@@ -23,12 +23,14 @@ from bandana_kv.device import DeviceProfile
 from bandana_kv.errors import BandanaError, IdError, InputError, TableNotFoundError
 from bandana_kv.failsafe import Deadline, checked_deadline
 from bandana_kv.fallback import Source, source_of
+from bandana_kv.metrics import Metric
 from bandana_kv.opening import Options, open_current
 from bandana_kv.policy import Policy, asked_policy
 from bandana_kv.reader import BlockReader
 from bandana_kv.recording.recorder import Counted, Recorder
 from bandana_kv.serving import ServedVersion
 from bandana_kv.table import ServedTable
+from bandana_kv.telling import Wear, metrics_of
 from bandana_kv.updates import Follower, Updates, replay
 from bandana_kv.warming import warm_up
 from bandana_kv.watcher import Watcher
@@ -69,6 +71,7 @@ class EmbeddingStore:
         self._follower = follower
         self._updates: Updates | None = None
         self._recorder: Recorder | None = None
+        self._wear = Wear(options.root)
         self._begin()
         with _stores_lock:
             _stores.add(self)
@@ -89,6 +92,7 @@ class EmbeddingStore:
         if self._recorder is not None:
             self._recorder.after_fork_in_child()
             self._recorder = None
+        self._options.totals.after_fork_in_child()
         self._begin()
 
     @property
@@ -165,7 +169,15 @@ class EmbeddingStore:
             self._serving, self._follower = new, follower
             self._flush_gone(old, new)
             old.retire()
+            self._tell_switch(old, new)
             return new.number
+
+    def _tell_switch(self, old: ServedVersion, new: ServedVersion) -> None:
+        """Log that another version is served; not that the same one was opened anew."""
+        root, before, after = self._options.root, old.number, new.number
+        if before != after:
+            fields = {"event": "version_switched", "store": str(root), "from": before, "to": after}
+            _log.info("%s: version %d -> %d", root, before, after, extra=fields)
 
     def _flush_gone(self, old: ServedVersion, new: ServedVersion) -> None:
         """Write updated rows into blocks that this process will not serve any more."""
@@ -178,7 +190,11 @@ class EmbeddingStore:
             self._updates.flush(gone, old, self._reader)
         except BandanaError:
             # They stay in the journal, for whoever serves that version again.
-            _log.exception("version %d: updated rows stay in the journal", old.number)
+            _log.exception(
+                "version %d: updated rows stay in the journal",
+                old.number,
+                extra={"event": "flush_failed", "version": old.number},
+            )
 
     def has_news(self) -> bool:
         """Return whether another process has updated rows since the last :meth:`refresh`."""
@@ -277,6 +293,7 @@ class EmbeddingStore:
         if not self._follower.catch_up(old.tables.values()):
             self._serving, self._follower = _opened(self._options, None)
             old.retire()
+            self._tell_switch(old, self._serving)
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -527,6 +544,27 @@ class EmbeddingStore:
             to the fallback unread) and ``breaker_openings``.
         """
         return {name: served.stats() for name, served in self._tables.items()}
+
+    def metrics(self) -> list[Metric]:
+        """Return what the store says of itself, for whoever exports or logs it.
+
+        Returns
+        -------
+        list of Metric
+            By table, with the label ``table``: the counters of :meth:`stats`, how many requests
+            were made, what those took that had to wait for blocks; rows in DRAM, updates
+            that are not in blocks, and what the plan predicts, where this is the DRAM that it was
+            made for. Of the store: its version, what updates wrote, what the ledger says of
+            the last 24 hours.
+
+        Notes
+        -----
+        Counters only rise from :func:`open` on: also where another version is served meanwhile,
+        and those of a table that is not in it stay. A forked child goes on from its parent's.
+
+        Cost: some 0.1 ms a table; the ledger is read once in ten seconds. No block is read.
+        """
+        return metrics_of(self._serving, self._options.totals.by_table(), self._updates, self._wear)
 
     @property
     def cache_bytes(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from bandana_kv.adapters import block_keys
 from bandana_kv.arrays import let_go
 from bandana_kv.blocks import HEADER_BYTES, seal
-from bandana_kv.cache.batch import BLOCK_READS, COUNTERS, HITS, missing, new_counters
+from bandana_kv.cache.batch import BLOCK_READS, HITS, missing
 from bandana_kv.cache.rows import (
     absent,
     admit_rows,
@@ -26,6 +27,7 @@ from bandana_kv.cache.rows import (
 )
 from bandana_kv.cache.state import EVICTION, USED, cache_bytes_of, check, hits_relink, make_state
 from bandana_kv.cache.state import positions as cached_positions
+from bandana_kv.counts import Counts, one_request
 from bandana_kv.errors import IdError
 from bandana_kv.failsafe import Deadline, FailSafe
 from bandana_kv.inflight import Claim, InFlight, Reading
@@ -90,6 +92,8 @@ class ServedTable:
     ----------
     stored, dtype, dim, capacity_rows, policy
         As given.
+    counts : Counts
+        What it has counted.
     """
 
     def __init__(
@@ -119,7 +123,8 @@ class ServedTable:
         let_go(layout.heat)
         self._eviction = int(self._state.rules[EVICTION])
         self._data = np.empty((capacity_rows, stored.row_bytes), np.uint8)
-        self._counters = new_counters()
+        self.counts = Counts(stored.adapter.payload_bytes, fail_safe)
+        self._counters = self.counts.counters
         self._in_flight = InFlight(_MOST_AHEAD)
         self._overlay = Overlay(stored.row_bytes)
         # Rises with each flush: what was read before may be older than what is there now.
@@ -129,7 +134,7 @@ class ServedTable:
         self._turns = Turns()
         # Not bound to this object: that cycle would keep a retired cache until it is found.
         self._look = ServedTable._alone if hits_relink(policy) else ServedTable._together
-        self._lock = threading.Lock()  # guards counters and in-flight reads; taken last
+        self._lock = self.counts.lock  # guards in-flight reads, too; taken last
         with _tables_lock:
             _tables.add(self)
 
@@ -154,16 +159,19 @@ class ServedTable:
         """
         positions = np.empty(ids.size, np.int64)
         slots = np.empty(ids.size, np.int64)
-        counters = new_counters()
+        counters = one_request()
         missed = self._look(self, ids, positions, slots, out, counters)
         if missed < 0:
             raise self._out_of_range(ids, -1 - missed)
+        # Only misses are timed: reading the clock twice is over 1 % of a request without one.
+        begun = None
         try:
             if missed and self._overlay.count:
                 found = self._answer_updated(positions, slots, out)
                 counters[HITS] += found
                 missed -= found
             if missed:
+                begun = time.perf_counter()
                 self._answer_from_blocks(
                     reader, ids, positions, slots, missed, out, counters, deadline, warming
                 )
@@ -171,6 +179,8 @@ class ServedTable:
             if not warming:
                 with self._lock:
                     self._counters += counters
+                    if begun is not None:
+                        self.counts.add_wait(time.perf_counter() - begun)
 
     def _answer_updated(
         self, positions: NDArray[np.int64], slots: NDArray[np.int64], out: NDArray[np.uint8]
@@ -355,7 +365,7 @@ class ServedTable:
         if not came.any():
             return
         blocks = mine.blocks[came]
-        counters = new_counters()
+        counters = np.zeros_like(self._counters)
         asked, ordered, places, _ = self._within(blocks, asked, ordered, places)
         payloads = mine.payloads[came]
         self._admit(epoch, asked, ordered, places, blocks, blocks, payloads, counters)
@@ -670,16 +680,18 @@ class ServedTable:
         """Return the positions of `count` ids from `first` on. Cost: without the GIL."""
         return unpack(self._index, self.stored.rows, first, count)
 
+    @property
+    def cached_rows(self) -> int:
+        """Rows that DRAM holds now."""
+        return int(self._state.clock[USED])
+
     def is_full(self) -> bool:
         """Return whether one more row would have to drive another one out."""
-        return int(self._state.clock[USED]) >= self.capacity_rows
+        return self.cached_rows >= self.capacity_rows
 
     def stats(self) -> dict[str, int]:
         """Return the counters, with `bytes_read` from the engine, as plain numbers."""
-        with self._lock:
-            counts = dict(zip(COUNTERS, self._counters.tolist(), strict=True))
-        counts["bytes_read"] = counts["block_reads"] * self.stored.adapter.payload_bytes
-        return counts | self._fail_safe.stats()
+        return self.counts.stats()
 
     def check(self, reader: BlockReader) -> None:
         """Assert that the cache is sound and that every cached row equals its block's.

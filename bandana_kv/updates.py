@@ -135,6 +135,11 @@ class Updates:
         """Bytes written to the journal."""
         return self._journal.written_bytes
 
+    @property
+    def journal_size_bytes(self) -> int:
+        """Length of the journal now."""
+        return self._journal.size_bytes
+
     def update(self, table: ServedTable, ids: NDArray[np.uint32], rows: NDArray[np.uint8]) -> None:
         """Make new rows, uint8 (n, row_bytes), durable, then serve them; ids are distinct."""
         self._allowance.take(_RECORD_BYTES + ids.nbytes + rows.nbytes)
@@ -164,7 +169,10 @@ class Updates:
             if held >= MOST_BYTES:
                 raise
             self._flush_at = held + FLUSH_BYTES // 4
-            _log.exception("updated rows cannot be written into their blocks for now")
+            _log.exception(
+                "updated rows cannot be written into their blocks for now",
+                extra={"event": "flush_failed", "version": serving.number, "held_bytes": held},
+            )
         finally:
             self._flushing.release()
 

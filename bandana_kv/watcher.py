@@ -65,11 +65,16 @@ class Watcher:
                         self._store.version,
                         error,
                         seconds,
+                        extra={
+                            "event": "refresh_failed",
+                            "store": str(self._root),
+                            "version": self._store.version,
+                            "error": str(error),
+                            "next_try_seconds": seconds,
+                        },
                     )
 
     def _look(self) -> None:
-        before = self._store.version
-        if manifest.current_number(self._root) != before:
-            _log.info("%s: version %d -> %d", self._root, before, self._store.refresh())
-        elif self._store.has_news():
+        newest = manifest.current_number(self._root)
+        if newest != self._store.version or self._store.has_news():
             self._store.refresh()

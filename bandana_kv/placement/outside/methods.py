@@ -95,7 +95,7 @@ def _mtkahypar(job: Job) -> NDArray[np.uint32]:
         job.quality == "balanced" and -(-job.rows // job.rows_per_block) >= _MANY_BLOCKS
     ):
         preset = "LARGE_K"
-    _log.info("mtkahypar: preset %s", preset)
+    _log.info("mtkahypar: preset %s", preset, extra={"event": "preset_chosen", "preset": preset})
     return _place(job, "mtkahypar", "mtkahypar", preset)
 
 

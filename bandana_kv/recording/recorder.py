@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv.errors import DiskFullError, InputError
-from bandana_kv.metrics import Metric
+from bandana_kv.metrics import Metric, metric
 from bandana_kv.recording.frames import FILE_HEADER, Frame, files_of, frame_bytes, path_of
 
 __all__ = ["Counted", "Recorder"]
@@ -182,29 +182,29 @@ class Recorder:
     def metrics(self) -> list[Metric]:
         """Return what was recorded, dropped and written; whether it had to stop."""
         return [
-            Metric(
-                "bandana_kv_recorder_requests",
+            metric(
+                "recorder_requests",
                 "counter",
                 "Requests that were recorded",
                 self._recorded,
             ),
-            Metric(
-                "bandana_kv_recorder_dropped_requests",
+            metric(
+                "recorder_dropped_requests",
                 "counter",
                 "Requests that were to be recorded, and were not",
                 self._dropped,
             ),
-            Metric(
-                "bandana_kv_recorder_written_bytes",
+            metric(
+                "recorder_written_bytes",
                 "counter",
                 "Bytes that the recorder wrote",
                 self._files.written_bytes,
             ),
-            Metric(
-                "bandana_kv_recorder_failed",
+            metric(
+                "recorder_failed",
                 "gauge",
                 "1 once recording had to stop, because its files could not be written",
-                float(self._failure is not None),
+                self._failure is not None,
             ),
         ]
 

@@ -116,7 +116,10 @@ class Background:
                 self._work(answer)
             except Exception:
                 # Whatever it was: the next answer can be compared all the same.
-                _log.exception("roll-out: an answer could not be compared")
+                _log.exception(
+                    "roll-out: an answer could not be compared",
+                    extra={"event": "rollout_comparison_failed"},
+                )
             with changed:
                 self._held_bytes -= held
                 changed.notify_all()

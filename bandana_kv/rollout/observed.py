@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.metrics import Buckets
+from bandana_kv.metrics import UPPER_SECONDS, Buckets
 from bandana_kv.rollout.data import NEW, OLD, SIDES, Limits, Seen
 
 __all__ = ["Breach", "Lookup", "Observed"]
@@ -19,10 +19,6 @@ Lookup = tuple[int, int, float, bool, bool]
 
 Breach = tuple[int, str]
 """Number of the stage, and the limit that was broken."""
-
-UPPER_SECONDS = tuple(
-    float(f"{step}e{exponent}") for exponent in range(-6, 2) for step in (1, 2, 5)
-)
 
 _COUNTS = (
     "requests_old",

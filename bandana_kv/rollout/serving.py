@@ -261,7 +261,11 @@ class Rollout:
         self._note((now.number, NEW, seconds, True, False))
         self._note((now.number, OLD, time.perf_counter() - begun, False, True))
         self._observed.count("rescued_requests")
-        self._quiet.warning(f"roll-out: {_said(why)}; answered from the old source")
+        self._quiet.warning(
+            f"roll-out: {_said(why)}; answered from the old source",
+            event="rollout_rescued",
+            why=_said(why),
+        )
         return _as_asked(table, rows, out)
 
     def _note(self, lookup: Lookup) -> None:
@@ -286,7 +290,12 @@ class Rollout:
             found = self._old.rows(asked) if other == OLD else self._ask_new(asked)
         except Exception as error:
             self._note((answer.number, other, time.perf_counter() - begun, True, False))
-            self._quiet.warning(f"roll-out: {SIDES[other]} cannot be compared: {_said(error)}")
+            self._quiet.warning(
+                f"roll-out: {SIDES[other]} cannot be compared: {_said(error)}",
+                event="rollout_not_compared",
+                side=SIDES[other],
+                error=_said(error),
+            )
             return
         self._note((answer.number, other, time.perf_counter() - begun, False, False))
         rows = mismatched = 0

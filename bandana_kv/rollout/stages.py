@@ -87,7 +87,12 @@ class Stages:
             reason = f"{path} says so ({written.reason})"
         self.now = Standing(0, stage, fraction, shares.of(stage), time.time(), reason)
         self._begin()
-        _log.info("roll-out: begins in %s: %s", stage, reason)
+        _log.info(
+            "roll-out: begins in %s: %s",
+            stage,
+            reason,
+            extra={"event": "rollout_begun", "stage": stage, "reason": reason},
+        )
 
     def _begin(self) -> None:
         self._changing = threading.Lock()
@@ -147,7 +152,13 @@ class Stages:
         """
         number, reason = breach
         if self.now.number == number and self.now.stage not in ("canary", "full"):
-            self._quiet.warning(f"roll-out: stays in {self.now.stage}: {reason}")
+            stage = self.now.stage
+            self._quiet.warning(
+                f"roll-out: stays in {stage}: {reason}",
+                event="rollout_breach",
+                stage=stage,
+                reason=reason,
+            )
             return
         with self._changing:
             if self.now.number != number:
@@ -194,7 +205,10 @@ class Stages:
         try:
             self._save()
         except Exception:
-            _log.exception("roll-out: a step back was not written down")
+            _log.exception(
+                "roll-out: a step back was not written down",
+                extra={"event": "rollout_not_written", "path": str(self._path)},
+            )
 
     def wait(self) -> None:
         """Wait until what was stepped back is written down."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from bandana_kv.metrics import Buckets, Metric
+from bandana_kv.metrics import Buckets, Metric, metric
 from bandana_kv.rollout.data import SIDES, STAGES, Difference, Report, Stage
 from bandana_kv.rollout.observed import Observed
 from bandana_kv.rollout.stages import Stages
@@ -58,11 +58,7 @@ def metrics_of(
             for stage in STAGES
         ),
         _metric("canary_fraction", "gauge", "What the new store gets in canary", report.fraction),
-        *(
-            metric
-            for at, side in enumerate(SIDES)
-            for metric in _of_side(report, side, latencies[at])
-        ),
+        *(each for at, side in enumerate(SIDES) for each in _of_side(report, side, latencies[at])),
         *(
             _metric(name, "counter", text, getattr(report, name))
             for name, text in _COUNTERS.items()
@@ -90,5 +86,4 @@ def _metric(
     value: float | Buckets,
     **labels: str,
 ) -> Metric:
-    number = value if isinstance(value, Buckets) else float(value)
-    return Metric(f"bandana_kv_rollout_{noun}", kind, text, number, labels)
+    return metric(f"rollout_{noun}", kind, text, value, **labels)

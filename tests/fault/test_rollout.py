@@ -122,7 +122,7 @@ def test_an_old_source_with_wrong_rows_triggers_the_step_back(
     assert (change.before, change.after, change.automatic) == (stage, "shadow", True)
     assert "1 of the last" in change.reason
     assert change.seen.mismatch_share > 0
-    (told,) = [each for each in caplog.records if hasattr(each, "event")]
+    (told,) = [each for each in caplog.records if getattr(each, "event", "") == "rollout_stage"]
     assert (told.event, vars(told)["from"], vars(told)["to"]) == ("rollout_stage", stage, "shadow")
     assert told.reason == change.reason
     assert told.numbers["mismatch_share"] == change.seen.mismatch_share

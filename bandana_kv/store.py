@@ -439,11 +439,12 @@ class EmbeddingStore:
     def _counted(self) -> Counted:
         """Return what recorders keep beside the requests."""
         serving = self._serving
-        counts = {name: table.stats() for name, table in serving.tables.items()}
-        return serving.number, {
-            name: (each["lookups"], each["hits"], each["block_reads"])
-            for name, each in counts.items()
-        }
+        counted: dict[str, tuple[object, tuple[int, int, int]]] = {}
+        for name, table in serving.tables.items():
+            stats = table.stats()
+            counts = stats["lookups"], stats["hits"], stats["block_reads"]
+            counted[name] = (weakref.ref(table), counts)
+        return serving.number, counted
 
     async def multi_get_async(
         self, table: str, ids: ArrayLike, *, out: NDArray[Any] | None = None

@@ -31,8 +31,12 @@ __all__ = ["Counted", "Recorder"]
 
 _log = logging.getLogger("bandana_kv")
 
-Counted: TypeAlias = "tuple[int, dict[str, tuple[int, int, int]]]"
-"""The version that is served, and by table the lookups, hits and block reads until now."""
+Counts: TypeAlias = "tuple[int, int, int]"
+"""Lookups, hits and block reads."""
+
+Counted: TypeAlias = "tuple[int, dict[str, tuple[object, Counts]]]"
+"""The version that is served, and by table who counts, which equals itself only, and what it has
+counted until now."""
 
 _LOCK = "lock"
 _BURST = 4096
@@ -40,7 +44,9 @@ _FLUSH_SECONDS = 0.5
 # Requests that wait to be written; more than that in half a second is dropped.
 _WAITING_BYTES = 32 << 20
 _ENTRY_BYTES = 120  # of the interpreter's own objects, for each
-_FRAME_BYTES = 512 << 10
+# So that several fit into the smallest file.
+_FRAME_BYTES = 256 << 10
+_LENGTH_BYTES = 4
 _LEAST_FILE_BYTES = 1 << 20
 _STARTS = 1024
 
@@ -80,8 +86,9 @@ class Recorder:
         _check(sample, max_bytes, file_bytes)
         self._files = _Files(directory, max_bytes, file_bytes)
         self._counted = counted
-        self._before = counted()
-        self._since = time.monotonic()
+        self._version, self._before = counted()
+        self._looked = time.monotonic()
+        self._since = dict.fromkeys(self._before, self._looked)
         self._numbers = itertools.count()
         self._cycle = max(_BURST, round(_BURST / sample))
         drawn = random.Random(seed)
@@ -161,22 +168,31 @@ class Recorder:
             self._recorded += written
             self._dropped += len(waiting) - written
 
-    def _frames(self, waiting: list[tuple[str, str, bytes]]) -> Iterator[Frame]:
-        """Make frames of what was looked up and counted since the last time."""
+    def _frames(self, waiting: list[tuple[str, str, bytes]]) -> list[Frame]:
+        """Make frames of what was looked up and counted since the last time.
+
+        What a table counted, and how long, is of the version that is served now: a switch in
+        between is noticed late by one such time at most.
+        """
         version, now = self._counted()
-        before = self._before[1] if self._before[0] == version else {}
-        seconds = time.monotonic() - self._since
-        self._before, self._since = (version, now), time.monotonic()
+        moment = time.monotonic()
+        if version != self._version:
+            self._since = dict.fromkeys(now, self._looked)
         by_table: dict[str, list[tuple[str, bytes]]] = {}
         for table, kind, raw in waiting:
             by_table.setdefault(table, []).append((kind, raw))
         frames = []
         for table in by_table.keys() | now.keys():
-            counted = _difference(now.get(table), before.get(table))
+            counts = _difference(now.get(table), self._before.get(table))
             requests = by_table.get(table, [])
-            if requests or any(counted):
-                lengths, ids = _arrays(requests)
-                frames.append(Frame(table, version, counted, seconds, time.time(), lengths, ids))
+            if not requests and not any(counts):
+                continue
+            seconds = moment - self._since.get(table, self._looked)
+            self._since[table] = moment
+            for run in _runs(requests):
+                frames.append(Frame(table, version, counts, seconds, time.time(), *_arrays(run)))
+                counts, seconds = (0, 0, 0), 0.0
+        self._version, self._before, self._looked = version, now, moment
         return frames
 
     def metrics(self) -> list[Metric]:
@@ -250,15 +266,14 @@ def _check(sample: float, max_bytes: int, file_bytes: int) -> None:
         raise InputError(f"file_bytes {file_bytes} is more than half of max_bytes {max_bytes}")
 
 
-def _difference(
-    now: tuple[int, int, int] | None, before: tuple[int, int, int] | None
-) -> tuple[int, int, int]:
+def _difference(now: tuple[object, Counts] | None, before: tuple[object, Counts] | None) -> Counts:
     """Return what was counted between; of a table that was opened anew, all of it."""
     if now is None:
         return (0, 0, 0)
-    if before is None or now[0] < before[0]:
-        return now
-    return (now[0] - before[0], now[1] - before[1], now[2] - before[2])
+    who, (lookups, hits, block_reads) = now
+    if before is None or before[0] != who:
+        return now[1]
+    return (lookups - before[1][0], hits - before[1][1], block_reads - before[1][2])
 
 
 def _runs(requests: list[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
@@ -266,11 +281,12 @@ def _runs(requests: list[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]
     run: list[tuple[str, bytes]] = []
     size = 0
     for each in requests:
-        if run and size + len(each[1]) > _FRAME_BYTES:
+        raw_bytes = len(each[1]) + _LENGTH_BYTES
+        if run and size + raw_bytes > _FRAME_BYTES:
             yield run
             run, size = [], 0
         run.append(each)
-        size += len(each[1])
+        size += raw_bytes
     yield run
 
 

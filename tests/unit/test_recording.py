@@ -91,11 +91,8 @@ def test_failed_lookups_are_not_recorded(root: Path, tmp_path: Path) -> None:
     assert requests_of(AccessLog.read(tmp_path / "log")) == [[1]]
 
 
-def test_bursts_are_consecutive_and_make_up_the_share(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(recorder, "_BURST", 50)
-    with bandana_kv.open(root) as store, store.record(tmp_path / "log", sample=0.1):
+def test_bursts_are_consecutive_and_make_up_the_share(root: Path, tmp_path: Path) -> None:
+    with bandana_kv.open(root) as store, store.record(tmp_path / "log", sample=0.1, burst=50):
         for number in range(5000):
             store.multi_get("user", [number % ROWS, number // ROWS])
     ids = AccessLog.read(tmp_path / "log").ids.reshape(-1, 2)
@@ -287,7 +284,7 @@ def test_a_table_that_stays_at_a_switch_counts_on(root: Path, tmp_path: Path) ->
 def test_a_table_that_is_opened_anew_counts_all_of_it(tmp_path: Path) -> None:
     """Also where it has counted more than the one before it, under the same version."""
     counted: dict[str, Any] = {"user": ("first", (10, 5, 5))}
-    with Recorder(tmp_path / "log", 1.0, 4 << 20, 1 << 20, lambda: (1, counted)) as recording:
+    with Recorder(tmp_path / "log", 1.0, 4 << 20, 1 << 20, 4096, lambda: (1, counted)) as recording:
         counted = {"user": ("first", (13, 6, 7))}
         recording.flush()
         counted = {"user": ("second", (100, 60, 40))}
@@ -302,7 +299,7 @@ def test_time_without_requests_is_time(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(recorder.Recorder, "_run", lambda self: self._wake.wait())
     version, counted = 1, {"user": ("it", (0, 0, 0)), "item": ("it", (0, 0, 0))}
     with Recorder(
-        tmp_path / "log", 1.0, 4 << 20, 1 << 20, lambda: (version, dict(counted))
+        tmp_path / "log", 1.0, 4 << 20, 1 << 20, 4096, lambda: (version, dict(counted))
     ) as recording:
         for seconds, lookups in ((10, 0), (10, 1), (10, 1), (10, 5)):
             now += seconds
@@ -337,6 +334,8 @@ def test_arguments_are_checked(root: Path, tmp_path: Path, kind: type) -> None:
                 store.record(tmp_path / "log", sample=sample)  # type: ignore[arg-type]
         with pytest.raises(InputError, match="file_bytes"):
             store.record(tmp_path / "log", file_bytes=17)
+        with pytest.raises(InputError, match="burst"):
+            store.record(tmp_path / "log", burst=0)
         with pytest.raises(InputError, match="half of max_bytes"):
             store.record(tmp_path / "log", max_bytes=kind(1 << 20) and 1 << 20, file_bytes=1 << 20)
     assert not (tmp_path / "log").exists()
@@ -399,7 +398,7 @@ def test_any_requests_come_back(
     tmp_path_factory: pytest.TempPathFactory, asked: list[tuple[str, Any, list[int]]], every: int
 ) -> None:
     directory = tmp_path_factory.mktemp("any") / "log"
-    with Recorder(directory, 1.0, 4 << 20, 1 << 20, lambda: (3, {})) as recording:
+    with Recorder(directory, 1.0, 4 << 20, 1 << 20, 4096, lambda: (3, {})) as recording:
         for number, (table, kind, ids) in enumerate(asked):
             recording.note(table, np.array(ids, kind))
             if number % every == 0:

@@ -408,6 +408,7 @@ class EmbeddingStore:
         *,
         max_bytes: int = 1 << 30,
         file_bytes: int = 64 << 20,
+        burst: int = 4096,
     ) -> Recorder:
         """Record requests from now on, to learn from them: an access log, while serving.
 
@@ -417,9 +418,12 @@ class EmbeddingStore:
             A directory of its own; made if it is not there. What was recorded there before stays,
             as far as there is room.
         sample
-            Share of the requests: of each cycle a burst of 4,096 consecutive ones.
+            Share of the requests: of each cycle a burst of consecutive ones.
         max_bytes, file_bytes
             Of all files, and of one. The oldest files make room for new ones.
+        burst
+            Requests of a burst. The longer it is, the better a replay of what was recorded tells
+            block reads; the seldomer it comes.
 
         Returns
         -------
@@ -451,17 +455,20 @@ class EmbeddingStore:
             before = self._recorder
             if before is not None and not before.closed:
                 raise InputError("this store is being recorded already; close that recorder first")
-            self._recorder = Recorder(Path(path), sample, max_bytes, file_bytes, self._counted)
+            self._recorder = Recorder(
+                Path(path), sample, max_bytes, file_bytes, burst, self._counted
+            )
             return self._recorder
 
     def _counted(self) -> Counted:
         """Return what recorders keep beside the requests."""
         serving = self._serving
-        counts = {name: table.stats() for name, table in serving.tables.items()}
-        return serving.number, {
-            name: (each["lookups"], each["hits"], each["block_reads"])
-            for name, each in counts.items()
-        }
+        counted: dict[str, tuple[object, tuple[int, int, int]]] = {}
+        for name, table in serving.tables.items():
+            stats = table.stats()
+            counts = stats["lookups"], stats["hits"], stats["block_reads"]
+            counted[name] = (weakref.ref(table), counts)
+        return serving.number, counted
 
     async def multi_get_async(
         self, table: str, ids: ArrayLike, *, out: NDArray[Any] | None = None

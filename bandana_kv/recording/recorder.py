@@ -1,9 +1,4 @@
-"""Requests of a live store, into files: sampled in bursts, and never in anybody's way.
-
-Of each cycle of requests a burst of consecutive ones is recorded, which begins at random. A
-placement is learnt from whole requests, and a cache is replayed by consecutive ones: were single
-requests drawn instead, rows would seem to come back later than they do.
-"""
+"""Requests of a live store, into files: sampled in bursts, and never in anybody's way."""
 
 from __future__ import annotations
 
@@ -12,9 +7,9 @@ import fcntl
 import itertools
 import logging
 import os
-import random
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -25,24 +20,32 @@ from numpy.typing import NDArray
 
 from bandana_kv.errors import DiskFullError, InputError
 from bandana_kv.metrics import Metric, metric
+from bandana_kv.recording.bursts import Bursts
 from bandana_kv.recording.frames import FILE_HEADER, Frame, files_of, frame_bytes, path_of
 
 __all__ = ["Counted", "Recorder"]
 
 _log = logging.getLogger("bandana_kv")
 
-Counted: TypeAlias = "tuple[int, dict[str, tuple[int, int, int]]]"
-"""The version that is served, and by table the lookups, hits and block reads until now."""
+Counts: TypeAlias = "tuple[int, int, int]"
+"""Lookups, hits and block reads."""
+
+Counted: TypeAlias = "tuple[int, dict[str, tuple[object, Counts]]]"
+"""The version that is served, and by table who counts, which equals itself only, and what it has
+counted until now."""
+
+_Waiting: TypeAlias = "defaultdict[str, list[Any]]"
+# By table, for each request the bytes of its ids, then their dtype.
 
 _LOCK = "lock"
-_BURST = 4096
 _FLUSH_SECONDS = 0.5
 # Requests that wait to be written; more than that in half a second is dropped.
 _WAITING_BYTES = 32 << 20
 _ENTRY_BYTES = 120  # of the interpreter's own objects, for each
-_FRAME_BYTES = 512 << 10
+# So that several fit into the smallest file.
+_FRAME_BYTES = 256 << 10
+_LENGTH_BYTES = 4
 _LEAST_FILE_BYTES = 1 << 20
-_STARTS = 1024
 
 
 class Recorder:
@@ -56,10 +59,10 @@ class Recorder:
         Share of the requests.
     max_bytes, file_bytes
         Of all files, and of one.
+    burst
+        Requests that are recorded one after another.
     counted
         Asks the store what it has counted.
-    seed
-        Of where bursts begin.
 
     Raises
     ------
@@ -74,21 +77,20 @@ class Recorder:
         sample: float,
         max_bytes: int,
         file_bytes: int,
+        burst: int,
         counted: Callable[[], Counted],
-        seed: int | None = None,
     ) -> None:
-        _check(sample, max_bytes, file_bytes)
+        _check(sample, max_bytes, file_bytes, burst)
         self._files = _Files(directory, max_bytes, file_bytes)
         self._counted = counted
-        self._before = counted()
-        self._since = time.monotonic()
+        self._version, self._before = counted()
+        self._looked = time.monotonic()
+        self._since = dict.fromkeys(self._before, self._looked)
         self._numbers = itertools.count()
-        self._cycle = max(_BURST, round(_BURST / sample))
-        drawn = random.Random(seed)
-        self._starts = [drawn.randint(0, self._cycle - _BURST) for _ in range(_STARTS)]
+        self._bursts = Bursts(sample, burst)
         self._lock = threading.Lock()  # guards what waits, for a few instructions
         self._flushing = threading.Lock()  # held while files are written
-        self._waiting: list[tuple[str, str, bytes]] = []
+        self._waiting: _Waiting = defaultdict(list)
         self._waiting_bytes = 0
         self._dropped = self._recorded = 0
         self._failure: str | None = None
@@ -111,17 +113,15 @@ class Recorder:
         """Record a request, perhaps. Cost: about a microsecond; never waits for the device."""
         if self._closed:
             return
-        if self._cycle > _BURST:
-            cycle, at = divmod(next(self._numbers), self._cycle)
-            if not 0 <= at - self._starts[cycle % _STARTS] < _BURST:
-                return
+        if not self._bursts.everything and not self._bursts.takes(next(self._numbers)):
+            return
         raw = ids.tobytes()
         taken = len(raw) + _ENTRY_BYTES
         with self._lock:
             if self._closed or self._waiting_bytes + taken > _WAITING_BYTES:
                 self._dropped += not self._closed
                 return
-            self._waiting.append((table, ids.dtype.char, raw))
+            self._waiting[table].extend((raw, ids.dtype.char))
             self._waiting_bytes += taken
             crowded = 2 * self._waiting_bytes > _WAITING_BYTES
         if crowded:
@@ -141,7 +141,7 @@ class Recorder:
 
     def _flush(self) -> None:
         with self._lock:
-            waiting, self._waiting = self._waiting, []
+            waiting, self._waiting = self._waiting, defaultdict(list)
             self._waiting_bytes = 0
         written = 0
         try:
@@ -159,24 +159,30 @@ class Recorder:
             )
         with self._lock:
             self._recorded += written
-            self._dropped += len(waiting) - written
+            self._dropped += sum(map(len, waiting.values())) // 2 - written
 
-    def _frames(self, waiting: list[tuple[str, str, bytes]]) -> Iterator[Frame]:
-        """Make frames of what was looked up and counted since the last time."""
+    def _frames(self, waiting: _Waiting) -> list[Frame]:
+        """Make frames of what was looked up and counted since the last time.
+
+        What a table counted, and how long, is of the version that is served now: a switch in
+        between is noticed late by one such time at most.
+        """
         version, now = self._counted()
-        before = self._before[1] if self._before[0] == version else {}
-        seconds = time.monotonic() - self._since
-        self._before, self._since = (version, now), time.monotonic()
-        by_table: dict[str, list[tuple[str, bytes]]] = {}
-        for table, kind, raw in waiting:
-            by_table.setdefault(table, []).append((kind, raw))
+        moment = time.monotonic()
+        if version != self._version:
+            self._since = dict.fromkeys(now, self._looked)
         frames = []
-        for table in by_table.keys() | now.keys():
-            counted = _difference(now.get(table), before.get(table))
-            requests = by_table.get(table, [])
-            if requests or any(counted):
-                lengths, ids = _arrays(requests)
-                frames.append(Frame(table, version, counted, seconds, time.time(), lengths, ids))
+        for table in waiting.keys() | now.keys():
+            counts = _difference(now.get(table), self._before.get(table))
+            requests = waiting.get(table, [])
+            if not requests and not any(counts):
+                continue
+            seconds = moment - self._since.get(table, self._looked)
+            self._since[table] = moment
+            for lengths, ids in _parts(requests[::2], requests[1::2]):
+                frames.append(Frame(table, version, counts, seconds, time.time(), lengths, ids))
+                counts, seconds = (0, 0, 0), 0.0
+        self._version, self._before, self._looked = version, now, moment
         return frames
 
     def metrics(self) -> list[Metric]:
@@ -237,61 +243,56 @@ class Recorder:
         self.close()
 
 
-def _check(sample: float, max_bytes: int, file_bytes: int) -> None:
+def _check(sample: float, max_bytes: int, file_bytes: int, burst: int) -> None:
     if isinstance(sample, bool) or not isinstance(sample, (int, float)) or not 0 < sample <= 1:
         raise InputError(f"sample {sample!r} is not a share of the requests above 0 and up to 1")
-    for name, size in (("max_bytes", max_bytes), ("file_bytes", file_bytes)):
-        whole = isinstance(size, (int, np.integer)) and not isinstance(size, bool)
-        if not whole or size < _LEAST_FILE_BYTES:
-            raise InputError(
-                f"{name} {size!r} is not a whole number of bytes from {_LEAST_FILE_BYTES} up"
-            )
+    for name, number, least in (
+        ("max_bytes", max_bytes, _LEAST_FILE_BYTES),
+        ("file_bytes", file_bytes, _LEAST_FILE_BYTES),
+        ("burst", burst, 1),
+    ):
+        whole = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+        if not whole or number < least:
+            raise InputError(f"{name} {number!r} is not a whole number from {least} up")
     if 2 * file_bytes > max_bytes:
         raise InputError(f"file_bytes {file_bytes} is more than half of max_bytes {max_bytes}")
 
 
-def _difference(
-    now: tuple[int, int, int] | None, before: tuple[int, int, int] | None
-) -> tuple[int, int, int]:
+def _difference(now: tuple[object, Counts] | None, before: tuple[object, Counts] | None) -> Counts:
     """Return what was counted between; of a table that was opened anew, all of it."""
     if now is None:
         return (0, 0, 0)
-    if before is None or now[0] < before[0]:
-        return now
-    return (now[0] - before[0], now[1] - before[1], now[2] - before[2])
+    who, (lookups, hits, block_reads) = now
+    if before is None or before[0] != who:
+        return now[1]
+    return (lookups - before[1][0], hits - before[1][1], block_reads - before[1][2])
 
 
-def _runs(requests: list[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
-    """Cut requests into runs for a frame each; the first may be empty."""
-    run: list[tuple[str, bytes]] = []
-    size = 0
-    for each in requests:
-        if run and size + len(each[1]) > _FRAME_BYTES:
-            yield run
-            run, size = [], 0
-        run.append(each)
-        size += len(each[1])
-    yield run
+def _parts(
+    raws: list[bytes], kinds: list[str]
+) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.uint32]]]:
+    """Return lengths and ids of requests, as much at a time as a frame takes; once at least.
+
+    No step of Python for each request: they are many, and others want the interpreter.
+    """
+    sizes = np.fromiter(map(len, raws), np.int64, len(raws))
+    frames = np.cumsum(sizes + _LENGTH_BYTES) // _FRAME_BYTES
+    ends = [*(np.flatnonzero(np.diff(frames)) + 1).tolist(), sizes.size]
+    for first, end in itertools.pairwise([0, *ends]):
+        yield _arrays(raws[first:end], kinds[first:end], sizes[first:end])
 
 
 def _arrays(
-    requests: list[tuple[str, bytes]],
+    raws: list[bytes], kinds: list[str], sizes: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """Return the lengths of requests, and their ids one behind the other."""
-    parts = [
-        (kind, [raw for _, raw in run])
-        for kind, run in itertools.groupby(requests, key=lambda each: each[0])
-    ]
-    lengths = [
-        np.fromiter(map(len, raws), np.int64, len(raws)) // np.dtype(kind).itemsize
-        for kind, raws in parts
-    ]
-    ids = [np.frombuffer(b"".join(raws), kind).astype(np.uint32) for kind, raws in parts]
-    nothing = np.zeros(0, np.uint32)
-    return (
-        np.concatenate([nothing, *lengths]).astype(np.uint32),
-        np.concatenate([nothing, *ids]),
-    )
+    kind = np.dtype(kinds[0] if kinds else np.uint32)
+    if kinds.count(kind.char) == len(kinds):
+        ids = np.frombuffer(b"".join(raws), kind)
+        return (sizes // kind.itemsize).astype(np.uint32), ids.astype(np.uint32)
+    arrays = [np.frombuffer(raw, kind) for raw, kind in zip(raws, kinds, strict=True)]
+    lengths = np.fromiter(map(len, arrays), np.uint32, len(arrays))
+    return lengths, np.concatenate(arrays, dtype=np.uint32, casting="unsafe")
 
 
 class _Files:

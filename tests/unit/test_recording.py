@@ -91,11 +91,8 @@ def test_failed_lookups_are_not_recorded(root: Path, tmp_path: Path) -> None:
     assert requests_of(AccessLog.read(tmp_path / "log")) == [[1]]
 
 
-def test_bursts_are_consecutive_and_make_up_the_share(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(recorder, "_BURST", 50)
-    with bandana_kv.open(root) as store, store.record(tmp_path / "log", sample=0.1):
+def test_bursts_are_consecutive_and_make_up_the_share(root: Path, tmp_path: Path) -> None:
+    with bandana_kv.open(root) as store, store.record(tmp_path / "log", sample=0.1, burst=50):
         for number in range(5000):
             store.multi_get("user", [number % ROWS, number // ROWS])
     ids = AccessLog.read(tmp_path / "log").ids.reshape(-1, 2)
@@ -268,6 +265,67 @@ def test_counts_begin_anew_with_a_version(root: Path, tmp_path: Path) -> None:
     assert found.log("user").lookups == 130
 
 
+def test_a_table_that_stays_at_a_switch_counts_on(root: Path, tmp_path: Path) -> None:
+    """What it had counted before is not of the new version, nor of the recording."""
+    with bandana_kv.open(root, cache_bytes=100_000) as store:
+        store.multi_get("item", np.arange(100))
+        with store.record(tmp_path / "log") as recording:
+            store.multi_get("item", np.arange(20))
+            recording.flush()
+            bandana_kv.load(root, tables={"user": np.zeros((ROWS, DIM), np.float32)})
+            store.refresh(warm_seconds=0)
+            store.multi_get("item", np.arange(7))
+    found = read_recording(tmp_path / "log")
+    assert found.version == 2
+    assert found.live("item").lookups == 7
+    assert found.log("item").lookups == 27
+
+
+def test_a_table_that_is_opened_anew_counts_all_of_it(tmp_path: Path) -> None:
+    """Also where it has counted more than the one before it, under the same version."""
+    counted: dict[str, Any] = {"user": ("first", (10, 5, 5))}
+    with Recorder(tmp_path / "log", 1.0, 4 << 20, 1 << 20, 4096, lambda: (1, counted)) as recording:
+        counted = {"user": ("first", (13, 6, 7))}
+        recording.flush()
+        counted = {"user": ("second", (100, 60, 40))}
+        recording.flush()
+    live = read_recording(tmp_path / "log").live("user")
+    assert (live.lookups, live.hits, live.block_reads) == (103, 61, 42)
+
+
+def test_time_without_requests_is_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(recorder.time, "monotonic", lambda: now)
+    monkeypatch.setattr(recorder.Recorder, "_run", lambda self: self._wake.wait())
+    version, counted = 1, {"user": ("it", (0, 0, 0)), "item": ("it", (0, 0, 0))}
+    with Recorder(
+        tmp_path / "log", 1.0, 4 << 20, 1 << 20, 4096, lambda: (version, dict(counted))
+    ) as recording:
+        for seconds, lookups in ((10, 0), (10, 1), (10, 1), (10, 5)):
+            now += seconds
+            counted["user"] = ("it", (lookups, 0, lookups))
+            recording.flush()
+        assert read_recording(tmp_path / "log").live("user").seconds == 40
+        version, now = 2, now + 3
+        counted["user"] = ("it", (6, 0, 6))
+        recording.flush()
+    live = read_recording(tmp_path / "log").live("user")
+    assert (live.lookups, live.seconds) == (1, 3)
+
+
+def test_much_at_once_fits_into_small_files(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder.Recorder, "_run", lambda self: self._wake.wait())
+    asked = [[number % ROWS] * 1000 for number in range(600)]
+    with bandana_kv.open(root) as store:
+        with store.record(tmp_path / "log", max_bytes=8 << 20, file_bytes=1 << 20) as recording:
+            for ids in asked:
+                store.multi_get("user", np.array(ids, np.int32))
+        assert values_of(recording)["bandana_kv_recorder_dropped_requests"] == 0
+    assert requests_of(AccessLog.read(tmp_path / "log")) == asked
+
+
 @pytest.mark.parametrize("kind", [int, float])
 def test_arguments_are_checked(root: Path, tmp_path: Path, kind: type) -> None:
     with bandana_kv.open(root) as store:
@@ -276,6 +334,8 @@ def test_arguments_are_checked(root: Path, tmp_path: Path, kind: type) -> None:
                 store.record(tmp_path / "log", sample=sample)  # type: ignore[arg-type]
         with pytest.raises(InputError, match="file_bytes"):
             store.record(tmp_path / "log", file_bytes=17)
+        with pytest.raises(InputError, match="burst"):
+            store.record(tmp_path / "log", burst=0)
         with pytest.raises(InputError, match="half of max_bytes"):
             store.record(tmp_path / "log", max_bytes=kind(1 << 20) and 1 << 20, file_bytes=1 << 20)
     assert not (tmp_path / "log").exists()
@@ -338,7 +398,7 @@ def test_any_requests_come_back(
     tmp_path_factory: pytest.TempPathFactory, asked: list[tuple[str, Any, list[int]]], every: int
 ) -> None:
     directory = tmp_path_factory.mktemp("any") / "log"
-    with Recorder(directory, 1.0, 4 << 20, 1 << 20, lambda: (3, {})) as recording:
+    with Recorder(directory, 1.0, 4 << 20, 1 << 20, 4096, lambda: (3, {})) as recording:
         for number, (table, kind, ids) in enumerate(asked):
             recording.note(table, np.array(ids, kind))
             if number % every == 0:

@@ -3,5 +3,6 @@
 from bandana_kv.simulate.bound import lower_bound
 from bandana_kv.simulate.miniature import Curve, curve
 from bandana_kv.simulate.replay import Replayed, replay
+from bandana_kv.simulate.requests import PerRequest, per_request
 
-__all__ = ["Curve", "Replayed", "curve", "lower_bound", "replay"]
+__all__ = ["Curve", "PerRequest", "Replayed", "curve", "lower_bound", "per_request", "replay"]

@@ -17,7 +17,7 @@ from bandana_kv.placement import Placement, place
 from bandana_kv.placement.measure import layout_of
 from bandana_kv.placement.replication import replicate
 from bandana_kv.policy import Admission, Eviction, Policy, Rule
-from bandana_kv.simulate import replay
+from bandana_kv.simulate import per_request, replay
 from bandana_kv.simulate.replay import Replayed, run, run_parts, stream_of
 
 ROWS, DIM = 900, 32
@@ -230,3 +230,29 @@ def test_what_cannot_be_replayed_is_said() -> None:
         replay(TEST, small, 1)
     empty = bandana_kv.AccessLog.from_requests([])
     assert replay(empty, small, 1).reads_per_lookup == 0.0
+
+
+def test_single_requests_add_up_to_the_whole() -> None:
+    placement = placed_by("shp with copies")
+    stream = stream_of(TEST, placement, 30)
+    layout = layout_of(placement, heat_by_position(TRAIN.ids, placement.position_of_id))
+    for policy in POLICIES[::5]:
+        each = per_request(stream, layout, policy, 60)
+        whole = run(stream, layout, policy, 60)
+        assert np.array_equal(each.lookups, np.diff(TEST.offsets)[30:])
+        assert each.lookups.sum() - each.missed.sum() == whole.hits
+        assert each.block_reads.sum() == whole.block_reads
+        assert ((each.missed > 0) == (each.block_reads > 0)).all()
+        assert (each.block_reads <= each.missed).all()
+
+
+def test_a_single_request_counts_as_it_would_behind_the_others() -> None:
+    placement = placed_by("shp")
+    layout = layout_of(placement, np.zeros(ROWS, np.uint8))
+    stream = stream_of(TEST, placement)
+    each = per_request(stream, layout, Policy(), 60)
+    for number in (0, 100, TEST.requests - 1):
+        upto = stream._replace(offsets=stream.offsets[: number + 2], warm_requests=number)
+        alone = run(upto, layout, Policy(), 60)
+        assert alone.block_reads == each.block_reads[number]
+        assert alone.lookups - alone.hits == each.missed[number]

@@ -20,10 +20,12 @@ from bandana_kv.layout import Layout
 from bandana_kv.packed import words_for
 from bandana_kv.placement import Placement, place
 from bandana_kv.placement.measure import layout_of
-from bandana_kv.plan import Choice, PlannedPoint
+from bandana_kv.performance import Load
+from bandana_kv.plan import Choice, PlannedPoint, TablePlan
 from bandana_kv.plan.choose import Base, Subject, choose
 from bandana_kv.plan.points import best_points, capacities_of, joined, judged
 from bandana_kv.policy import Admission, Policy
+from bandana_kv.simulate import per_request
 from bandana_kv.simulate.bound import lower_bound
 from bandana_kv.simulate.miniature import Miniature, in_threads, miniature, rate_for, whole
 from bandana_kv.simulate.replay import Replayed, Stream, run, run_parts, stream_of
@@ -170,6 +172,17 @@ class Learnt:
         # A sample of most of the blocks costs more than none.
         rate = min(rate_for(self.capacities), _MOST_LOOKUPS / max(1, lookups))
         return rate if rate < 0.5 else 1.0
+
+    def reads_without_cache(self) -> float:
+        """Return block reads a lookup where DRAM holds nothing."""
+        return run(*self.under_plan, Policy(), 0).reads_per_lookup
+
+    def load(self, cache_bytes: int) -> Load:
+        """Return what each judged request asks, with the plan for the nearest amount of DRAM."""
+        each = self.subject
+        policy = TablePlan(self._points).policy_for(cache_bytes, each.row_bytes, each.rows)
+        rows = capacity_for(policy, cache_bytes, each.row_bytes, each.rows)
+        return Load.of(per_request(*self.under_plan, policy, rows))
 
     def points(self) -> list[Point]:
         """Return the curves."""

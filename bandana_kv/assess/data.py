@@ -107,7 +107,8 @@ class Reads(msgspec.Struct, frozen=True):
     Attributes
     ----------
     baseline : float
-        Rows in arbitrary order under LRU; each missed row costs a read.
+        Rows in arbitrary order under LRU, in as much DRAM, bookkeeping included: it needs no
+        index of ids, and so has room for more rows. Each missed row costs a read.
     paper_recipe : float
         SHP that knows no cache, LRU, and the threshold that is best in hindsight.
     plan : float
@@ -198,7 +199,8 @@ class TableDram(msgspec.Struct, frozen=True):
     table_share : float
         All of it, of the table's bytes.
     plain_cache_bytes : int or None
-        What the baseline would need for as few reads; None: more than for half of the rows.
+        What the baseline would need for as few reads; None: it is not on its curve, which ends
+        with half of the rows.
     """
 
     cache_bytes: int
@@ -227,6 +229,8 @@ class TableReport(msgspec.Struct, frozen=True):
         that is not in order of time it says nothing.
     gain, gain_low, gain_high : float
         Baseline over plan: of all judged requests, and the least and most of their parts.
+    gain_same_rows : float
+        Over a baseline that has as many rows in DRAM, and not as many bytes.
     """
 
     recommendation: Recommendation
@@ -246,6 +250,7 @@ class TableReport(msgspec.Struct, frozen=True):
     gain: float
     gain_low: float
     gain_high: float
+    gain_same_rows: float
     gain_over_paper_recipe: float
     hit_share: float
     plan: PlanSummary
@@ -264,11 +269,15 @@ class DramPoint(msgspec.Struct, frozen=True):
 
 
 class Dram(msgspec.Struct, frozen=True):
-    """How much DRAM is recommended for all tables, and why."""
+    """How much DRAM is recommended for all tables, and why.
+
+    `headroom_share` is what a device is asked for at most, of what it reads.
+    """
 
     recommended_bytes: int
     table_bytes: int
     table_share: float
+    headroom_share: float
     why: str
     curve: tuple[DramPoint, ...]
 
@@ -485,7 +494,11 @@ class Inputs(msgspec.Struct, frozen=True):
 
 
 class Assessment(msgspec.Struct, frozen=True):
-    """Whether to serve these tables from NVM, and all that says so; `write` makes the JSON."""
+    """Whether to serve these tables from NVM, and all that says so; `write` makes the JSON.
+
+    `verdict` is the first reason in a sentence; `gain` that of all tables that would move, looked
+    up in equally often.
+    """
 
     format: int
     created: str
@@ -493,6 +506,7 @@ class Assessment(msgspec.Struct, frozen=True):
     recommendation: Recommendation
     suited: bool
     verdict: str
+    gain: float
     reasons: tuple[str, ...]
     warnings: tuple[str, ...]
     tables: dict[str, TableReport]

@@ -89,9 +89,12 @@ def choose_budget(
             points[at].cache_bytes / table_bytes + points[at].reads_per_request / max(bare, 1e-12)
         ),
     )
-    least, why = knee, (
-        "from here on, one more per cent of the tables' bytes in DRAM saves less than one per "
-        "cent of the block reads that there would be without DRAM"
+    least, why = (
+        knee,
+        (
+            "from here on, one more per cent of the tables' bytes in DRAM saves less than one per "
+            "cent of the block reads that there would be without DRAM"
+        ),
     )
     if requests_per_second is not None:
         least, why = _for_rate(

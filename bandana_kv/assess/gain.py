@@ -70,8 +70,8 @@ class Gained:
         The requests that judge, under the choice's placement.
     plan, baseline : list of Replayed
         By part.
-    paper_recipe, lower_bound : float
-        Block reads in all.
+    same_rows, paper_recipe, lower_bound : float
+        Block reads in all: of the baseline with as many rows, of the recipe, at least.
     fresh : Replayed
         The last part, with placement and heat learnt anew right before it.
     """
@@ -81,6 +81,7 @@ class Gained:
     seen: Seen
     plan: list[Replayed]
     baseline: list[Replayed]
+    same_rows: int
     paper_recipe: int
     lower_bound: float
     fresh: Replayed
@@ -165,6 +166,16 @@ class Learnt:
             return 0
         return cache_bytes_of(policy, capacity_rows, self.subject.row_bytes, self.subject.rows)
 
+    def dram_bytes(self, policy: Policy, capacity_rows: int) -> int:
+        """Return the DRAM of a cache with all that goes with it."""
+        return self.bytes_of(policy, capacity_rows) + sum(bookkeeping_of(policy, self.subject.rows))
+
+    def plain_rows(self, policy: Policy, capacity_rows: int) -> int:
+        """Return the rows of the baseline in as much DRAM; it finds rows by their ids."""
+        each = self.subject
+        size = self.dram_bytes(policy, capacity_rows)
+        return capacity_for(Policy(), size, each.row_bytes, each.rows)
+
     @cached_property
     def sample_rate(self) -> float:
         """Share of the blocks that the samples have which curves are drawn from."""
@@ -197,7 +208,11 @@ class Learnt:
             progress.advance(1)
         lru = [Policy()] * len(policies)
         small = _sampled(self.under_baseline, self.sample_rate, SEEDS[0])
-        baseline = _reads(small, lru, self.capacities, coalesce=False)
+        plain_rows = [
+            self.plain_rows(policy, rows)
+            for policy, rows in zip(policies, self.capacities, strict=True)
+        ]
+        baseline = _reads(small, lru, plain_rows, coalesce=False)
         progress.advance(1)
         small = _sampled(self.under_paper, self.sample_rate, SEEDS[0])
         paper = _reads(small, [self._recipe(each) for each in self.capacities], self.capacities)
@@ -212,7 +227,7 @@ class Learnt:
                 baseline,
                 paper,
                 [list(reads) for reads in zip(*plans, strict=True)],
-                [min(pair) for pair in zip(bounds, baseline, strict=True)],
+                [min(bound, *reads) for bound, *reads in zip(bounds, *plans, strict=True)],
                 strict=True,
             )
         ]
@@ -233,14 +248,14 @@ class Learnt:
         placement = Placement(
             np.arange(rows, dtype=np.uint32), small.layout.rows_per_block, "sample"
         )
-        lookups = stream.offsets[-1] - stream.offsets[stream.warm_requests]
+        lookups = int(stream.offsets[-1] - stream.offsets[stream.warm_requests])
         counted = []
         for capacity_rows in self.capacities:
             reads = lower_bound(
                 log, placement, small.capacity(capacity_rows), warm_requests=stream.warm_requests
             )
             whole_lookups = max(1.0, lookups / small.lookups_rate)
-            counted.append(reads / small.rate / whole_lookups)
+            counted.append(float(reads / small.rate / whole_lookups))
         return counted
 
     def gained(self, cache_bytes: int) -> Gained:
@@ -256,7 +271,10 @@ class Learnt:
         placement = each.placed(each.log, choice.placement, choice.resident_rows)
         seen = self._seen(placement)
         plan = run_parts(*seen, choice.policy, rows, PARTS)
-        baseline = run_parts(*self.under_baseline, Policy(), rows, PARTS, coalesce=False)
+        plain_rows = self.plain_rows(choice.policy, rows)
+        plain = (*self.under_baseline, Policy())
+        baseline = run_parts(*plain, plain_rows, PARTS, coalesce=False)
+        same_rows = run(*plain, rows, coalesce=False).block_reads
         each.progress.advance(1)
         paper = run(*self.under_paper, self._recipe(rows) if rows else Policy(), rows)
         each.progress.advance(1)
@@ -266,7 +284,9 @@ class Learnt:
         fresh = self._fresh(choice, log, seen.stream.warm_requests)
         each.progress.finish()
         least = min(bound, sum(part.block_reads for part in plan))
-        return Gained(choice, rows, seen, plan, baseline, paper.block_reads, least, fresh)
+        return Gained(
+            choice, rows, seen, plan, baseline, same_rows, paper.block_reads, least, fresh
+        )
 
     def _fresh(self, choice: Choice, log: AccessLog, warm: int) -> Replayed:
         """Serve the last part with what is learnt from as many requests right before it."""

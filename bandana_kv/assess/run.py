@@ -20,7 +20,7 @@ from bandana_kv.assess.data import (
     TableReport,
     Uncertainty,
 )
-from bandana_kv.assess.dram import Budget, Curves, budgets, choose_budget, reads_at
+from bandana_kv.assess.dram import HEADROOM, Budget, Curves, budgets, choose_budget, reads_at
 from bandana_kv.assess.endurance import Drive, Retraining, endurance_of
 from bandana_kv.assess.gain import Gained, Learnt, Point
 from bandana_kv.assess.service import Server, dram_only_rate, together
@@ -186,6 +186,7 @@ class _Work:
             recommendation=found.recommendation,
             suited=found.suited,
             verdict=_sentence(found, cost, tables),
+            gain=_gain([tables[name] for name in moved]),
             reasons=found.reasons,
             warnings=verdict.warnings_of(tables, throughput, cost, inputs),
             tables=tables,
@@ -212,9 +213,7 @@ class _Work:
             first, then = log.split(train=TRAIN, ordered=True)
         self.logs[name] = log
         block = Block.of(name, table.row_bytes)
-        subject = Subject(
-            name, table.rows, table.row_bytes, block.rows, first, seed, self.progress
-        )
+        subject = Subject(name, table.rows, table.row_bytes, block.rows, first, seed, self.progress)
         self.learnt[name] = Learnt(subject, then)
         self.points[name] = self.learnt[name].points()
 
@@ -280,6 +279,7 @@ class _Work:
             recommended_bytes=memory.dram_bytes,
             table_bytes=memory.table_bytes,
             table_share=memory.dram_bytes / memory.table_bytes,
+            headroom_share=HEADROOM,
             why=f"{size_text(budget.cache_bytes)} for caches: {budget.why}",
             curve=tuple(budgets(curves)),
         )
@@ -336,6 +336,11 @@ class _Work:
                 "Which requests of different tables belong together: they were paired at random."
             )
         return tuple(lines)
+
+
+def _gain(tables: list[TableReport]) -> float:
+    baseline = sum(each.reads_per_request.baseline for each in tables)
+    return baseline / max(1e-9, sum(each.reads_per_request.plan for each in tables))
 
 
 def _sentence(found: verdict.Verdict, cost: Cost, tables: Mapping[str, TableReport]) -> str:

@@ -128,9 +128,7 @@ class Server:
             requests_per_second = _USUAL_SHARE * most.requests_per_second
         _, one = self.machines(load, requests_per_second)
         met = None if budget_us is None else one.p99_us <= budget_us
-        return Latency(
-            one.mean_us, one.p50_us, one.p99_us, one.requests_per_second, budget_us, met
-        )
+        return Latency(one.mean_us, one.p50_us, one.p99_us, one.requests_per_second, budget_us, met)
 
     def throughput(
         self, load: Load, requests_per_second: float | None, dram_only: float

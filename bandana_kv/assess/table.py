@@ -64,7 +64,7 @@ def curve_of(learnt: Learnt, points: Sequence[Point]) -> tuple[CurvePoint, ...]:
         CurvePoint(
             cached_share=each.capacity_rows / learnt.subject.rows,
             cached_rows=each.capacity_rows,
-            dram_bytes=_dram_bytes(learnt, each.policy, each.capacity_rows),
+            dram_bytes=learnt.dram_bytes(each.policy, each.capacity_rows),
             baseline=each.baseline * length,
             paper_recipe=each.paper_recipe * length,
             plan=sum(each.plan) / len(each.plan) * length,
@@ -94,13 +94,11 @@ def report_of(
         "popularity": learnt.popular,
         "placed": learnt.placed,
     }
-    workload = describe(
-        log, subject.log, learnt.judge, placements, unseen_in_file_order_share
-    )
+    workload = describe(log, subject.log, learnt.judge, placements, unseen_in_file_order_share)
     plan, baseline = _reads(gained.plan), _reads(gained.baseline)
     parts = _parts(learnt, gained)
     gains = [each.gain for each in parts]
-    dram_bytes = _dram_bytes(learnt, gained.choice.policy, gained.capacity_rows)
+    dram_bytes = learnt.dram_bytes(gained.choice.policy, gained.capacity_rows)
     reads = Reads(
         baseline / requests,
         gained.paper_recipe / requests,
@@ -140,6 +138,7 @@ def report_of(
         gain=_ratio(baseline, plan),
         gain_low=min(gains),
         gain_high=max(gains),
+        gain_same_rows=_ratio(gained.same_rows, plan),
         gain_over_paper_recipe=_ratio(gained.paper_recipe, plan),
         hit_share=hits / max(1, sum(part.lookups for part in gained.plan)),
         plan=PlanSummary(
@@ -190,11 +189,6 @@ def _reads(parts: Sequence[Replayed]) -> int:
 def _ratio(over: float, under: float) -> float:
     """Return how many times fewer reads there are; where none is left, than one read."""
     return over / max(1.0, under)
-
-
-def _dram_bytes(learnt: Learnt, policy: Policy, capacity_rows: int) -> int:
-    beside = sum(bookkeeping_of(policy, learnt.subject.rows))
-    return learnt.bytes_of(policy, capacity_rows) + beside
 
 
 def _parts(learnt: Learnt, gained: Gained) -> tuple[Part, ...]:
@@ -248,16 +242,13 @@ def _table_dram(
         index_bytes=index_bytes,
         heat_bytes=heat_bytes,
         table_share=dram_bytes / (learnt.subject.rows * learnt.subject.row_bytes),
-        plain_cache_bytes=_plain_cache_bytes(learnt, curve, reads),
+        plain_cache_bytes=_plain_cache_bytes(curve, reads),
     )
 
 
-def _plain_cache_bytes(
-    learnt: Learnt, curve: Sequence[CurvePoint], reads: float
-) -> int | None:
+def _plain_cache_bytes(curve: Sequence[CurvePoint], reads: float) -> int | None:
     """Return what the baseline needs for as few reads, between the points of its curve."""
-    baseline = [each.baseline for each in curve]
-    if reads < baseline[-1]:
+    baseline = [-each.baseline for each in curve]
+    if not baseline[0] <= -reads <= baseline[-1]:
         return None
-    rows = float(np.interp(-reads, [-each for each in baseline], [e.cached_rows for e in curve]))
-    return learnt.bytes_of(Policy(), max(1, round(rows)))
+    return round(float(np.interp(-reads, baseline, [each.dram_bytes for each in curve])))

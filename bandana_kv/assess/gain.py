@@ -18,9 +18,9 @@ from bandana_kv.cache.state import cache_bytes_of, capacity_for
 from bandana_kv.heat import heat_by_position
 from bandana_kv.layout import Layout
 from bandana_kv.packed import words_for
+from bandana_kv.performance import Load
 from bandana_kv.placement import Placement, place
 from bandana_kv.placement.measure import layout_of
-from bandana_kv.performance import Load
 from bandana_kv.plan import Choice, PlannedPoint, TablePlan
 from bandana_kv.plan.choose import Base, Subject, choose
 from bandana_kv.plan.points import best_points, capacities_of, joined, judged

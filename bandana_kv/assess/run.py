@@ -243,7 +243,7 @@ class _Work:
             in_time=in_time,
         )
 
-    def _in_time(self, curves: Curves, budget_us: float):  # noqa: ANN202
+    def _in_time(self, curves: Curves, budget_us: float):
         def in_time(cache_bytes: int) -> bool:
             shares, _ = reads_at(curves, cache_bytes)
             loads = [each.load(shares[name]) for name, each in self.learnt.items()]
@@ -325,9 +325,11 @@ class _Work:
             lines.append("How fast what is learnt ages: the log is in no order of time.")
         costs = self.server.costs
         lines += [
-            f"Processor costs were measured on this machine ({costs.processors} processors, load "
-            f"{costs.load_average:.1f} meanwhile); throughput and latency are for machines "
-            "like it.",
+            (
+                f"Processor costs were measured on this machine ({costs.processors} processors, load "
+                f"{costs.load_average:.1f} meanwhile); throughput and latency are for machines "
+                "like it."
+            ),
             "Traffic after the log: all figures are of its last three tenths.",
             "What an engine and the drive write on top of blocks.",
         ]

@@ -25,14 +25,13 @@ from bandana_kv.assess.verdict import Found, judge_table
 from bandana_kv.assess.workload import describe, seen_rows
 from bandana_kv.errors import InputError
 from bandana_kv.placement import fanout
-from bandana_kv.policy import Policy
 from bandana_kv.simulate.replay import Replayed
 
 __all__ = ["Block", "curve_of", "report_of", "spread_of"]
 
 _PAGE_BYTES, _OVERHEAD_BYTES, _MOST_PAGES = 4096, 96, 256
-# From the range of five parts to where a sixth is at 19 in 20: Student's t with 4 degrees of freedom,
-# 2.78, times the root of 1 + 1/5, over the mean range of five normal numbers, 2.33.
+# From the range of five parts to where a sixth is at 19 in 20: Student's t with 4 degrees of
+# freedom, 2.78, times the root of 1 + 1/5, over the mean range of five normal numbers, 2.33.
 _RANGES = 1.31
 
 

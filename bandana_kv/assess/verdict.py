@@ -112,19 +112,25 @@ def judge_table(found: Found) -> Verdict:
 def _for_table(found: Found) -> tuple[str, ...]:
     log = found.workload
     return (
-        f"{found.gain:.2f} times fewer block reads than a plain row cache of as much DRAM "
-        f"({found.gain_low:.2f} to {found.gain_high:.2f} over the parts of the log), on requests "
-        "that it has not learnt from",
-        f"rows are read together: a request touches {log.co_access:.2f} times fewer blocks once "
-        "they are placed",
+        (
+            f"{found.gain:.2f} times fewer block reads than a plain row cache of as much DRAM "
+            f"({found.gain_low:.2f} to {found.gain_high:.2f} over the parts of the log), on requests "
+            "that it has not learnt from"
+        ),
+        (
+            f"rows are read together: a request touches {log.co_access:.2f} times fewer blocks once "
+            "they are placed"
+        ),
         f"{log.unseen_share:.1%} of the later lookups go to rows never seen before, and "
         + (
             f"{found.drift:.0%} of what is saved is lost by the end of the log"
             if found.ordered
             else "how fast it ages is not known: the log is not in order of time"
         ),
-        f"DRAM for {found.dram_share:.1%} of the table's bytes is enough "
-        f"({size_text(found.dram_bytes)} of {size_text(found.table_bytes)})",
+        (
+            f"DRAM for {found.dram_share:.1%} of the table's bytes is enough "
+            f"({size_text(found.dram_bytes)} of {size_text(found.table_bytes)})"
+        ),
     )
 
 
@@ -171,9 +177,11 @@ def judge(
     if against:
         return Verdict("do not", suited, tuple(against))
     reasons = [
-        f"memory costs {cost.saved_share:.0%} less than with all rows in DRAM, and would until a "
-        f"GiB of NVM costs {cost.break_even_price_ratio:.0%} of a GiB of DRAM (now "
-        f"{cost.price_ratio:.0%})"
+        (
+            f"memory costs {cost.saved_share:.0%} less than with all rows in DRAM, and would until a "
+            f"GiB of NVM costs {cost.break_even_price_ratio:.0%} of a GiB of DRAM (now "
+            f"{cost.price_ratio:.0%})"
+        )
     ]
     for name, each in moved.items():
         reasons += [_of(name, reason, tables) for reason in each.reasons]
@@ -195,7 +203,7 @@ def warnings_of(
         warnings.append(
             f"one machine like this one serves {throughput.requests_per_second:,.0f} requests a "
             f"second from NVM, so that {wanted:,.0f} take {throughput.machines}; with all rows in "
-            f"DRAM they take {throughput.dram_only_machines}. Prices of memory alone do not show that"
+            f"DRAM they take {throughput.dram_only_machines}. Prices of memory do not show that"
             + (f"; it pays as long as one more costs less than {price:.4g}" if price else "")
         )
     if (throughput.devices or 0) > 1:
@@ -204,8 +212,8 @@ def warnings_of(
         )
     if cost.copies_saved_share is not None and cost.copies_saved_share < 0 < cost.saved_share:
         warnings.append(
-            "memory is reckoned once, with rows shared out among machines; if every machine held "
-            f"all of it, it would cost {1 - cost.copies_saved_share:.0%} of holding all rows in DRAM"
+            "memory is reckoned once, with rows shared out among machines; if every machine held all "
+            f"of it, it would cost {1 - cost.copies_saved_share:.0%} of holding all rows in DRAM"
         )
     if not inputs.ordered:
         warnings.append(

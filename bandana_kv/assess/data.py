@@ -421,8 +421,7 @@ class Foretold(msgspec.Struct, frozen=True):
     reads_per_lookup, came : float
         Block reads a lookup, not a request: later requests may be longer.
     low, high : float
-        Where a sixth part like the five that the forecast was judged on would be expected, at
-        19 in 20.
+        Between which :func:`bandana_kv.plan.outlook.outlook` expected it, at 19 in 20.
     covered : bool
         What came lies between them.
     """

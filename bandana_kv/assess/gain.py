@@ -23,6 +23,7 @@ from bandana_kv.placement import Placement, place
 from bandana_kv.placement.measure import layout_of
 from bandana_kv.plan import Choice, PlannedPoint, TablePlan
 from bandana_kv.plan.choose import Base, Subject, choose
+from bandana_kv.plan.outlook import Outlook, outlook
 from bandana_kv.plan.points import best_points, capacities_of, joined, judged
 from bandana_kv.policy import Admission, Policy
 from bandana_kv.simulate import per_request
@@ -34,8 +35,9 @@ __all__ = ["PARTS", "Gained", "Learnt", "Point", "Seen", "bookkeeping_of", "part
 
 PARTS = 5
 SEEDS = (0, 1, 2)
-# Curves are drawn from samples of at most so many lookups; thresholds tried on fewer.
-_MOST_LOOKUPS, _MOST_TRIED_LOOKUPS = 2_000_000, 300_000
+# Curves are drawn from samples of at most so many lookups; bounds take longer, and thresholds
+# are many.
+_MOST_LOOKUPS, _MOST_BOUND_LOOKUPS, _MOST_TRIED_LOOKUPS = 2_000_000, 600_000, 300_000
 THRESHOLDS = (0, 1, 2, 3, 5, 8, 13, 20, 30, 50, 80, 120, 200, 300, 500, 800, 1200, 2000, 5000)
 
 
@@ -74,6 +76,8 @@ class Gained:
         Block reads in all: of the baseline with as many rows, of the recipe, at least.
     fresh : Replayed
         The last part, with placement and heat learnt anew right before it.
+    outlook : Outlook
+        What the requests learnt from said of later ones.
     """
 
     choice: Choice
@@ -85,6 +89,7 @@ class Gained:
     paper_recipe: int
     lower_bound: float
     fresh: Replayed
+    outlook: Outlook
 
 
 def bookkeeping_of(policy: Policy, rows: int) -> tuple[int, int]:
@@ -242,7 +247,9 @@ class Learnt:
         return policies[int(np.argmin(reads))]
 
     def _bounds(self) -> list[float]:
-        small = _sampled(self.under_plan, self.sample_rate, SEEDS[0])
+        lookups = self.under_plan.stream.positions.size
+        rate = min(self.sample_rate, _MOST_BOUND_LOOKUPS / max(1, lookups))
+        small = _sampled(self.under_plan, rate, SEEDS[0])
         stream, rows = small.stream, small.layout.heat.size
         log = AccessLog(stream.offsets, stream.positions)
         placement = Placement(
@@ -261,7 +268,7 @@ class Learnt:
     def gained(self, cache_bytes: int) -> Gained:
         """Choose the plan for one amount of DRAM, and count what it costs, without sampling."""
         each = self.subject
-        each.progress.start(f"judge {each.name}", 5, "steps")
+        each.progress.start(f"judge {each.name}", 6, "steps")
         fitting = partial(
             capacity_for, cache_bytes=cache_bytes, row_bytes=each.row_bytes, rows=each.rows
         )
@@ -282,10 +289,12 @@ class Learnt:
         bound = lower_bound(log, placement, rows, warm_requests=seen.stream.warm_requests)
         each.progress.advance(1)
         fresh = self._fresh(choice, log, seen.stream.warm_requests)
+        each.progress.advance(1)
+        ahead = outlook(each, choice)
         each.progress.finish()
         least = min(bound, sum(part.block_reads for part in plan))
         return Gained(
-            choice, rows, seen, plan, baseline, same_rows, paper.block_reads, least, fresh
+            choice, rows, seen, plan, baseline, same_rows, paper.block_reads, least, fresh, ahead
         )
 
     def _fresh(self, choice: Choice, log: AccessLog, warm: int) -> Replayed:

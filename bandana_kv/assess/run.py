@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import bandana_kv
@@ -243,7 +243,7 @@ class _Work:
             in_time=in_time,
         )
 
-    def _in_time(self, curves: Curves, budget_us: float):
+    def _in_time(self, curves: Curves, budget_us: float) -> Callable[[int], bool]:
         def in_time(cache_bytes: int) -> bool:
             shares, _ = reads_at(curves, cache_bytes)
             loads = [each.load(shares[name]) for name, each in self.learnt.items()]
@@ -326,9 +326,9 @@ class _Work:
         costs = self.server.costs
         lines += [
             (
-                f"Processor costs were measured on this machine ({costs.processors} processors, load "
-                f"{costs.load_average:.1f} meanwhile); throughput and latency are for machines "
-                "like it."
+                f"Processor costs were measured on this machine ({costs.processors} processors, "
+                f"load {costs.load_average:.1f} meanwhile); throughput and latency are for "
+                "machines like it."
             ),
             "Traffic after the log: all figures are of its last three tenths.",
             "What an engine and the drive write on top of blocks.",

@@ -30,9 +30,6 @@ from bandana_kv.simulate.replay import Replayed
 __all__ = ["Block", "curve_of", "report_of", "spread_of"]
 
 _PAGE_BYTES, _OVERHEAD_BYTES, _MOST_PAGES = 4096, 96, 256
-# From the range of five parts to where a sixth is at 19 in 20: Student's t with 4 degrees of
-# freedom, 2.78, times the root of 1 + 1/5, over the mean range of five normal numbers, 2.33.
-_RANGES = 1.31
 
 
 class Block(NamedTuple):
@@ -159,9 +156,7 @@ def spread_of(learnt: Learnt, gained: Gained) -> Spread:
     parts = _parts(learnt, gained)
     gains = [each.gain for each in parts]
     reads = [each.reads_per_request for each in parts]
-    told = gained.choice.predicted
-    reach = _RANGES * (told.high - told.low)
-    low, high = max(0.0, told.reads_per_lookup - reach), told.reads_per_lookup + reach
+    told = gained.outlook
     came = _reads(gained.plan) / max(1, learnt.judge.lookups)
     return Spread(
         learned_requests=learnt.subject.log.requests,
@@ -173,7 +168,9 @@ def spread_of(learnt: Learnt, gained: Gained) -> Spread:
         gain_high=max(gains),
         sampled_share=learnt.sample_rate,
         samples=len(SEEDS) if learnt.sample_rate < 1.0 else 1,
-        foretold=Foretold(told.reads_per_lookup, low, high, came, low <= came <= high),
+        foretold=Foretold(
+            told.reads_per_lookup, told.low, told.high, came, told.low <= came <= told.high
+        ),
     )
 
 

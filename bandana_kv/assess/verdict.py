@@ -92,11 +92,7 @@ def judge_table(found: Found) -> Verdict:
             f"{log.mean_length:.1f} ids on average"
         )
     if found.gain_high < LEAST_GAIN or found.gain_low < LEAST_LOW_GAIN:
-        unsuited.append(
-            f"it needs only {found.gain:.2f} times fewer block reads than a plain row cache of "
-            f"as much DRAM ({found.gain_low:.2f} to {found.gain_high:.2f} over the parts of the "
-            f"log; {LEAST_LOW_GAIN} and {LEAST_GAIN} are the least): a plain cache does as well"
-        )
+        unsuited.append(_against_gain(found))
     against = list(unsuited)
     if found.dram_share > MOST_DRAM_SHARE:
         against.append(
@@ -109,17 +105,31 @@ def judge_table(found: Found) -> Verdict:
     return Verdict("recommend", True, _for_table(found))
 
 
+def _against_gain(found: Found) -> str:
+    spread = f"({found.gain_low:.2f} to {found.gain_high:.2f} over the parts of the log"
+    if found.gain < 1.0:
+        return (
+            f"a plain row cache of as much DRAM, which needs no index of ids, reads less: "
+            f"{found.gain:.2f} times as many blocks {spread})"
+        )
+    return (
+        f"it needs only {found.gain:.2f} times fewer block reads than a plain row cache of as "
+        f"much DRAM {spread}; {LEAST_LOW_GAIN} and {LEAST_GAIN} are the least): a plain cache "
+        "does as well"
+    )
+
+
 def _for_table(found: Found) -> tuple[str, ...]:
     log = found.workload
     return (
         (
             f"{found.gain:.2f} times fewer block reads than a plain row cache of as much DRAM "
-            f"({found.gain_low:.2f} to {found.gain_high:.2f} over the parts of the log), on requests "
-            "that it has not learnt from"
+            f"({found.gain_low:.2f} to {found.gain_high:.2f} over the parts of the log), on "
+            "requests that it has not learnt from"
         ),
         (
-            f"rows are read together: a request touches {log.co_access:.2f} times fewer blocks once "
-            "they are placed"
+            f"rows are read together: a request touches {log.co_access:.2f} times fewer blocks "
+            "once they are placed"
         ),
         f"{log.unseen_share:.1%} of the later lookups go to rows never seen before, and "
         + (
@@ -178,8 +188,8 @@ def judge(
         return Verdict("do not", suited, tuple(against))
     reasons = [
         (
-            f"memory costs {cost.saved_share:.0%} less than with all rows in DRAM, and would until a "
-            f"GiB of NVM costs {cost.break_even_price_ratio:.0%} of a GiB of DRAM (now "
+            f"memory costs {cost.saved_share:.0%} less than with all rows in DRAM, and would until "
+            f"a GiB of NVM costs {cost.break_even_price_ratio:.0%} of a GiB of DRAM (now "
             f"{cost.price_ratio:.0%})"
         )
     ]
@@ -212,8 +222,9 @@ def warnings_of(
         )
     if cost.copies_saved_share is not None and cost.copies_saved_share < 0 < cost.saved_share:
         warnings.append(
-            "memory is reckoned once, with rows shared out among machines; if every machine held all "
-            f"of it, it would cost {1 - cost.copies_saved_share:.0%} of holding all rows in DRAM"
+            "memory is reckoned once, with rows shared out among machines; if every machine held "
+            f"all of it, it would cost {1 - cost.copies_saved_share:.0%} of "
+            "holding all rows in DRAM"
         )
     if not inputs.ordered:
         warnings.append(

@@ -48,7 +48,7 @@ def cost_of(memory: Memory, prices: Prices, throughput: Throughput) -> Cost:
     -----
     Tables and their reads are shared out among machines and devices by rows, as any table is that
     outgrows one machine: more machines do not mean more memory. What it would cost if each
-    machine held all of it is `copies_saved_share`.
+    machine held all of it is `copies_cost_share`.
     """
     ours_dram = memory.dram_bytes / _GIB * prices.dram
     ours_nvm = memory.nvm_bytes / _GIB * prices.nvm
@@ -62,7 +62,7 @@ def cost_of(memory: Memory, prices: Prices, throughput: Throughput) -> Cost:
     copies = per_machine = None
     machines, others = throughput.machines, throughput.dram_only_machines
     if machines is not None and others is not None:
-        copies = 1.0 - machines * ours / (others * dram_only)
+        copies = machines * ours / (others * dram_only)
         if machines > others and saved > 0:
             per_machine = saved / (machines - others)
     ends = max(1.25 * break_even, 1.25 * ratio, 0.1)
@@ -82,7 +82,7 @@ def cost_of(memory: Memory, prices: Prices, throughput: Throughput) -> Cost:
         price_ratio=ratio,
         break_even_price_ratio=break_even,
         break_even_dram_share=max(0.0, 1.0 - ratio * nvm_times),
-        copies_saved_share=copies,
+        copies_cost_share=copies,
         break_even_machine_price=per_machine,
         curve=tuple(
             CostPoint(float(each), 1.0 - dram_share - float(each) * nvm_times)

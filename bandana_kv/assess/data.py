@@ -351,8 +351,9 @@ class Cost(msgspec.Struct, frozen=True):
         DRAM as a share of the tables, from which on nothing is saved at the given prices.
     versions : int
         Of each table on NVM: a table that is retrained is loaded beside the old one.
-    copies_saved_share : float or None
-        What is saved if every machine that the rate needs holds all of it; None without a rate.
+    copies_cost_share : float or None
+        What memory costs, over that of all rows in DRAM, if each machine that the rate needs
+        holds all of it; None without a rate.
     break_even_machine_price : float or None
         Where more machines are needed than with all rows in DRAM: what one of them may cost,
         without its memory, before the saving is gone.
@@ -373,7 +374,7 @@ class Cost(msgspec.Struct, frozen=True):
     price_ratio: float
     break_even_price_ratio: float
     break_even_dram_share: float
-    copies_saved_share: float | None
+    copies_cost_share: float | None
     break_even_machine_price: float | None
     curve: tuple[CostPoint, ...]
 

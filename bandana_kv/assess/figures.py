@@ -57,7 +57,7 @@ def reads_against_dram(table: TableReport) -> str:
         axes.set_ylim(bottom=0)
         axes.set_xlabel("MiB of DRAM, all bookkeeping included")
         axes.set_ylabel("block reads a request")
-        axes.legend(frameon=False, fontsize=8, ncols=2)
+        _legend(axes)
 
     return _svg(draw)
 
@@ -87,7 +87,7 @@ def over_time(table: TableReport) -> str:
         axes.xaxis.set_major_locator(ticks.FixedLocator(numbers))
         axes.set_xlabel("part of the later requests")
         axes.set_ylabel("block reads a request")
-        axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower left")
+        _legend(axes)
 
     return _svg(draw, height=2.1)
 
@@ -124,9 +124,22 @@ def break_even(cost: Cost) -> str:
         axes.set_xlim(left=0)
         axes.set_xlabel("price of a GiB of NVM, as a share of a GiB of DRAM")
         axes.set_ylabel("saved of DRAM alone")
-        axes.legend(frameon=False, fontsize=8)
+        _legend(axes)
 
     return _svg(draw, height=2.1)
+
+
+def _legend(axes: Any) -> None:
+    """Put what lines mean above the plot, where no line runs."""
+    axes.legend(
+        frameon=False,
+        fontsize=8,
+        ncols=5,
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        borderaxespad=0.2,
+        handlelength=2.6,
+    )
 
 
 def _svg(draw: Callable[[Any, Any], None], *, height: float = _SIZE[1]) -> str:

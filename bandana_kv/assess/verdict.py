@@ -199,7 +199,7 @@ def judge(
 
 
 def _of(name: str, reason: str, tables: Mapping[str, TableReport]) -> str:
-    return reason if len(tables) == 1 else f"{name}: {reason}"
+    return reason if len(tables) == 1 else f"table {name}: {reason}"
 
 
 def warnings_of(
@@ -220,10 +220,13 @@ def warnings_of(
         warnings.append(
             f"the reads of {wanted:,.0f} requests a second take {throughput.devices} devices"
         )
-    if cost.copies_saved_share is not None and cost.copies_saved_share < 0 < cost.saved_share:
+    if (
+        cost.copies_cost_share is not None
+        and cost.copies_cost_share > 1 > cost.ours / cost.dram_only
+    ):
         warnings.append(
             "memory is reckoned once, with rows shared out among machines; if every machine held "
-            f"all of it, it would cost {1 - cost.copies_saved_share:.0%} of "
+            f"all of it, it would cost {cost.copies_cost_share:.0%} of "
             "holding all rows in DRAM"
         )
     if not inputs.ordered:

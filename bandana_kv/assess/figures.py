@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from bandana_kv.assess.data import Cost, TableReport
+from bandana_kv.assess.data import Cost
+from bandana_kv.assess.table_data import TableReport
 from bandana_kv.errors import MissingExtraError
 
 __all__ = ["break_even", "over_time", "reads_against_dram"]
@@ -39,11 +40,11 @@ def reads_against_dram(table: TableReport) -> str:
         axes.fill_between(mib, low, high, color=_LINES["plan"]["color"], alpha=0.18, linewidth=0)
         for name, reads in series.items():
             axes.plot(mib, reads, label=name, markersize=4, **_LINES[name])
-        at, reads = table.dram_bytes_recommended / (1 << 20), table.reads_per_request.plan
+        at = table.dram_bytes_recommended / (1 << 20)
         axes.axvline(at, color=_INK, linewidth=0.8)
         axes.plot(
             [at],
-            [reads],
+            [table.reads_per_request.plan],
             marker="*",
             markersize=13,
             color=_INK,

@@ -17,7 +17,7 @@ from bandana_kv.assess.data import (
     Device,
     Dram,
     Inputs,
-    TableReport,
+    Throughput,
     Uncertainty,
 )
 from bandana_kv.assess.dram import HEADROOM, Budget, Curves, budgets, choose_budget, reads_at
@@ -25,6 +25,7 @@ from bandana_kv.assess.endurance import Drive, Retraining, endurance_of
 from bandana_kv.assess.gain import Gained, Learnt, Point
 from bandana_kv.assess.service import Server, dram_only_rate, together
 from bandana_kv.assess.table import Block, curve_of, report_of, spread_of
+from bandana_kv.assess.table_data import TableReport
 from bandana_kv.assess.workload import unseen_share
 from bandana_kv.device import DeviceProfile
 from bandana_kv.errors import InputError
@@ -185,7 +186,7 @@ class _Work:
             version=bandana_kv.__version__,
             recommendation=found.recommendation,
             suited=found.suited,
-            verdict=_sentence(found, cost, tables),
+            verdict=_sentence(found, cost, throughput, tables),
             gain=_gain([tables[name] for name in moved]),
             reasons=found.reasons,
             warnings=verdict.warnings_of(tables, throughput, cost, inputs),
@@ -345,7 +346,12 @@ def _gain(tables: list[TableReport]) -> float:
     return baseline / max(1e-9, sum(each.reads_per_request.plan for each in tables))
 
 
-def _sentence(found: verdict.Verdict, cost: Cost, tables: Mapping[str, TableReport]) -> str:
+def _sentence(
+    found: verdict.Verdict,
+    cost: Cost,
+    throughput: Throughput,
+    tables: Mapping[str, TableReport],
+) -> str:
     """Return the verdict as one sentence."""
     what = "this table" if len(tables) == 1 else "these tables"
     if found.recommendation == "do not":
@@ -354,8 +360,12 @@ def _sentence(found: verdict.Verdict, cost: Cost, tables: Mapping[str, TableRepo
     if len(moved) < len(tables):
         what = f"{len(moved)} of {len(tables)} tables"
     gains = sorted(each.gain for each in moved)
-    gain = f"{gains[0]:.1f}" if len(gains) == 1 else f"{gains[0]:.1f} to {gains[-1]:.1f}"
+    gain = f"{gains[0]:.2f}" if len(gains) == 1 else f"{gains[0]:.2f} to {gains[-1]:.2f}"
+    machines, others = throughput.machines or 0, throughput.dram_only_machines or 0
+    price = (
+        f", on {machines} machines like this one instead of {others}" if machines > others else ""
+    )
     return (
         f"Serve {what} from NVM: {gain} times fewer reads than a plain cache, and memory costs "
-        f"{cost.saved_share:.0%} less than with all rows in DRAM."
+        f"{cost.saved_share:.0%} less than with all rows in DRAM{price}."
     )

@@ -9,7 +9,8 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from bandana_kv.access_log import AccessLog
-from bandana_kv.assess.data import (
+from bandana_kv.assess.gain import PARTS, SEEDS, Gained, Learnt, Point, bookkeeping_of, part_edges
+from bandana_kv.assess.table_data import (
     Ageing,
     CurvePoint,
     Foretold,
@@ -20,7 +21,6 @@ from bandana_kv.assess.data import (
     TableDram,
     TableReport,
 )
-from bandana_kv.assess.gain import PARTS, SEEDS, Gained, Learnt, Point, bookkeeping_of, part_edges
 from bandana_kv.assess.verdict import Found, judge_table
 from bandana_kv.assess.workload import describe, seen_rows
 from bandana_kv.errors import InputError

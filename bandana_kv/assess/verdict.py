@@ -5,16 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bandana_kv.assess.data import (
-    Cost,
-    Endurance,
-    Inputs,
-    Latency,
-    Recommendation,
-    TableReport,
-    Throughput,
-    Workload,
-)
+from bandana_kv.assess.data import Cost, Endurance, Inputs, Latency, Throughput
+from bandana_kv.assess.table_data import Recommendation, TableReport, Workload
 from bandana_kv.units import size_text
 
 __all__ = ["Found", "Verdict", "judge", "judge_table", "warnings_of"]

@@ -189,7 +189,7 @@ class _Work:
             verdict=_sentence(found, cost, throughput, tables),
             gain=_gain([tables[name] for name in moved]),
             reasons=found.reasons,
-            warnings=verdict.warnings_of(tables, throughput, cost, inputs),
+            warnings=verdict.warnings_of(tables, throughput, cost, inputs, self.server.costs),
             tables=tables,
             dram=self._dram(budget, curves, memory),
             throughput=throughput,

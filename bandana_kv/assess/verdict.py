@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bandana_kv.assess.data import Cost, Endurance, Inputs, Latency, Throughput
 from bandana_kv.assess.table_data import Recommendation, TableReport, Workload
+from bandana_kv.performance import Costs
 from bandana_kv.units import size_text
 
 __all__ = ["Found", "Verdict", "judge", "judge_table", "warnings_of"]
@@ -27,6 +28,8 @@ MOST_DRIFT = 0.5
 MOST_DRAM_SHARE = 0.5
 # Less is not worth a second kind of memory to run.
 LEAST_SAVED_SHARE = 0.1
+# The measurement itself keeps about one runnable thread a processor; twice that is others' doing.
+MOST_LOAD = 2.0
 # The rating must last that long.
 LEAST_YEARS = 3.0
 
@@ -195,10 +198,20 @@ def _of(name: str, reason: str, tables: Mapping[str, TableReport]) -> str:
 
 
 def warnings_of(
-    tables: Mapping[str, TableReport], throughput: Throughput, cost: Cost, inputs: Inputs
+    tables: Mapping[str, TableReport],
+    throughput: Throughput,
+    cost: Cost,
+    inputs: Inputs,
+    costs: Costs,
 ) -> tuple[str, ...]:
     """Return what does not decide, and should be known."""
     warnings = []
+    if costs.load_average > MOST_LOAD * costs.processors:
+        warnings.append(
+            f"other programs kept this machine busy while serving was measured (a load of "
+            f"{costs.load_average:.1f} on {costs.processors} processors): speed and the number of "
+            "machines are worth little, assess again on a quiet one"
+        )
     wanted = throughput.wanted_requests_per_second
     if wanted is not None and (throughput.machines or 0) > (throughput.dram_only_machines or 0):
         price = cost.break_even_machine_price

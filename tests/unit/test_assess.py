@@ -225,6 +225,14 @@ def test_of_several_tables_those_that_gain_are_moved() -> None:
     assert any("leave bad in DRAM" in warning for warning in found.warnings)
 
 
+def test_a_busy_machine_is_told() -> None:
+    busy = msgspec.structs.replace(COSTS, load_average=7.0)
+    log = grouped(200)
+    for costs, told in ((busy, True), (COSTS, False)):
+        found = assess(question(log), costs)
+        assert any("a load of 7.0 on 2" in warning for warning in found.warnings) is told
+
+
 def test_a_fixed_cache_is_taken_as_given() -> None:
     found = assess(question(grouped(1000), cache_bytes=40_000), COSTS)
     assert found.inputs.cache_bytes == 40_000

@@ -10,6 +10,7 @@ import click
 from bandana_kv import AccessLog
 from bandana_kv.assess import (
     DEVICE_CLASSES,
+    PUBLISHED,
     Assessment,
     Drive,
     Prices,
@@ -223,7 +224,10 @@ def _device(path: Path | None, kind: str | None) -> tuple[DeviceProfile, str, st
     if path is not None:
         profile = DeviceProfile.read(path)
         name = profile.mount.device_model or f"the device of {profile.mount.mount_point}"
-        return profile, name, f"measured, {profile.created} by {profile.engine} ({path})"
+        how = f"measured {profile.created} with {profile.engine}"
+        if profile.engine == PUBLISHED:
+            how = "published figures"
+        return profile, name, f"{how} ({path})"
     if kind is None:
         raise InputError(
             "which device? Give --device, a profile that tools/profile_device.py measures, or "

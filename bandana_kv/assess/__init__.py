@@ -2,12 +2,13 @@
 
 from bandana_kv.assess.cost import Prices
 from bandana_kv.assess.data import Assessment
-from bandana_kv.assess.devices import DEVICE_CLASSES, DeviceClass, device_class
+from bandana_kv.assess.devices import DEVICE_CLASSES, PUBLISHED, DeviceClass, device_class
 from bandana_kv.assess.endurance import Drive, Retraining
 from bandana_kv.assess.run import Question, Table, assess
 
 __all__ = [
     "DEVICE_CLASSES",
+    "PUBLISHED",
     "Assessment",
     "DeviceClass",
     "Drive",

@@ -14,7 +14,10 @@ from bandana_kv.device import BlockSize, Cell, DeviceProfile, Mount
 from bandana_kv.device.record import FORMAT_VERSION
 from bandana_kv.errors import InputError
 
-__all__ = ["DEVICE_CLASSES", "DeviceClass", "device_class"]
+__all__ = ["DEVICE_CLASSES", "PUBLISHED", "DeviceClass", "device_class"]
+
+PUBLISHED = "published"
+"""What stands for the engine in a profile that nobody has measured."""
 
 _DEPTHS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _BLOCK_BYTES = 4096
@@ -59,7 +62,7 @@ class DeviceClass:
             created="",
             kernel="",
             mount=Mount(0, "", "", None, self.title),
-            engine="published",
+            engine=PUBLISHED,
             fio_version=None,
             quick=False,
             file_bytes=_BLOCK_BYTES,

@@ -15,6 +15,7 @@ __all__ = ["break_even", "over_time", "reads_against_dram"]
 
 # Width and height in inches: what fits across an A4 page.
 _SIZE = (6.9, 2.5)
+_ROOM = 1.08  # above the highest line
 _INK, _GREY = "#1a1a1a", "#8a8a8a"
 _LINES: dict[str, dict[str, Any]] = {
     "plain row cache": {"color": "#b23a48", "linestyle": "--", "marker": "s"},
@@ -55,7 +56,7 @@ def reads_against_dram(table: TableReport) -> str:
         axes.xaxis.set_major_locator(ticks.LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(ticks.FuncFormatter(lambda value, _: f"{value:,.3g}"))
         axes.xaxis.set_minor_formatter(ticks.NullFormatter())
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, _ROOM * max(series["plain row cache"] + series["plan"] + [1e-9]))
         axes.set_xlabel("MiB of DRAM, all bookkeeping included")
         axes.set_ylabel("block reads a request")
         _legend(axes)
@@ -84,7 +85,7 @@ def over_time(table: TableReport) -> str:
             markerfacecolor="white",
             color=_INK,
         )
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, _ROOM * max([*baseline, *plan, 1e-9]))
         axes.xaxis.set_major_locator(ticks.FixedLocator(numbers))
         axes.set_xlabel("part of the later requests")
         axes.set_ylabel("block reads a request")

@@ -20,6 +20,7 @@ from bandana_kv.assess.data import (
     Throughput,
     Uncertainty,
 )
+from bandana_kv.assess.devices import PUBLISHED
 from bandana_kv.assess.dram import HEADROOM, Budget, Curves, budgets, choose_budget, reads_at
 from bandana_kv.assess.endurance import Drive, Retraining, endurance_of
 from bandana_kv.assess.gain import Gained, Learnt, Point
@@ -291,7 +292,7 @@ class _Work:
         return Device(
             name=self.asked.device_name,
             source=self.asked.device_source,
-            measured=device.engine != "published",
+            measured=device.engine != PUBLISHED,
             block_bytes=block_bytes,
             queue_depth=depth,
             reads_per_second=self.server.reads_per_second,
@@ -316,7 +317,7 @@ class _Work:
     def _not_known(self) -> tuple[str, ...]:
         """Return what no figure here says."""
         lines = []
-        if self.asked.device.engine == "published":
+        if self.asked.device.engine == PUBLISHED:
             lines.append(
                 "The device was not measured: its figures are published ones, of an idle and empty "
                 "device, and its slowest reads are mostly not published. Measure yours with "

@@ -65,8 +65,8 @@ def judge_table(found: Found) -> Verdict:
     if log.unseen_share > MOST_UNSEEN:
         unsuited.append(
             f"{log.unseen_share:.1%} of the later lookups go to rows that no earlier request "
-            f"looked up (more than {MOST_UNSEEN:.0%}): what was learnt is out of date before it "
-            "is used"
+            f"looked up (more than {MOST_UNSEEN:.0%}): what was learnt does not know them (the "
+            "traffic moves on, or the log is too short)"
         )
     if not found.ordered and log.unseen_in_file_order_share > MOST_UNSEEN >= log.unseen_share:
         unsuited.append(

@@ -27,7 +27,7 @@ from bandana_kv.device.record import check_writable
 from bandana_kv.errors import InputError
 from bandana_kv.inspection import Rating
 from bandana_kv.performance import calibrate
-from bandana_kv.tools.console import Bar, by_table, counts, errors_named, out, shapes, size
+from bandana_kv.tools.console import Bar, errors_named, out, shapes, size, table_options
 
 __all__ = ["main"]
 
@@ -36,38 +36,7 @@ _ADAPTER = "blockfile"
 
 
 @click.command()
-@click.option(
-    "--log",
-    "logs",
-    metavar="NAME=LOG",
-    multiple=True,
-    required=True,
-    callback=by_table,
-    help="A table's access log: .npz, .parquet, .csv or .txt. Repeat for more tables.",
-)
-@click.option(
-    "--tables",
-    "--table",
-    "tables",
-    metavar="NAME=ROWS.npy",
-    multiple=True,
-    callback=by_table,
-    help="The table's rows, which say how many and how large they are.",
-)
-@click.option(
-    "--row-bytes",
-    metavar="[NAME=]N",
-    multiple=True,
-    callback=counts,
-    help="Bytes of a row, of all tables or of one, where no --tables says it.",
-)
-@click.option(
-    "--rows",
-    metavar="NAME=N",
-    multiple=True,
-    callback=counts,
-    help="Rows of a table.  [default: largest id in its log + 1]",
-)
+@table_options
 @click.option("--ordered", is_flag=True, help="Logs are in order of time: learn on their start.")
 @click.option("--device", type=Path, help="A profile, as tools/profile_device.py measures it.")
 @click.option(

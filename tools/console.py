@@ -19,7 +19,7 @@ from bandana_kv.progress import Progress
 from bandana_kv.sources import open_rows
 from bandana_kv.units import parse_size
 
-__all__ = ["Bar", "by_table", "counts", "errors_named", "out", "shapes", "size"]
+__all__ = ["Bar", "by_table", "counts", "errors_named", "out", "shapes", "size", "table_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -124,6 +124,48 @@ def counts(
             raise click.BadParameter(f"{text!r} is not a whole number from 1 up")
         numbers[name] = int(text)
     return numbers
+
+
+def table_options(command: F) -> F:
+    """Add the options that name tables: `logs`, `tables`, `row_bytes` and `rows`, by table."""
+    options = (
+        click.option(
+            "--log",
+            "logs",
+            metavar="NAME=LOG",
+            multiple=True,
+            required=True,
+            callback=by_table,
+            help="A table's access log: .npz, .parquet, .csv or .txt. Repeat for more tables.",
+        ),
+        click.option(
+            "--table",
+            "--tables",
+            "tables",
+            metavar="NAME=ROWS.npy",
+            multiple=True,
+            callback=by_table,
+            help="The table's rows, which say how many and how large they are.",
+        ),
+        click.option(
+            "--row-bytes",
+            metavar="[NAME=]N",
+            multiple=True,
+            callback=counts,
+            help="Bytes of a row, of all tables or of one, where no --table says it.",
+        ),
+        click.option(
+            "--rows",
+            metavar="NAME=N",
+            multiple=True,
+            callback=counts,
+            help="Rows of a table.  [default: largest id in its log + 1]",
+        ),
+    )
+    # Help lists them in the order in which decorators stand, which is the reverse.
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def shapes(

@@ -15,7 +15,7 @@ from bandana_kv import AccessLog
 from bandana_kv.cache.state import cache_bytes_of
 from bandana_kv.errors import InputError, MissingExtraError
 from bandana_kv.plan import Choice, Plan, choose_plan
-from bandana_kv.tools.console import Bar, by_table, counts, errors_named, out, shapes, size
+from bandana_kv.tools.console import Bar, errors_named, out, shapes, size, table_options
 from bandana_kv.units import parse_size
 
 __all__ = ["main", "parse_size"]
@@ -27,37 +27,7 @@ _STYLES = (("-", "o"), ("--", "s"), ("-.", "D"), (":", "^"))
 
 
 @click.command()
-@click.option(
-    "--log",
-    "logs",
-    metavar="NAME=LOG",
-    multiple=True,
-    required=True,
-    callback=by_table,
-    help="A table's access log: .npz, .parquet, .csv or .txt. Repeat for more tables.",
-)
-@click.option(
-    "--table",
-    "tables",
-    metavar="NAME=ROWS.npy",
-    multiple=True,
-    callback=by_table,
-    help="The table's rows, which say how many and how large they are.",
-)
-@click.option(
-    "--row-bytes",
-    metavar="[NAME=]N",
-    multiple=True,
-    callback=counts,
-    help="Bytes of a row, of all tables or of one, where no --table says it.",
-)
-@click.option(
-    "--rows",
-    metavar="NAME=N",
-    multiple=True,
-    callback=counts,
-    help="Rows of a table.  [default: largest id in its log + 1]",
-)
+@table_options
 @click.option("--cache-bytes", required=True, callback=size, help="DRAM for all, as in 64MiB.")
 @click.option(
     "--rows-per-block",

@@ -10,11 +10,13 @@ served as bench/serve.py serves: in a process of its own, every row compared wit
 
 predicted_reads
     Block reads by miniature simulation, on the requests that are then served: samples of the
-    blocks, as large as it takes until their standard error is 1 % (`predicted_reads_error`, at
-    `sample_rate`). `replayed_reads` is the same by a replay of the whole.
+    blocks, as large as it takes until their standard error is 1 % (`standard_error`, at
+    `sample_rate`); times the share that is left where several callers miss a block at the same
+    time and read it once, by :mod:`bandana_kv.simulate.crowd`.
 measured_reads
-    Of --threads callers, as in the throughput; `measured_reads_alone` of one, who asks in the
-    log's order. `relative_error` is (predicted - measured) / measured.
+    Of --threads callers, as in the throughput. `relative_error` is (predicted - measured) / measured.
+    `one_caller`: the same without that share, and what one caller read who asks in the log's
+    order; `replayed_reads` is what a replay of the whole counts, which should be equal.
 predicted_rows_per_second, predicted_p50_us, predicted_p99_us
     By :mod:`bandana_kv.performance`: the costs of this machine, measured by asking a small store
     of the same engine in the same directory; the device's curve; what a replay says each request
@@ -23,7 +25,7 @@ predicted_rows_per_second, predicted_p50_us, predicted_p99_us
 from_training
     What the training part says of later traffic, with the spread in which it should lie
     (:mod:`bandana_kv.plan.outlook`), and whether what came did. `plan_low` and `plan_high` are
-    the least and most over the parts by which the plan was judged.
+    the least and most over the parts by which the plan was judged. All of one caller.
 """
 
 from __future__ import annotations
@@ -56,9 +58,9 @@ NO_END = float("inf")
 
 
 def simulated(
-    bench: Bench, planned: Planned, test: AccessLog, adapter: str, seed: int
-) -> tuple[Estimate, PerRequest]:
-    """Return what `test` will cost by samples, and request by request."""
+    bench: Bench, planned: Planned, test: AccessLog, adapter: str, threads: int, seed: int
+) -> tuple[Estimate, PerRequest, PerRequest]:
+    """Return what `test` will cost one caller: by samples, by request; and what `threads`."""
     placement, policy = planned.placement, planned.choice.policy
     stream = stream_of(test, placement, int(WARM_SHARE * test.requests))
     layout = layout_of(placement, heat_by_position(planned.learn.ids, placement.position_of_id))
@@ -66,6 +68,7 @@ def simulated(
     return (
         estimate(stream, layout, policy, capacity_rows, seed=seed),
         per_request(stream, layout, policy, capacity_rows),
+        per_request(stream, layout, policy, capacity_rows, callers=threads),
     )
 
 
@@ -151,7 +154,7 @@ def main(
         bench.write_requests(test, ordered=ordered, seed=seed)
         planned = bench.plan(learn, seed)
         bench.build([OURS + adapter], planned)
-        expected, each = simulated(bench, planned, test, adapter, seed)
+        expected, one_caller, each = simulated(bench, planned, test, adapter, threads, seed)
         load_before = os.getloadavg()
         costs, served = in_turn(bench, adapter, threads, rounds, seed)
         alone = bench.run(OURS + adapter, {}, 1, NO_END)
@@ -159,6 +162,9 @@ def main(
         shutil.rmtree(work, ignore_errors=True)
     performances = [predict(one, device, Load.of(each), threads=threads) for one in costs]
     predicted = median_of(performances)
+    # Callers who miss a block together read it once: of samples that cannot be seen.
+    left = int(each.block_reads.sum()) / max(1, int(one_caller.block_reads.sum()))
+    predicted_reads = left * expected.block_reads
     measured = sorted(served, key=lambda run: float(run["rows_per_second"]))[len(served) // 2]
     result = {
         "log": path.stem,
@@ -166,9 +172,16 @@ def main(
         "threads": threads,
         "cache_fraction": cache_fraction,
         "row_bytes": row_bytes,
-        "predicted_reads": round(expected.block_reads),
+        "predicted_reads": round(predicted_reads),
         "measured_reads": measured["block_reads"],
-        "relative_error": expected.block_reads / max(1, measured["block_reads"]) - 1,
+        "relative_error": predicted_reads / max(1, measured["block_reads"]) - 1,
+        "one_caller": {
+            "predicted_reads": round(expected.block_reads),
+            "measured_reads": alone["block_reads"],
+            "relative_error": expected.block_reads / max(1, alone["block_reads"]) - 1,
+            "replayed_reads": int(one_caller.block_reads.sum()),
+            "rows_per_second": alone["rows_per_second"],
+        },
         "predicted_rows_per_second": round(predicted["rows_per_second"]),
         "measured_rows_per_second": measured["rows_per_second"],
         "rows_per_second_error": predicted["rows_per_second"] / measured["rows_per_second"] - 1,
@@ -177,15 +190,13 @@ def main(
         "predicted_p99_us": round(predicted["p99_us"], 1),
         "measured_p99_us": measured["p99_us"],
         "bound_by": performances[len(performances) // 2].bound_by,
-        "predicted_reads_error": expected.standard_error / max(1.0, expected.block_reads),
+        "standard_error": expected.standard_error / max(1.0, expected.block_reads),
         "sample_rate": expected.rate,
-        "replayed_reads": int(each.block_reads.sum()),
-        "measured_reads_alone": alone["block_reads"],
         "lookups": int(each.lookups.sum()),
         "measured_lookups": measured["lookups"],
         "wrong_rows": sum(run["wrong_rows"] for run in [*served, alone]),
         "from_training": from_training(
-            bench, planned, measured["block_reads"] / measured["lookups"], seed
+            bench, planned, alone["block_reads"] / max(1, alone["lookups"]), seed
         ),
         "rows_per_second_by_round": [run["rows_per_second"] for run in served],
         "predicted_by_calibration": [round(each.rows_per_second) for each in performances],

@@ -5,19 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv.errors import InputError
-from bandana_kv.performance.costs import Costs, Parts
-from bandana_kv.performance.curve import DeviceCurve
-from bandana_kv.performance.model import Demand, Machine
+from bandana_kv.performance.costs import Costs
+from bandana_kv.performance.fitting import Seen, fit_parts, fit_serial, read_us_of
 from bandana_kv.policy import Policy
 from bandana_kv.progress import Progress
 
@@ -28,15 +24,15 @@ if TYPE_CHECKING:
 __all__ = ["calibrate"]
 
 _TABLE = "t"
-_TABLE_BYTES, _LEAST_ROWS = 64 << 20, 1 << 12
+_TABLE_BYTES, _LEAST_ROWS = 64 << 20, 1 << 9
 _HOT_ROWS, _CACHED_SHARE = 1024, 0.05
-_MOST_REQUESTS = 4000
-_SECONDS, _ROUNDS = 0.12, 3
+# More than are answered in the time.
+_MOST_REQUESTS, _MOST_MISSED = 10_000, 1000
+_SECONDS, _ROUNDS = 0.1, 4
+# Other programs only ever slow requests down.
+_GOOD = 0.25
 # Of a call that reaches the device's depth by itself.
 _READS_OF_CALL = 128
-# A request with more reads says more of the device than of the GIL.
-_FEW_READS = 4.0
-_STEPS = 40
 
 
 class _Shape(NamedTuple):
@@ -48,7 +44,6 @@ class _Shape(NamedTuple):
     share: float = 1.0
 
 
-_SINGLE = _Shape(2, 1, 1)
 _SHAPES = (
     _Shape(2),
     _Shape(32),
@@ -56,7 +51,7 @@ _SHAPES = (
     _Shape(2, 1, 1, 0.1),
     _Shape(2, 1, 1, 0.3),
     _Shape(16, 2, 2, 0.5),
-    _SINGLE,
+    _Shape(2, 1, 1),
     _Shape(32, 4, 4),
     _Shape(4, 16, 4),
     _Shape(32, 16, 16),
@@ -114,6 +109,8 @@ def calibrate(
         raise InputError(f"row_bytes {row_bytes} and threads {threads} are to be at least 1")
     if directory is None and adapter != "memory":
         raise InputError(f"adapter {adapter!r} keeps files: name a directory for them")
+    if directory is not None and not directory.is_dir():
+        raise InputError(f"{directory}: is not a directory")
     progress = progress or Progress()
     root = Path(tempfile.mkdtemp(prefix=".bandana-calibrate-", dir=directory))
     try:
@@ -129,7 +126,23 @@ def calibrate(
         progress.finish()
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    return small.costs(adapter, threads, _medians(alone), _medians(crowded))
+    one, many = _seen(alone), _seen(crowded)
+    processors = len(os.sched_getaffinity(0))
+    by_one = fit_parts(one.did, one.processor_us)
+    return Costs(
+        adapter,
+        row_bytes,
+        small.block_bytes,
+        processors,
+        threads,
+        small.reads_at_once,
+        alone=by_one,
+        crowded=fit_parts(many.did, many.processor_us),
+        serial=fit_serial(
+            by_one, many, read_us_of(one), (processors, threads, small.reads_at_once)
+        ),
+        load_average=os.getloadavg()[0],
+    )
 
 
 class _Small:
@@ -174,52 +187,14 @@ class _Small:
                 store.multi_get(_TABLE, self._hot)
             out = np.empty((threads, shape.hits + shape.missed, self._row_bytes), np.uint8)
             ask(store, _TABLE, self._requests(shape, 4 * threads), out, _SECONDS)
-            return ask(store, _TABLE, self._requests(shape, _MOST_REQUESTS), out, _SECONDS)
+            most = _MOST_MISSED if shape.missed and shape.share == 1.0 else _MOST_REQUESTS
+            return ask(store, _TABLE, self._requests(shape, most), out, _SECONDS)
 
     def _look_at(self, store: EmbeddingStore) -> None:
         engine = store._tables[_TABLE].stored.adapter
         self.block_bytes = engine.payload_bytes
         if engine.capabilities.queue_depth == "call":
             self.reads_at_once = _READS_OF_CALL
-
-    def costs(
-        self,
-        adapter: str,
-        threads: int,
-        alone: NDArray[np.float64],
-        crowded: NDArray[np.float64],
-    ) -> Costs:
-        """Return what explains the times that were seen."""
-        processors = len(os.sched_getaffinity(0))
-        even = np.ones(len(_SHAPES))
-        one, many = _features(alone), _features(crowded)
-        costs = Costs(
-            adapter,
-            self._row_bytes,
-            self.block_bytes,
-            processors,
-            threads,
-            self.reads_at_once,
-            alone=_fit(one, alone[:, 1], even),
-            crowded=_fit(many, crowded[:, 1], even),
-            serial=Parts(),
-            load_average=os.getloadavg()[0],
-        )
-        # A single read, alone: what it takes beyond the processor is the device's.
-        single = alone[_SHAPES.index(_SINGLE)]
-        read_us = max(1e-3, float(single[0] - single[1])) / max(1.0, float(single[4]))
-        depths = np.array([1.0, 1e9])
-        device = DeviceCurve(depths, 1e6 * depths / read_us, self.reads_at_once)
-        machine = Machine(processors, device, threads)
-        serial, weights = np.zeros(len(_SHAPES)), np.zeros(len(_SHAPES))
-        for at, (seen, parts) in enumerate(zip(crowded, many, strict=True)):
-            alone_us = float(one[at] @ np.array(msgspec.structs.astuple(costs.alone)))
-            demand = Demand(
-                *(np.array([x]) for x in (alone_us, max(alone_us, seen[1]), 0.0, parts[1], seen[4]))
-            )
-            serial[at] = _serial_us(machine, demand, float(seen[0]))
-            weights[at] = serial[at] / seen[0] * (seen[4] <= _FEW_READS)
-        return msgspec.structs.replace(costs, serial=_fit(many, serial, weights))
 
     def _requests(self, shape: _Shape, count: int) -> list[NDArray[np.int64]]:
         hot = self._rng.choice(self._hot, (count, shape.hits))
@@ -241,45 +216,9 @@ class _Small:
         return ids
 
 
-def _medians(asked: list[list[Asked]]) -> NDArray[np.float64]:
-    """Return of each way to ask the median round: wall and processor time, and what it did."""
-    return np.array([np.median(rounds, axis=0)[1:] for rounds in asked])
-
-
-def _features(asked: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what requests did, in the order of :class:`Parts`."""
+def _seen(asked: list[list[Asked]]) -> Seen:
+    """Return what was seen of each kind of request in a good round."""
+    good = np.array([np.quantile(rounds, _GOOD, axis=0)[1:] for rounds in asked])
     shares = [shape.share if shape.missed else 0.0 for shape in _SHAPES]
-    return np.column_stack([np.ones(len(asked)), shares, asked[:, 2:]])
-
-
-def _serial_us(machine: Machine, demand: Demand, wall_us: float) -> float:
-    """Return the serial time with which requests take `wall_us` each, as they were seen to."""
-    rate, low, high = 1e6 / wall_us, 0.0, wall_us
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        tried = replace(demand, serial=np.array([middle]))
-        sharing = machine.sharing(tried, rate)
-        fits = sharing is not None and (
-            machine.mean_us(tried, sharing) <= machine.callers * wall_us
-        )
-        low, high = (middle, high) if fits else (low, middle)
-    return low
-
-
-def _fit(
-    features: NDArray[np.float64], us: NDArray[np.float64], weights: NDArray[np.float64]
-) -> Parts:
-    """Return the parts, none negative, that explain `us` with the least relative error."""
-    scale = weights / np.maximum(us, 1e-9)
-    matrix, wanted = features * scale[:, None], us * scale
-    columns = range(features.shape[1])
-    best, least = np.zeros(features.shape[1]), np.inf
-    # The best one is the unbounded best of some of the parts; there are few enough to try all.
-    for count in range(1, len(columns) + 1):
-        for chosen in combinations(columns, count):
-            found = np.linalg.lstsq(matrix[:, chosen], wanted, rcond=None)[0]
-            error = float(np.sum((matrix[:, chosen] @ found - wanted) ** 2))
-            if found.min() >= 0.0 and error < least:
-                least, best = error, np.zeros(features.shape[1])
-                best[list(chosen)] = found
-    return Parts(*best.tolist())
+    did = np.column_stack([np.ones(len(_SHAPES)), shares, good[:, 2:]])
+    return Seen(good[:, 0], good[:, 1], did)

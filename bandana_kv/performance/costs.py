@@ -40,8 +40,11 @@ class Parts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def of(self, load: Load) -> NDArray[np.float64]:
         """Return the microseconds of each request: float64 (requests,)."""
-        us: NDArray[np.float64] = load.features() @ np.array(msgspec.structs.astuple(self))
-        return us
+        return load.features() @ self.vector()
+
+    def vector(self) -> NDArray[np.float64]:
+        """Return the parts in order: float64 (5,)."""
+        return np.array(msgspec.structs.astuple(self))
 
 
 class Costs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -23,6 +23,7 @@ from bandana_kv.errors import InputError
 from bandana_kv.layout import Layout, cover
 from bandana_kv.placement.measure import layout_of
 from bandana_kv.policy import Policy
+from bandana_kv.simulate.crowd import ALONE, Crowd, reads_left
 
 if TYPE_CHECKING:
     from bandana_kv.access_log import AccessLog
@@ -97,8 +98,10 @@ def replay_requests(
     coalesce: bool,
     counters: np.ndarray,
     each: np.ndarray,
+    crowd: Crowd,
 ) -> None:
     """Serve requests `first` to `last`; `each`, (requests, 2), gets their misses and reads."""
+    alone = crowd.ends.size == 1
     longest = 0
     for request in range(first, last):
         longest = max(longest, offsets[request + 1] - offsets[request])
@@ -111,10 +114,15 @@ def replay_requests(
         missed = look_up(state, wanted, slots, counters)
         each[request - first] = missed, 0
         if missed == 0:
+            if not alone:
+                reads_left(crowd, wanted.size, places[:0])
             continue
         asked, ordered = missing(wanted, slots, missed)
         blocks = cover(ordered, layout, places)
-        reads = blocks.size if coalesce else ordered.size
+        if alone:
+            reads = blocks.size if coalesce else ordered.size
+        else:
+            reads = reads_left(crowd, wanted.size, blocks)
         counters[BLOCK_READS] += reads
         each[request - first, 1] = reads
         most_fills = blocks.size * rows_per_block + asked.size
@@ -178,7 +186,16 @@ def run_parts(
     for first, last in pairwise(edges):
         counters, each = new_counters(), np.empty((last - first, 2), np.int32)
         replay_requests(
-            state, stream.offsets, stream.positions, first, last, layout, coalesce, counters, each
+            state,
+            stream.offsets,
+            stream.positions,
+            first,
+            last,
+            layout,
+            coalesce,
+            counters,
+            each,
+            ALONE,
         )
         counted.append(Replayed(**dict(zip(COUNTERS, counters.tolist(), strict=True))))
     return counted[1:]

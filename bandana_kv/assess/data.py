@@ -72,7 +72,8 @@ class Throughput(msgspec.Struct, frozen=True):
     wanted_requests_per_second : float or None
         As asked for.
     block_reads_per_second : float
-        At the rate asked for, else at the most.
+        At the rate asked for, else at the most; a block that several requests miss at the same
+        time is read once.
     device_reads_per_second : float
         What the device reads at its queue depth.
     machines, dram_only_machines : int or None

@@ -193,12 +193,12 @@ class Learnt:
         """Return block reads a lookup where DRAM holds nothing."""
         return run(*self.under_plan, Policy(), 0).reads_per_lookup
 
-    def load(self, cache_bytes: int) -> Load:
+    def load(self, cache_bytes: int, callers: int) -> Load:
         """Return what each judged request asks, with the plan for the nearest amount of DRAM."""
         each = self.subject
         policy = TablePlan(self._points).policy_for(cache_bytes, each.row_bytes, each.rows)
         rows = capacity_for(policy, cache_bytes, each.row_bytes, each.rows)
-        return Load.of(per_request(*self.under_plan, policy, rows))
+        return Load.of(per_request(*self.under_plan, policy, rows, callers=callers))
 
     def points(self) -> list[Point]:
         """Return the curves."""

@@ -248,14 +248,22 @@ class _Work:
     def _in_time(self, curves: Curves, budget_us: float) -> Callable[[int], bool]:
         def in_time(cache_bytes: int) -> bool:
             shares, _ = reads_at(curves, cache_bytes)
-            loads = [each.load(shares[name]) for name, each in self.learnt.items()]
+            loads = [
+                each.load(shares[name], self.asked.threads) for name, each in self.learnt.items()
+            ]
             load = together(loads, self.asked.seed)
             return self.server.in_time(load, self.asked.requests_per_second, budget_us)
 
         return in_time
 
     def _load_of(self, gained: Gained) -> Load:
-        return Load.of(per_request(*gained.seen, gained.choice.policy, gained.capacity_rows))
+        counted = per_request(
+            *gained.seen,
+            gained.choice.policy,
+            gained.capacity_rows,
+            callers=self.asked.threads,
+        )
+        return Load.of(counted)
 
     def _table(self, name: str, gained: Gained) -> TableReport:
         return report_of(

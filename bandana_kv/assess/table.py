@@ -184,7 +184,7 @@ def _reads(parts: Sequence[Replayed]) -> int:
 
 def _ratio(over: float, under: float) -> float:
     """Return how many times fewer reads there are; where none is left, than one read."""
-    return over / max(1.0, under)
+    return over / max(1.0, under) if over or under else 1.0
 
 
 def _parts(learnt: Learnt, gained: Gained) -> tuple[Part, ...]:

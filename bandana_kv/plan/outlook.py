@@ -93,7 +93,7 @@ def outlook(subject: Subject, choice: Choice) -> Outlook:
     learning = last / max(1e-12, _mean(windows[-1]))
     if not last or not all(by_time):
         # Nothing is read where everything fits: then there is no ratio to speak of.
-        return Outlook(last, min(last, *by_time), max(last, *by_time), tuple(by_time), 1.0)
+        return Outlook(last, min([last, *by_time]), max([last, *by_time]), tuple(by_time), 1.0)
     logs = np.log(by_time)
     usual = learning * math.exp(float(logs.mean()))
     aside = _STUDENT * float(logs.std(ddof=1)) * math.sqrt(1 + 1 / logs.size)

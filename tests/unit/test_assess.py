@@ -225,6 +225,22 @@ def test_of_several_tables_those_that_gain_are_moved() -> None:
     assert any("leave bad in DRAM" in warning for warning in found.warnings)
 
 
+@pytest.mark.parametrize(
+    ("log", "rows"),
+    [
+        (AccessLog.from_requests([[0]] * 200), 1),
+        (AccessLog.from_requests([[0, 1, 2], *([[]] * 300), *([[3]] * 5)]), 10),
+        (AccessLog.from_requests(np.random.default_rng(0).integers(0, 5, (200, 4))), 20_000),
+    ],
+)
+def test_logs_that_hardly_ask_are_judged_too(log: AccessLog, rows: int) -> None:
+    tables = {"user": Table(log, rows, ROW_BYTES)}
+    found = assess(question(log, tables=tables, requests_per_second=1e6), COSTS)
+    assert found.recommendation == "do not"
+    plain = [each for each in numbers(msgspec.to_builtins(found)) if isinstance(each, float)]
+    assert all(math.isfinite(each) for each in plain)
+
+
 def test_a_busy_machine_is_told() -> None:
     busy = msgspec.structs.replace(COSTS, load_average=7.0)
     log = grouped(200)

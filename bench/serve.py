@@ -69,7 +69,7 @@ from serving import OURS, SMALL_ROWS, Run, expected_rows, serve
 import bandana_kv
 from bandana_kv import AccessLog, adapters
 from bandana_kv.packed import words_for
-from bandana_kv.placement import place
+from bandana_kv.placement import Placement, place
 from bandana_kv.plan import Choice, Plan, choose_plan
 from bandana_kv.tools.cold import drop_page_cache
 
@@ -86,6 +86,27 @@ TRIAL_SECONDS = 3.0
 CHUNK_ROWS = 1 << 16
 # Large request buffers stay in the heap, so that they are not taken anew in the cgroup.
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What ours are loaded with."""
+
+    learn: AccessLog
+    plan: Plan
+    choice: Choice
+    placement: Placement
+    seconds: float
+
+    def summary(self) -> dict[str, Any]:
+        choice = self.choice
+        return {
+            "reason": choice.reason,
+            "policy": str(choice.policy),
+            "capacity_rows": choice.capacity_rows,
+            "predicted_reads_per_lookup": choice.predicted.reads_per_lookup,
+            "plan_seconds": round(self.seconds, 1),
+        }
 
 
 @dataclass
@@ -125,13 +146,8 @@ class Bench:
         tables = np.tile(np.arange(self.copies, dtype=np.int32), test.requests)
         np.save(self.directory / "tables.npy", tables)
 
-    def build(self, systems: list[str], learn: AccessLog, seed: int) -> dict[str, Any]:
-        """Write every system's files, and return what was planned for ours."""
-        table = self.directory / "rows.npy"
-        _write_rows(table, self.rows * self.copies, self.dim)
-        small = self.directory / "small"
-        small.mkdir()
-        _write_rows(small / "rows.npy", SMALL_ROWS, self.dim)
+    def plan(self, learn: AccessLog, seed: int) -> Planned:
+        """Plan for ours, from the training part alone."""
         begun = time.perf_counter()
         budget = self.cache_bytes(PLANNED_FOR) // self.copies
         plan = choose_plan({"t": (self.rows, 4 * self.dim)}, {"t": learn}, budget, seed=seed)
@@ -147,25 +163,25 @@ class Bench:
             seed=seed,
             resident=choice.resident_rows / self.rows or None,
         )
+        return Planned(learn, plan, choice, placement, seconds)
+
+    def build(self, systems: list[str], planned: Planned) -> None:
+        """Write every system's files."""
+        table = self.directory / "rows.npy"
+        _write_rows(table, self.rows * self.copies, self.dim)
+        small = self.directory / "small"
+        small.mkdir()
+        _write_rows(small / "rows.npy", SMALL_ROWS, self.dim)
         for system in systems:
             begun = time.perf_counter()
             if system.startswith(OURS):
-                self._load(system, learn, plan, choice, placement)
+                self._load(system, planned)
             else:
                 competitors.module(system).build(table, self.directory / system)
                 competitors.module(system).build(small / "rows.npy", small / system)
             _say(f"built {system} in {time.perf_counter() - begun:.0f} s")
-        return {
-            "reason": choice.reason,
-            "policy": str(choice.policy),
-            "capacity_rows": choice.capacity_rows,
-            "predicted_reads_per_lookup": choice.predicted.reads_per_lookup,
-            "plan_seconds": round(seconds, 1),
-        }
 
-    def _load(
-        self, system: str, learn: AccessLog, plan: Plan, choice: Choice, placement: Any
-    ) -> None:
+    def _load(self, system: str, planned: Planned) -> None:
         adapter = system.removeprefix(OURS)
         names = [f"t{copy}" for copy in range(self.copies)]
         rows = np.load(self.directory / "rows.npy", mmap_mode="r")
@@ -177,11 +193,14 @@ class Bench:
         bandana_kv.load(
             self.directory / system,
             tables,
-            dict.fromkeys(names, learn),
+            dict.fromkeys(names, planned.learn),
             adapter=adapter,
-            placement=dict.fromkeys(names, placement),
+            placement=dict.fromkeys(names, planned.placement),
             plan=Plan(
-                plan.format, plan.cache_bytes, plan.seed, dict.fromkeys(names, plan.tables["t"])
+                planned.plan.format,
+                planned.plan.cache_bytes,
+                planned.plan.seed,
+                dict.fromkeys(names, planned.plan.tables["t"]),
             ),
         )
         bandana_kv.load(
@@ -189,7 +208,7 @@ class Bench:
             {"t0": self.directory / "small" / "rows.npy"},
             adapter=adapter,
             placement="identity",
-            policy=choice.policy,
+            policy=planned.choice.policy,
         )
 
     def run(self, system: str, options: dict[str, Any], threads: int, seconds: float) -> Any:
@@ -398,7 +417,8 @@ def main(
     measured = []
     try:
         bench.write_requests(test, ordered=ordered, seed=seed)
-        planned = bench.build(names, learn, seed)
+        planned = bench.plan(learn, seed)
+        bench.build(names, planned)
         options = {name: bench.best_options(name, max(counts)) for name in names}
         for count in counts:
             measured += bench.rounds(options, count, seconds, rounds if count == max(counts) else 1)
@@ -418,7 +438,7 @@ def main(
         "systems": measured,
         **_ratios(measured, max(counts)),
         "ours_cache_bytes": {name: bench.cache_bytes(name) for name in ENGINE_INDEX_BYTES},
-        "ours_plan": planned,
+        "ours_plan": planned.summary(),
         "surroundings": surroundings(seed),
     }
     report(result, f"serve-{log_name}" if keep else None)

@@ -213,6 +213,7 @@ def serve(run: Run) -> dict[str, Any]:
         "requests_per_second": round(latencies.size / seconds, 1),
         "p50_us": round(1e6 * float(np.percentile(latencies, 50)), 1),
         "p99_us": round(1e6 * float(np.percentile(latencies, 99)), 1),
+        "block_reads": round(blocks),
         "block_reads_per_lookup": round(blocks / rows, 4),
         "device_bytes_per_lookup": round(device / rows, 1),
         "wrong_rows": sum(tally.wrong for tally in tallies),

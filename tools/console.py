@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -13,10 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from bandana_kv.errors import BandanaError
+from bandana_kv.access_log import AccessLog
+from bandana_kv.errors import BandanaError, InputError
 from bandana_kv.progress import Progress
+from bandana_kv.sources import open_rows
+from bandana_kv.units import parse_size
 
-__all__ = ["Bar", "by_table", "errors_named", "out"]
+__all__ = ["Bar", "by_table", "counts", "errors_named", "out", "shapes", "size", "table_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -97,3 +100,98 @@ def by_table(
             raise click.BadParameter(f"table {name!r} is given twice")
         pairs[name] = rest
     return pairs
+
+
+def size(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
+    """Turn an option as 64MiB into bytes; one that is not given stays None."""
+    try:
+        return None if value is None else parse_size(value)
+    except InputError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def counts(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, int]:
+    """Turn repeated ``table=number`` options into a dictionary; a bare number is for all, ""."""
+    bare = [value for value in values if "=" not in value]
+    if len(bare) > 1:
+        raise click.BadParameter(f"{' and '.join(bare)} cannot both be for all tables")
+    texts = by_table(context, parameter, tuple(value for value in values if "=" in value))
+    numbers = {}
+    for name, text in [*texts.items(), *(("", value) for value in bare)]:
+        if not text.isdecimal() or int(text) < 1:
+            raise click.BadParameter(f"{text!r} is not a whole number from 1 up")
+        numbers[name] = int(text)
+    return numbers
+
+
+def table_options(command: F) -> F:
+    """Add the options that name tables: `logs`, `tables`, `row_bytes` and `rows`, by table."""
+    options = (
+        click.option(
+            "--log",
+            "logs",
+            metavar="NAME=LOG",
+            multiple=True,
+            required=True,
+            callback=by_table,
+            help="A table's access log: .npz, .parquet, .csv or .txt. Repeat for more tables.",
+        ),
+        click.option(
+            "--table",
+            "--tables",
+            "tables",
+            metavar="NAME=ROWS.npy",
+            multiple=True,
+            callback=by_table,
+            help="The table's rows, which say how many and how large they are.",
+        ),
+        click.option(
+            "--row-bytes",
+            metavar="[NAME=]N",
+            multiple=True,
+            callback=counts,
+            help="Bytes of a row, of all tables or of one, where no --table says it.",
+        ),
+        click.option(
+            "--rows",
+            metavar="NAME=N",
+            multiple=True,
+            callback=counts,
+            help="Rows of a table.  [default: largest id in its log + 1]",
+        ),
+    )
+    # Help lists them in the order in which decorators stand, which is the reverse.
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def shapes(
+    logs: Mapping[str, AccessLog],
+    tables: Mapping[str, str],
+    row_bytes: Mapping[str, int],
+    rows: Mapping[str, int],
+) -> dict[str, tuple[int, int]]:
+    """Return rows and bytes of a row, by table, from ``--table``, ``--row-bytes`` and ``--rows``.
+
+    Raises
+    ------
+    InputError
+        A table without a log, or without the bytes of its rows.
+    """
+    for option, named in (("--table", tables), ("--row-bytes", row_bytes), ("--rows", rows)):
+        for name in named:
+            if name not in logs and (name or option == "--rows"):
+                raise InputError(f"{option} names table {name!r}, which has no --log")
+    found = {}
+    for name, log in logs.items():
+        if name in tables:
+            with open_rows(name, tables[name]) as source:
+                found[name] = (source.rows, source.row_bytes)
+        elif name in row_bytes or "" in row_bytes:
+            found[name] = (rows.get(name, log.rows), row_bytes.get(name, row_bytes.get("", 0)))
+        else:
+            raise InputError(f"table {name!r}: how large are its rows? Give --row-bytes or --table")
+    return found

@@ -12,19 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 import bandana_kv
-from bandana_kv.errors import InputError
 from bandana_kv.inspection import Inspection, Rating, TableSummary, inspect
-from bandana_kv.tools.console import errors_named, out
+from bandana_kv.tools.console import errors_named, out, size
 from bandana_kv.units import parse_size, size_text
 
 __all__ = ["main"]
-
-
-def _size(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
-    try:
-        return None if value is None else parse_size(value)
-    except InputError as error:
-        raise click.BadParameter(str(error)) from error
 
 
 @click.command()
@@ -37,7 +29,7 @@ def _size(_context: click.Context, _parameter: click.Parameter, value: str | Non
 )
 @click.option(
     "--device-bytes",
-    callback=_size,
+    callback=size,
     metavar="SIZE",
     help="The drive's capacity, as 1.92TiB or bytes.  [default: the size of the file system]",
 )
@@ -65,8 +57,8 @@ def main(
         raise click.UsageError("give --rating-dwpd or --rating-tbw, and not both")
     rating = None if dwpd is tbw is None else Rating(tbw, dwpd, warranty_years)
     if budget is not None:
-        size = None if budget.strip().lower() == "none" else parse_size(budget)
-        bandana_kv.set_write_budget(directory, size)
+        limit = None if budget.strip().lower() == "none" else parse_size(budget)
+        bandana_kv.set_write_budget(directory, limit)
     found = inspect(directory, rating=rating, device_bytes=device_bytes)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())

@@ -15,8 +15,7 @@ from bandana_kv import AccessLog
 from bandana_kv.cache.state import cache_bytes_of
 from bandana_kv.errors import InputError, MissingExtraError
 from bandana_kv.plan import Choice, Plan, choose_plan
-from bandana_kv.sources import open_rows
-from bandana_kv.tools.console import Bar, by_table, errors_named, out
+from bandana_kv.tools.console import Bar, errors_named, out, shapes, size, table_options
 from bandana_kv.units import parse_size
 
 __all__ = ["main", "parse_size"]
@@ -27,62 +26,9 @@ _COLORS = ("#d1495b", "#2e6f9e", "#3c8d5a", "#b07d2b", "#6b4e90", "#4a4a4a")
 _STYLES = (("-", "o"), ("--", "s"), ("-.", "D"), (":", "^"))
 
 
-def _size(_context: click.Context, _parameter: click.Parameter, value: str) -> int:
-    try:
-        return parse_size(value)
-    except InputError as error:
-        raise click.BadParameter(str(error)) from error
-
-
-def _counts(
-    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
-) -> dict[str, int]:
-    """Turn repeated ``table=number`` options into a dictionary; a bare number is for all, ""."""
-    bare = [value for value in values if "=" not in value]
-    if len(bare) > 1:
-        raise click.BadParameter(f"{' and '.join(bare)} cannot both be for all tables")
-    texts = by_table(context, parameter, tuple(value for value in values if "=" in value))
-    counts = {}
-    for name, text in [*texts.items(), *(("", value) for value in bare)]:
-        if not text.isdecimal() or int(text) < 1:
-            raise click.BadParameter(f"{text!r} is not a whole number from 1 up")
-        counts[name] = int(text)
-    return counts
-
-
 @click.command()
-@click.option(
-    "--log",
-    "logs",
-    metavar="NAME=LOG",
-    multiple=True,
-    required=True,
-    callback=by_table,
-    help="A table's access log: .npz, .parquet, .csv or .txt. Repeat for more tables.",
-)
-@click.option(
-    "--table",
-    "tables",
-    metavar="NAME=ROWS.npy",
-    multiple=True,
-    callback=by_table,
-    help="The table's rows, which say how many and how large they are.",
-)
-@click.option(
-    "--row-bytes",
-    metavar="[NAME=]N",
-    multiple=True,
-    callback=_counts,
-    help="Bytes of a row, of all tables or of one, where no --table says it.",
-)
-@click.option(
-    "--rows",
-    metavar="NAME=N",
-    multiple=True,
-    callback=_counts,
-    help="Rows of a table.  [default: largest id in its log + 1]",
-)
-@click.option("--cache-bytes", required=True, callback=_size, help="DRAM for all, as in 64MiB.")
+@table_options
+@click.option("--cache-bytes", required=True, callback=size, help="DRAM for all, as in 64MiB.")
 @click.option(
     "--rows-per-block",
     type=click.IntRange(min=1),
@@ -112,18 +58,18 @@ def main(
     """
     _check_outputs(saved, picture)
     read = {name: AccessLog.read(path) for name, path in logs.items()}
-    shapes = _shapes(read, tables, row_bytes, rows)
+    found = shapes(read, tables, row_bytes, rows)
     begun = time.perf_counter()
     with Bar() as progress:
         plan = choose_plan(
-            shapes, read, cache_bytes, rows_per_block=rows_per_block, seed=seed, progress=progress
+            found, read, cache_bytes, rows_per_block=rows_per_block, seed=seed, progress=progress
         )
     seconds = time.perf_counter() - begun
     plan.write(saved)
     _print(plan, seconds)
     out.print(f"wrote {saved}")
     if picture is not None:
-        _draw(picture, plan, shapes)
+        _draw(picture, plan, found)
         out.print(f"wrote {picture}")
 
 
@@ -136,29 +82,6 @@ def _check_outputs(saved: Path, picture: Path | None) -> None:
         if picture.suffix.lower() not in _PICTURES:
             raise InputError(f"{picture}: a picture ends in {', '.join(_PICTURES)}")
         _pyplot()
-
-
-def _shapes(
-    logs: Mapping[str, AccessLog],
-    tables: Mapping[str, str],
-    row_bytes: Mapping[str, int],
-    rows: Mapping[str, int],
-) -> dict[str, tuple[int, int]]:
-    """Return rows and bytes of a row, by table."""
-    for option, named in (("--table", tables), ("--row-bytes", row_bytes), ("--rows", rows)):
-        for name in named:
-            if name not in logs and (name or option == "--rows"):
-                raise InputError(f"{option} names table {name!r}, which has no --log")
-    shapes = {}
-    for name, log in logs.items():
-        if name in tables:
-            with open_rows(name, tables[name]) as source:
-                shapes[name] = (source.rows, source.row_bytes)
-        elif name in row_bytes or "" in row_bytes:
-            shapes[name] = (rows.get(name, log.rows), row_bytes.get(name, row_bytes.get("", 0)))
-        else:
-            raise InputError(f"table {name!r}: how large are its rows? Give --row-bytes or --table")
-    return shapes
 
 
 def _mib(number: float) -> str:
@@ -222,11 +145,11 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _draw(path: Path, plan: Plan, shapes: Mapping[str, tuple[int, int]]) -> None:
+def _draw(path: Path, plan: Plan, found: Mapping[str, tuple[int, int]]) -> None:
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for number, (name, table) in enumerate(plan.tables.items()):
-        rows, row_bytes = shapes[name]
+        rows, row_bytes = found[name]
         color = _COLORS[number % len(_COLORS)]
         style, marker = _STYLES[number % len(_STYLES)]
         mib = [

@@ -24,6 +24,7 @@ __all__ = [
     "LEAST_REQUESTS",
     "best_points",
     "capacities_of",
+    "joined",
     "judged",
     "scaled",
     "split",
@@ -46,12 +47,12 @@ def split(log: AccessLog) -> tuple[AccessLog, AccessLog] | None:
 def judged(learn: AccessLog, judge: AccessLog, placement: Placement) -> tuple[Stream, Layout]:
     """Return what policies are judged on: the end of `learn`, which warms, then `judge`."""
     warm = min(learn.requests, judge.requests)
-    log = _joined(learn, judge, warm)
+    log = joined(learn, judge, warm)
     heat = heat_by_position(learn.ids, placement.position_of_id)
     return stream_of(log, placement, warm), layout_of(placement, heat)
 
 
-def _joined(learn: AccessLog, judge: AccessLog, warm: int) -> AccessLog:
+def joined(learn: AccessLog, judge: AccessLog, warm: int) -> AccessLog:
     """Return the last `warm` requests of `learn` followed by all of `judge`."""
     first = int(learn.offsets[learn.requests - warm])
     ids = np.concatenate([learn.ids[first:], judge.ids])

@@ -23,12 +23,22 @@ from bandana_kv.errors import InputError
 from bandana_kv.layout import Layout, cover
 from bandana_kv.placement.measure import layout_of
 from bandana_kv.policy import Policy
+from bandana_kv.simulate.crowd import ALONE, Crowd, reads_left
 
 if TYPE_CHECKING:
     from bandana_kv.access_log import AccessLog
     from bandana_kv.placement import Placement
 
-__all__ = ["Replayed", "Stream", "replay", "run", "run_parts", "stream_of"]
+__all__ = [
+    "Replayed",
+    "Stream",
+    "cold",
+    "replay",
+    "run",
+    "run_parts",
+    "replay_requests",
+    "stream_of",
+]
 
 _MOST_BUCKETS = 1 << 20
 
@@ -78,7 +88,7 @@ class Replayed:
 
 
 @kernel
-def _run(
+def replay_requests(
     state: CacheState,
     offsets: np.ndarray,
     positions: np.ndarray,
@@ -87,7 +97,11 @@ def _run(
     layout: Layout,
     coalesce: bool,
     counters: np.ndarray,
+    each: np.ndarray,
+    crowd: Crowd,
 ) -> None:
+    """Serve requests `first` to `last`; `each`, (requests, 2), gets their misses and reads."""
+    alone = crowd.ends.size == 1
     longest = 0
     for request in range(first, last):
         longest = max(longest, offsets[request + 1] - offsets[request])
@@ -98,11 +112,19 @@ def _run(
     for request in range(first, last):
         wanted = positions[offsets[request] : offsets[request + 1]]
         missed = look_up(state, wanted, slots, counters)
+        each[request - first] = missed, 0
         if missed == 0:
+            if not alone:
+                reads_left(crowd, wanted.size, places[:0])
             continue
         asked, ordered = missing(wanted, slots, missed)
         blocks = cover(ordered, layout, places)
-        counters[BLOCK_READS] += blocks.size if coalesce else ordered.size
+        if alone:
+            reads = blocks.size if coalesce else ordered.size
+        else:
+            reads = reads_left(crowd, wanted.size, blocks)
+        counters[BLOCK_READS] += reads
+        each[request - first, 1] = reads
         most_fills = blocks.size * rows_per_block + asked.size
         if fills.shape[0] < most_fills:
             fills = np.empty((2 * most_fills, 2), np.int64)
@@ -140,6 +162,13 @@ def run(
     return run_parts(stream, layout, policy, capacity_rows, 1, coalesce=coalesce)[0]
 
 
+def cold(policy: Policy, capacity_rows: int, layout: Layout) -> CacheState:
+    """Return an empty cache."""
+    # One bucket for each row is faster while it is small; several replays run at once.
+    frugal = layout.heat.size > _MOST_BUCKETS
+    return make_state(policy, capacity_rows, layout.heat, frugal=frugal)
+
+
 def run_parts(
     stream: Stream,
     layout: Layout,
@@ -150,15 +179,24 @@ def run_parts(
     coalesce: bool = True,
 ) -> list[Replayed]:
     """Count what consecutive parts of `stream` cost, of about as many requests each."""
-    # One bucket for each row is faster while it is small; several replays run at once.
-    frugal = layout.heat.size > _MOST_BUCKETS
-    state = make_state(policy, capacity_rows, layout.heat, frugal=frugal)
+    state = cold(policy, capacity_rows, layout)
     requests = stream.offsets.size - 1
     edges = [0, *np.linspace(stream.warm_requests, requests, parts + 1).astype(int).tolist()]
     counted = []
     for first, last in pairwise(edges):
-        counters = new_counters()
-        _run(state, stream.offsets, stream.positions, first, last, layout, coalesce, counters)
+        counters, each = new_counters(), np.empty((last - first, 2), np.int32)
+        replay_requests(
+            state,
+            stream.offsets,
+            stream.positions,
+            first,
+            last,
+            layout,
+            coalesce,
+            counters,
+            each,
+            ALONE,
+        )
         counted.append(Replayed(**dict(zip(COUNTERS, counters.tolist(), strict=True))))
     return counted[1:]
 

@@ -17,7 +17,7 @@ from bandana_kv.placement import Placement, place
 from bandana_kv.placement.measure import layout_of
 from bandana_kv.placement.replication import replicate
 from bandana_kv.policy import Admission, Eviction, Policy, Rule
-from bandana_kv.simulate import replay
+from bandana_kv.simulate import per_request, replay
 from bandana_kv.simulate.replay import Replayed, run, run_parts, stream_of
 
 ROWS, DIM = 900, 32
@@ -230,3 +230,64 @@ def test_what_cannot_be_replayed_is_said() -> None:
         replay(TEST, small, 1)
     empty = bandana_kv.AccessLog.from_requests([])
     assert replay(empty, small, 1).reads_per_lookup == 0.0
+
+
+def test_single_requests_add_up_to_the_whole() -> None:
+    placement = placed_by("shp with copies")
+    stream = stream_of(TEST, placement, 30)
+    layout = layout_of(placement, heat_by_position(TRAIN.ids, placement.position_of_id))
+    for policy in POLICIES[::5]:
+        each = per_request(stream, layout, policy, 60)
+        whole = run(stream, layout, policy, 60)
+        assert np.array_equal(each.lookups, np.diff(TEST.offsets)[30:])
+        assert each.lookups.sum() - each.missed.sum() == whole.hits
+        assert each.block_reads.sum() == whole.block_reads
+        assert ((each.missed > 0) == (each.block_reads > 0)).all()
+        assert (each.block_reads <= each.missed).all()
+
+
+def test_a_single_request_counts_as_it_would_behind_the_others() -> None:
+    placement = placed_by("shp")
+    layout = layout_of(placement, np.zeros(ROWS, np.uint8))
+    stream = stream_of(TEST, placement)
+    each = per_request(stream, layout, Policy(), 60)
+    for number in (0, 100, TEST.requests - 1):
+        upto = stream._replace(offsets=stream.offsets[: number + 2], warm_requests=number)
+        alone = run(upto, layout, Policy(), 60)
+        assert alone.block_reads == each.block_reads[number]
+        assert alone.lookups - alone.hits == each.missed[number]
+
+
+def test_callers_read_a_block_once_for_all_who_miss_it_at_the_same_time() -> None:
+    """By hand: two callers, blocks of one row and no cache."""
+    placement = place(None, 8, 1, "identity")
+    layout = layout_of(placement, np.zeros(8, np.uint8))
+
+    def reads(requests: list[list[int]], callers: int) -> list[int]:
+        log = bandana_kv.AccessLog.from_requests([np.array(ids) for ids in requests])
+        counted = per_request(stream_of(log, placement), layout, Policy(), 0, callers=callers)
+        return counted.block_reads.tolist()
+
+    same = [[0], [0], [0], [0]]
+    assert reads(same, 1) == [1, 1, 1, 1]
+    assert sum(reads(same, 2)) == 2
+    assert reads(same, 4) == [1, 0, 0, 0]
+    # The second asks for one block that the first is reading, and one that it is not.
+    assert reads([[0, 1], [1, 2]], 2) == [2, 1]
+    assert reads([[0, 1], [1, 2]], 1) == [2, 2]
+    assert reads([[0], [1], [2], [3]], 4) == [1, 1, 1, 1]
+
+
+def test_with_more_callers_less_is_read_and_no_row_twice() -> None:
+    placement = placed_by("shp with copies")
+    stream = stream_of(TEST, placement, 30)
+    layout = layout_of(placement, np.zeros(ROWS, np.uint8))
+    counted = [per_request(stream, layout, Policy(), 60, callers=n) for n in (1, 2, 4, 8)]
+    reads = [int(each.block_reads.sum()) for each in counted]
+    assert reads == sorted(reads, reverse=True)
+    assert len(set(reads)) == 4
+    for each in counted:
+        assert np.array_equal(each.missed, counted[0].missed)
+        assert (each.block_reads <= counted[0].block_reads).all()
+    with pytest.raises(InputError, match="callers 0: at least one must ask"):
+        per_request(stream, layout, Policy(), 60, callers=0)

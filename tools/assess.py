@@ -1,0 +1,247 @@
+"""Assess tables before moving them: logs, a device and prices in; a page and its numbers out."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import click
+
+from bandana_kv import AccessLog
+from bandana_kv.assess import (
+    DEVICE_CLASSES,
+    PUBLISHED,
+    Assessment,
+    Drive,
+    Prices,
+    Question,
+    Retraining,
+    Table,
+    assess,
+    device_class,
+)
+from bandana_kv.assess.data import write_text
+from bandana_kv.assess.page import check_extras, render
+from bandana_kv.device import DeviceProfile
+from bandana_kv.device.record import check_writable
+from bandana_kv.errors import InputError
+from bandana_kv.inspection import Rating
+from bandana_kv.performance import calibrate
+from bandana_kv.tools.console import Bar, errors_named, out, shapes, size, table_options
+
+__all__ = ["main"]
+
+# The fastest engine is what is assessed: with another, more machines are needed.
+_ADAPTER = "blockfile"
+
+
+@click.command()
+@table_options
+@click.option("--ordered", is_flag=True, help="Logs are in order of time: learn on their start.")
+@click.option("--device", type=Path, help="A profile, as tools/profile_device.py measures it.")
+@click.option(
+    "--device-class",
+    "kind",
+    type=click.Choice(list(DEVICE_CLASSES)),
+    help="Or: published figures of a kind of device. A profile wins.",
+)
+@click.option(
+    "--dram-price", required=True, type=click.FloatRange(0, min_open=True), help="Of a GiB."
+)
+@click.option(
+    "--nvm-price",
+    required=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Of a GiB, in the same unit.",
+)
+@click.option(
+    "--requests-per-second",
+    type=click.FloatRange(0, min_open=True),
+    help="That are to be served; each looks up in every table.",
+)
+@click.option(
+    "--latency-budget-ms",
+    type=click.FloatRange(0, min_open=True),
+    help="In which 99 of 100 requests are to be answered.",
+)
+@click.option(
+    "--dram-budget", callback=size, metavar="SIZE", help="DRAM that is there for them anyway."
+)
+@click.option(
+    "--cache-bytes", callback=size, metavar="SIZE", help="DRAM for caches.  [default: recommend it]"
+)
+@click.option(
+    "--retrains-per-day", default=1.0, show_default=True, type=click.FloatRange(0, 10_000)
+)
+@click.option(
+    "--rewritten-share",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Of the blocks, that each retraining writes.",
+)
+@click.option("--drive-capacity", callback=size, metavar="SIZE", help="As 1.92TiB or bytes.")
+@click.option(
+    "--rating-dwpd", type=click.FloatRange(0, min_open=True), help="Its drive writes per day."
+)
+@click.option(
+    "--rating-tbw", type=click.FloatRange(0, min_open=True), help="Or: terabytes written, in all."
+)
+@click.option(
+    "--warranty-years",
+    default=5.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="For which --rating-dwpd is given.",
+)
+@click.option(
+    "--threads",
+    default=8,
+    show_default=True,
+    type=click.IntRange(1, 1024),
+    help="Requests served at a time.",
+)
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of all samples."
+)
+@click.option("--out", "page", type=Path, required=True, help="Where the page goes, as .html.")
+@click.option("--json", "numbers", type=Path, help="Where its numbers go, as JSON.")
+@errors_named
+def main(
+    logs: dict[str, str],
+    tables: dict[str, str],
+    row_bytes: dict[str, int],
+    rows: dict[str, int],
+    ordered: bool,
+    device: Path | None,
+    kind: str | None,
+    dram_price: float,
+    nvm_price: float,
+    requests_per_second: float | None,
+    latency_budget_ms: float | None,
+    dram_budget: int | None,
+    cache_bytes: int | None,
+    retrains_per_day: float,
+    rewritten_share: float,
+    drive_capacity: int | None,
+    rating_dwpd: float | None,
+    rating_tbw: float | None,
+    warranty_years: float,
+    threads: int,
+    seed: int,
+    page: Path,
+    numbers: Path | None,
+) -> None:
+    """Say whether tables should be served from NVM, what it gains and costs, and how sure that is.
+
+    Learns from the earlier part of each log and judges on the later. Serving is measured on
+    this machine for some seconds; the page stands alone, and prints.
+    """
+    _check_outputs(page, numbers)
+    profile, name, source = _device(device, kind)
+    drive = _drive(drive_capacity, rating_dwpd, rating_tbw, warranty_years, device, kind)
+    read = {table: AccessLog.read(path) for table, path in logs.items()}
+    sizes = shapes(read, tables, row_bytes, rows)
+    question = Question(
+        tables={table: Table(read[table], *sizes[table]) for table in read},
+        ordered=ordered,
+        prices=Prices(dram_price, nvm_price),
+        device=profile,
+        device_name=name,
+        device_source=source,
+        requests_per_second=requests_per_second,
+        latency_budget_us=None if latency_budget_ms is None else 1000 * latency_budget_ms,
+        dram_budget_bytes=dram_budget,
+        cache_bytes=cache_bytes,
+        retraining=Retraining(retrains_per_day, rewritten_share),
+        drive=drive,
+        threads=threads,
+        seed=seed,
+    )
+    question.check()
+    lookups = sum(each.lookups for each in read.values())
+    mean_row = sum(read[table].lookups * sizes[table][1] for table in read) / lookups
+    with Bar() as progress, tempfile.TemporaryDirectory(prefix="bandana-assess-") as scratch:
+        costs = calibrate(
+            max(1, round(mean_row)),
+            threads=threads,
+            adapter=_ADAPTER,
+            directory=Path(scratch),
+            seed=seed,
+            progress=progress,
+        )
+        found = assess(question, costs, progress)
+    _write(found, page, numbers)
+    _print(found)
+    for path in (page, numbers):
+        if path is not None:
+            out.print(f"wrote {path}")
+
+
+def _check_outputs(page: Path, numbers: Path | None) -> None:
+    """Refuse before minutes of work what would fail after them."""
+    check_extras()
+    for path in (page, numbers):
+        if path is not None:
+            check_writable(path)
+    if numbers is not None and numbers.absolute() == page.absolute():
+        raise InputError(f"{page}: --out and --json name the same file")
+
+
+def _device(path: Path | None, kind: str | None) -> tuple[DeviceProfile, str, str]:
+    """Return what the device can do, its name, and who says so."""
+    if path is not None:
+        profile = DeviceProfile.read(path)
+        name = profile.mount.device_model or f"the device of {profile.mount.mount_point}"
+        how = f"measured {profile.created} with {profile.engine}"
+        if profile.engine == PUBLISHED:
+            how = "published figures"
+        return profile, name, f"{how} ({path})"
+    if kind is None:
+        raise InputError(
+            "which device? Give --device, a profile that tools/profile_device.py measures, or "
+            "--device-class, published figures"
+        )
+    published = device_class(kind)
+    return published.profile(), published.title, published.source
+
+
+def _drive(
+    capacity: int | None,
+    dwpd: float | None,
+    tbw: float | None,
+    warranty_years: float,
+    device: Path | None,
+    kind: str | None,
+) -> Drive:
+    if dwpd is not None and tbw is not None:
+        raise click.UsageError("give --rating-dwpd or --rating-tbw, and not both")
+    if dwpd is not None or tbw is not None:
+        said = f"{dwpd:g} drive writes a day" if dwpd is not None else f"{tbw:g} TB written"
+        return Drive(capacity, Rating(tbw, dwpd, warranty_years), f"{said}, as given")
+    published = device_class(kind) if kind is not None and device is None else None
+    if published is not None and published.dwpd is not None:
+        rating = Rating(dwpd=published.dwpd, warranty_years=published.warranty_years)
+        return Drive(capacity, rating, f"{published.dwpd:g} drive writes a day, as published")
+    return Drive(capacity, None, "none given")
+
+
+def _write(found: Assessment, page: Path, numbers: Path | None) -> None:
+    write_text(page, render(found))
+    if numbers is not None:
+        found.write(numbers)
+
+
+def _print(found: Assessment) -> None:
+    def say(text: str) -> None:
+        out.print(text, markup=False, highlight=False)
+
+    say(f"{found.recommendation}: {found.verdict}")
+    for reason in found.reasons:
+        say(f"  - {reason}")
+    for warning in found.warnings:
+        say(f"  to be known: {warning}")
+
+
+if __name__ == "__main__":
+    main()

@@ -215,6 +215,7 @@ def _serve(work: _Work, options: Options, updates: Updates, switch: Switch) -> N
     except BaseException:
         new.retire()
         raise
+    work.old.retire()
 
 
 def _check_open(work: _Work) -> None:

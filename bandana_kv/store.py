@@ -169,6 +169,8 @@ class EmbeddingStore:
                 self._switch(new, since)
                 stack.pop_all()
                 self._follower = follower
+                self._flush_gone(old, new)
+                old.retire()
             return new.number
 
     def _switch(
@@ -185,19 +187,17 @@ class EmbeddingStore:
             switch()
         else:
             self._updates.switch(old.tables, new.tables, since, switch)
-            self._flush_gone(self._updates, old, new)
-        old.retire()
 
-    def _flush_gone(self, updates: Updates, old: ServedVersion, new: ServedVersion) -> None:
+    def _flush_gone(self, old: ServedVersion, new: ServedVersion) -> None:
         """Write updated rows into blocks that this process will not serve any more."""
         served = {table.stored.space for table in new.tables.values()}
         gone = {
             name: table for name, table in old.tables.items() if table.stored.space not in served
         }
-        if not gone:
+        if self._updates is None or not gone:
             return
         try:
-            updates.flush(gone, old, self._reader)
+            self._updates.flush(gone, old, self._reader)
         except BandanaError:
             # They stay in the journal, for whoever serves that version again.
             _log.exception("version %d: updated rows stay in the journal", old.number)

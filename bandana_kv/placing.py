@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import datetime as dt
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +49,10 @@ if TYPE_CHECKING:
 __all__ = ["Change", "PlacedAnew", "place_anew"]
 
 _WINDOW_BYTES = 256 << 20
-# Reads leave the device to requests in between; a commit is worth its sync.
+# Requests are answered meanwhile: after each piece the device, the GIL and the cores are theirs
+# for as long as it took, times the last. A commit is worth its sync.
 _READ_AT_ONCE, _WRITTEN_AT_ONCE = 128, 1024
+_REST = 1.0
 _EVERY_VERSION = sys.maxsize
 
 Switch = Callable[["ServedVersion", tuple[int, int], Callable[[], None]], None]
@@ -218,8 +221,9 @@ def _serve(work: _Work, options: Options, updates: Updates, switch: Switch) -> N
     work.old.retire()
 
 
-def _check_open(work: _Work) -> None:
-    if work.stopped.is_set():
+def _check_open(work: _Work, rest_s: float = 0.0) -> None:
+    """Leave the machine to requests for so long; raise once the store is closed."""
+    if work.stopped.wait(rest_s):
         raise InputError("the store is closed")
 
 
@@ -280,12 +284,13 @@ def _write_blocks(work: _Work, served: Placement, written: list[int]) -> NDArray
         blocks = moves.blocks[first : first + window]
         payloads = _assembled(work, source, served, blocks)
         for at in range(0, blocks.size, _WRITTEN_AT_ONCE):
-            _check_open(work)
+            begun = time.monotonic()
             part, each = blocks[at : at + _WRITTEN_AT_ONCE], payloads[at : at + _WRITTEN_AT_ONCE]
             target.seal(each, part)
             engine.put_many(target.keys(part), each)
             written.append(each.nbytes)
             work.progress.advance(part.size)
+            _check_open(work, _REST * (time.monotonic() - begun))
     work.progress.finish()
     return entries
 
@@ -321,7 +326,7 @@ def _assembled(
     positions, targets = sources_of(work.moves.ids_in(blocks), served.position_of_id)
     wanted = np.unique(positions // per_block)
     for at in range(0, wanted.size, _READ_AT_ONCE):
-        _check_open(work)
+        begun = time.monotonic()
         part = wanted[at : at + _READ_AT_ONCE]
         low, high = np.searchsorted(positions, (part[0] * per_block, (part[-1] + 1) * per_block))
         take_rows(
@@ -334,6 +339,7 @@ def _assembled(
             HEADER_BYTES,
             payloads,
         )
+        _check_open(work, _REST * (time.monotonic() - begun))
     return payloads
 
 

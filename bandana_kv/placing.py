@@ -50,8 +50,8 @@ __all__ = ["Change", "PlacedAnew", "place_anew"]
 
 _WINDOW_BYTES = 256 << 20
 # Requests are answered meanwhile: after each piece the device, the GIL and the cores are theirs
-# for as long as it took, times the last. A commit is worth its sync.
-_READ_AT_ONCE, _WRITTEN_AT_ONCE = 128, 1024
+# for as long as it took, times the last. A commit must be worth what an engine writes beside it.
+_READ_AT_ONCE, _WRITTEN_AT_ONCE = 128, 2048
 _REST = 1.0
 _EVERY_VERSION = sys.maxsize
 
@@ -275,7 +275,7 @@ def _write_blocks(work: _Work, served: Placement, written: list[int]) -> NDArray
         raise AdapterError(f"table {work.change.table!r}: no free block numbers; load it again")
     entries[moves.blocks] = entries_of(numbers, moves.stamps)
     engine = work.old.writable(work.root, work.change.table)
-    # An engine that was opened to read may not see what was flushed since.
+    # An engine that was opened to read may not see what was repaired since.
     source = dataclasses.replace(work.table.stored, adapter=engine)
     target = dataclasses.replace(source, copies=moves.copies.size, block_map=entries)
     work.progress.start(f"place {work.change.table} anew", moves.blocks.size, "blocks")

@@ -21,7 +21,6 @@ from bandana_kv.verification import (
     Report,
     TableFiles,
     bad_blocks_of,
-    ids_at,
     opened_engine,
     stored,
     verify,
@@ -143,7 +142,7 @@ class _Blocks:
         self.name = where.name
         self._source = source
         self._payload_bytes = where.adapter.payload_bytes
-        self._id_of_position = ids_at(files.positions())
+        self._id_of_position = files.ids()
         self._id_of_copy = self._id_of_position[files.original_of()]
 
     def _ids(self, block: int) -> NDArray[np.uint32]:

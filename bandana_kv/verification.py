@@ -33,6 +33,7 @@ from bandana_kv.errors import (
     StoreNotFoundError,
 )
 from bandana_kv.packed import unpack, words_for
+from bandana_kv.placement.core import Placement
 from bandana_kv.progress import Progress
 from bandana_kv.reader import BlockReader, Errors, StoredTable
 
@@ -44,7 +45,6 @@ __all__ = [
     "Report",
     "TableFiles",
     "bad_blocks_of",
-    "ids_at",
     "opened_engine",
     "stored",
     "verify",
@@ -244,6 +244,12 @@ class TableFiles:
             raise FormatError(self._bad("positions", "is no permutation"))
         return positions
 
+    def ids(self) -> NDArray[np.uint32]:
+        """Return the id at each position; raises as :meth:`positions`."""
+        table = self.table
+        placement = Placement(self.positions(), table.rows_per_block, table.placement)
+        return placement.id_of_position()
+
     def heat(self) -> NDArray[np.uint8]:
         """Return how hot each position is."""
         return self._mapped("heat", np.uint8, self.table.rows)
@@ -268,7 +274,7 @@ class TableFiles:
         if np.unique(numbers_of(entries)).size != entries.size:
             raise FormatError(self._bad(KIND, "has two blocks in one place"))
         per_block, blocks = self.table.rows_per_block, np.arange(entries.size)
-        ids = ids_at(self.positions())
+        ids = self.ids()
         whole = -(-ids.size // per_block)
         stamps = np.concatenate(
             [
@@ -286,13 +292,6 @@ class TableFiles:
     def _bad(self, kind: str, what: str) -> str:
         path = manifest.table_file(self.root, self.table.files, self.table.space, kind)
         return f"{path}: {what}; load the table again"
-
-
-def ids_at(positions: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """Return the id at each position."""
-    ids = np.empty(positions.size, np.uint32)
-    ids[positions] = np.arange(positions.size, dtype=np.uint32)
-    return ids
 
 
 def _is_permutation(numbers: NDArray[np.uint32]) -> bool:

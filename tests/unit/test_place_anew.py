@@ -348,6 +348,25 @@ def test_another_process_follows_and_may_then_place_itself(tmp_path: Path, adapt
         assert_has(store, expected)
 
 
+def test_who_begins_to_update_leaves_a_placement_that_gave_way(tmp_path: Path) -> None:
+    path = load(tmp_path / "s")
+
+    def place() -> None:
+        with bandana_kv.open(path) as store:
+            store.place_anew("t", shuffled(store.placement("t"), 0))
+
+    expected = FIRST.copy()
+    expected[7] += 3
+    with bandana_kv.open(path, 50_000) as store:
+        in_child(place)
+        store.update("t", [7], expected[[7]])
+        assert store.version == 2
+        store.flush()
+        assert_has(store, expected)
+    with bandana_kv.open(path, 0) as store:
+        assert_has(store, expected)
+
+
 def test_a_version_before_a_re_placement_is_not_offered(tmp_path: Path) -> None:
     path = load(tmp_path / "s")
     bandana_kv.load(path, {"t": FIRST + 1}, adapter="blockfile", placement="shuffled")

@@ -19,7 +19,7 @@ from bandana_kv import manifest
 from bandana_kv.arrays import map_array
 from bandana_kv.blocks import NUMBER_BITS
 from bandana_kv.checksum import xxh64
-from bandana_kv.compiled import kernel
+from bandana_kv.compiled import kernel, signed
 
 __all__ = [
     "KIND",
@@ -53,8 +53,7 @@ def entries_of(numbers: NDArray[np.int64], stamps: NDArray[np.int64]) -> NDArray
 
 @kernel
 def _stamp(ids: np.ndarray) -> int:
-    digest = xxh64(ids.view(np.uint8)) % np.uint64(_MOST_STAMP)
-    return np.int64(digest) + 1
+    return signed(xxh64(ids.view(np.uint8)) % np.uint64(_MOST_STAMP)) + 1
 
 
 @kernel

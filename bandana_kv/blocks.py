@@ -2,7 +2,8 @@
 
 ``docs/block-format.md`` shows it byte by byte. A block says which table version and
 which block number it is, so that a block read under a wrong key is noticed as well as
-a flipped bit.
+a flipped bit. Number and stamp make its *label*: a block that a re-placement put together says
+of which rows (:mod:`bandana_kv.block_map`), so that the one it took the place of is noticed too.
 """
 
 from __future__ import annotations
@@ -14,18 +15,27 @@ from bandana_kv.checksum import xxh64
 from bandana_kv.compiled import kernel, signed
 from bandana_kv.errors import BlockCorruptError, InputError
 
-__all__ = ["HEADER_BYTES", "bad_blocks", "corrupt_block", "rows_per_block", "seal", "verify"]
+__all__ = [
+    "HEADER_BYTES",
+    "NUMBER_BITS",
+    "bad_blocks",
+    "corrupt_block",
+    "rows_per_block",
+    "seal",
+    "verify",
+]
 
 HEADER_BYTES = 32
 FORMAT_VERSION = 1
 MAGIC = int.from_bytes(b"BKVB", "little")
 MAX_ROWS_PER_BLOCK = 65535
+NUMBER_BITS = 40  # of a label; the stamp is above them
 
 _REASONS = {
     1: "its checksum does not match (a torn write, a flipped bit, or a failing device)",
     2: "it is not a bandana_kv block",
     3: "its format version is not the one this release reads",
-    4: "it belongs to another table, version or block number",
+    4: "it belongs to another table, version, placement or block number",
     5: "its row size or row count is not the table's",
 }
 
@@ -48,10 +58,10 @@ def rows_per_block(payload_bytes: int, row_bytes: int) -> int:
 
 
 @kernel
-def _rows_in(block: int, rows: int, copies: int, per_block: int) -> int:
+def _rows_in(label: int, rows: int, copies: int, per_block: int) -> int:
     """Return how many rows a block holds: the last of the table, and of the copies, the rest."""
     whole = (rows + per_block - 1) // per_block
-    number = signed(block)
+    number = signed(label) & ((1 << NUMBER_BITS) - 1)
     if number < whole:
         return min(per_block, rows - number * per_block)
     return min(per_block, copies - (number - whole) * per_block)
@@ -61,22 +71,22 @@ def _rows_in(block: int, rows: int, copies: int, per_block: int) -> int:
 def _seal(
     payloads: np.ndarray,
     space: int,
-    blocks: np.ndarray,
+    labels: np.ndarray,
     rows: int,
     copies: int,
     per_block: int,
     row_bytes: int,
 ) -> None:
-    for i in range(blocks.size):
+    for i in range(labels.size):
         block = payloads[i]
         words = block[:HEADER_BYTES].view(np.uint64)
         words[1] = (
             np.uint64(MAGIC)
             | (np.uint64(FORMAT_VERSION) << np.uint64(32))
-            | (np.uint64(_rows_in(blocks[i], rows, copies, per_block)) << np.uint64(48))
+            | (np.uint64(_rows_in(labels[i], rows, copies, per_block)) << np.uint64(48))
         )
         words[2] = np.uint64(row_bytes) | (np.uint64(space) << np.uint64(32))
-        words[3] = np.uint64(blocks[i])
+        words[3] = np.uint64(labels[i])
         words[0] = xxh64(block[8:])
 
 
@@ -84,13 +94,13 @@ def _seal(
 def _first_bad(
     payloads: np.ndarray,
     space: int,
-    blocks: np.ndarray,
+    labels: np.ndarray,
     rows: int,
     copies: int,
     per_block: int,
     row_bytes: int,
 ) -> tuple[int, int]:
-    for i in range(blocks.size):
+    for i in range(labels.size):
         block = payloads[i]
         words = block[:HEADER_BYTES].view(np.uint64)
         reason = 0
@@ -100,11 +110,11 @@ def _first_bad(
             reason = 2
         elif np.uint16(words[1] >> np.uint64(32)) != np.uint16(FORMAT_VERSION):
             reason = 3
-        elif words[3] != np.uint64(blocks[i]) or (words[2] >> np.uint64(32)) != np.uint64(space):
+        elif words[3] != np.uint64(labels[i]) or (words[2] >> np.uint64(32)) != np.uint64(space):
             reason = 4
         elif np.uint32(words[2]) != np.uint32(row_bytes) or (
             words[1] >> np.uint64(48)
-        ) != np.uint64(_rows_in(blocks[i], rows, copies, per_block)):
+        ) != np.uint64(_rows_in(labels[i], rows, copies, per_block)):
             reason = 5
         if reason:
             return i, reason
@@ -114,7 +124,7 @@ def _first_bad(
 def seal(
     payloads: NDArray[np.uint8],
     space: int,
-    blocks: NDArray[np.int64],
+    labels: NDArray[np.int64],
     rows: int,
     copies: int,
     per_block: int,
@@ -128,21 +138,21 @@ def seal(
         uint8 (n, payload_bytes), C-contiguous; rows start at byte 32, the rest is zero.
     space
         Key space of the table version.
-    blocks
-        int64 (n,), the block numbers.
+    labels
+        int64 (n,), the numbers of the blocks, with their stamps if they have some.
     rows, copies, per_block
         Rows of the table; rows that lie a second time in blocks behind those of the table;
         rows of a full block.
     row_bytes
         Bytes of a row.
     """
-    _seal(payloads, space, blocks, rows, copies, per_block, row_bytes)
+    _seal(payloads, space, labels, rows, copies, per_block, row_bytes)
 
 
 def bad_blocks(
     payloads: NDArray[np.uint8],
     space: int,
-    blocks: NDArray[np.int64],
+    labels: NDArray[np.int64],
     rows: int,
     copies: int,
     per_block: int,
@@ -153,19 +163,19 @@ def bad_blocks(
     Returns
     -------
     dict of int to str
-        What is wrong, by the index of the block in `blocks`; empty where all are sound.
+        What is wrong, by the index of the block in `labels`; empty where all are sound.
 
     Notes
     -----
     Cost: one pass over the bytes, about 1 us a 4 KiB block, without the GIL.
     """
     table = (rows, copies, per_block, row_bytes)
-    bad, reason = _first_bad(payloads, space, blocks, *table)
+    bad, reason = _first_bad(payloads, space, labels, *table)
     found: dict[int, str] = {}
     while bad >= 0:
         found[bad] = _REASONS[reason]
         first = bad + 1
-        at, reason = _first_bad(payloads[first:], space, blocks[first:], *table)
+        at, reason = _first_bad(payloads[first:], space, labels[first:], *table)
         bad = first + at if at >= 0 else -1
     return found
 
@@ -173,7 +183,7 @@ def bad_blocks(
 def verify(
     payloads: NDArray[np.uint8],
     space: int,
-    blocks: NDArray[np.int64],
+    labels: NDArray[np.int64],
     rows: int,
     copies: int,
     per_block: int,
@@ -187,9 +197,9 @@ def verify(
     BlockCorruptError
         Names the table, the first bad block and what is wrong with it.
     """
-    found = bad_blocks(payloads, space, blocks, rows, copies, per_block, row_bytes)
+    found = bad_blocks(payloads, space, labels, rows, copies, per_block, row_bytes)
     for at, reason in found.items():
-        raise corrupt_block(table, int(blocks[at]), reason)
+        raise corrupt_block(table, int(labels[at]) & ((1 << NUMBER_BITS) - 1), reason)
 
 
 def corrupt_block(table: str, block: int, reason: str) -> BlockCorruptError:

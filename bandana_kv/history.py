@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from bandana_kv import manifest
+from bandana_kv import manifest, retention
 from bandana_kv.errors import FormatError, InputError, StoreNotFoundError
 
 __all__ = ["Version", "rollback", "versions"]
@@ -37,7 +37,8 @@ def versions(path: str | os.PathLike[str]) -> list[Version]:
 
     A version after the current one was rolled back from, or its load died just before it
     was switched to; the next load removes it. What is damaged, or is removed just now, is
-    left out.
+    left out, and so is what nobody may go back to: a version with a placement of a table that
+    gave way to another one by :meth:`~bandana_kv.EmbeddingStore.place_anew`.
 
     Raises
     ------
@@ -46,14 +47,13 @@ def versions(path: str | os.PathLike[str]) -> list[Version]:
     """
     root = Path(path)
     current = manifest.current_number(root)
-    found = []
-    for number in manifest.numbers_in(root / "manifests"):
-        try:
-            kept = manifest.read_version(root, number)
-        except FormatError:
-            continue
-        found.append(Version(number, kept.created, tuple(kept.tables), number == current))
-    return found
+    kept = retention.readable(root)
+    old = retention.superseded(kept, current)
+    return [
+        Version(number, each.created, tuple(each.tables), number == current)
+        for number, each in kept.items()
+        if number not in old
+    ]
 
 
 def rollback(path: str | os.PathLike[str], version: int | None = None) -> int:
@@ -80,7 +80,7 @@ def rollback(path: str | os.PathLike[str], version: int | None = None) -> int:
     StoreNotFoundError
         The path holds no store.
     InputError
-        The store does not keep that version.
+        The store does not keep that version, or a table of it was placed anew since.
     FormatError
         That version is damaged; the current one stays.
     LoadInProgressError
@@ -95,7 +95,14 @@ def rollback(path: str | os.PathLike[str], version: int | None = None) -> int:
         raise StoreNotFoundError(f"{root} holds no store; make one with bandana_kv.load")
     with manifest.disk_full_named(root), manifest.writer_lock(root):
         current = manifest.current_number(root)
-        kept = manifest.numbers_in(root / "manifests")
+        # Not later: which placements are in use is known by what is current.
+        old = retention.drop_superseded(root)
+        if version in old:
+            raise InputError(
+                f"{root}: of version {version} a table was placed anew, and updates since then "
+                "are only in its new blocks; place it as it was, or load its rows again"
+            )
+        kept = [each for each in manifest.numbers_in(root / "manifests") if each not in old]
         if version is None:
             version = max((number for number in kept if number < current), default=None)
         if version is None or version not in kept:
@@ -105,7 +112,7 @@ def rollback(path: str | os.PathLike[str], version: int | None = None) -> int:
                 "and load(..., keep=) says how many stay"
             )
         wanted_manifest = manifest.read_version(root, version)
-        for segment in wanted_manifest.segments:
+        for segment in sorted(wanted_manifest.directories):
             if not manifest.segment_path(root, segment).is_dir():
                 raise FormatError(
                     f"{root}: version {version} has lost its segment {segment}; "

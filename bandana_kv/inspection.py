@@ -70,12 +70,26 @@ class TableSummary(msgspec.Struct, frozen=True):
 
 
 class SegmentSpace(msgspec.Struct, frozen=True):
-    """What a load wrote: bytes on disk, and the versions that use it."""
+    """What a load or a re-placement wrote.
+
+    Attributes
+    ----------
+    adapter, owned
+        Of the engine; None where no kept version has blocks in it.
+    disk_bytes : int
+        On disk.
+    block_bytes : int
+        Of blocks that the kept versions have in it: what the engine takes beside them is its own
+        room, and that of blocks which were written anew since.
+    versions : tuple of int
+        That use it.
+    """
 
     segment: int
     adapter: str | None
     owned: bool | None
     disk_bytes: int
+    block_bytes: int
     versions: tuple[int, ...]
 
 
@@ -287,13 +301,20 @@ def _table(current: manifest.Manifest, name: str) -> TableSummary:
 
 
 def _segment(root: Path, number: int, kept: list[manifest.Manifest]) -> SegmentSpace:
-    users = [each for each in kept if number in each.segments]
-    known = users[0].segments[number] if users else None
+    users = [each for each in kept if number in each.directories]
+    known = next((each.segments[number] for each in users if number in each.segments), None)
+    blocks = {
+        table.space: table.blocks * known.payload_bytes[table.pages]
+        for each in users
+        for table in each.tables.values()
+        if known is not None and table.segment == number
+    }
     return SegmentSpace(
         segment=number,
         adapter=known.adapter if known else None,
         owned=known.owned if known else None,
         disk_bytes=manifest.disk_bytes(manifest.segment_path(root, number)),
+        block_bytes=sum(blocks.values()),
         versions=tuple(each.version for each in users),
     )
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PAGE_BYTES",
     "Job",
+    "check_copies",
     "check_fits",
     "check_permutation",
     "check_seed",
@@ -176,40 +177,43 @@ def with_spaces(
     return spaced
 
 
-def check_fits(job: Job, per_block: int) -> None:
+def check_fits(table: str, rows: int, per_block: int, given: Placement) -> None:
     """Refuse a placement that was made for another table or another size of block."""
-    given = job.placement
-    assert isinstance(given, Placement)
-    if (given.rows, given.rows_per_block) != (job.source.rows, per_block):
+    if (given.rows, given.rows_per_block) != (rows, per_block):
         raise InputError(
-            f"table {job.name!r}: the placement is for {given.rows} rows, "
-            f"{given.rows_per_block} a block; the table has {job.source.rows} rows, "
+            f"table {table!r}: the placement is for {given.rows} rows, "
+            f"{given.rows_per_block} a block; the table has {rows} rows, "
             f"{per_block} a block in this engine"
         )
 
 
-def check_permutation(job: Job, placement: Placement) -> None:
+def check_permutation(table: str, rows: int, placement: Placement) -> None:
     """Refuse what would serve rows of other ids, whoever made the placement."""
     positions = placement.position_of_id
-    taken = np.zeros(job.source.rows, np.bool_)
+    taken = np.zeros(rows, np.bool_)
     if positions.dtype == np.uint32 and positions.shape == taken.shape:
         taken[positions[positions < taken.size]] = True
     if not taken.all():
         raise InputError(
-            f"table {job.name!r}: the placement {placement.method!r} is not a permutation of "
+            f"table {table!r}: the placement {placement.method!r} is not a permutation of "
             f"{taken.size} positions as uint32, so rows would be lost"
         )
+    check_copies(table, rows, placement)
+
+
+def check_copies(table: str, rows: int, placement: Placement) -> None:
+    """Refuse copies of what is no row, or of the same row twice."""
     copies = placement.replicas
     if (
         copies is not None
         and copies.size
         and (
             copies.dtype != np.uint32
-            or int(copies.max()) >= taken.size
+            or int(copies.max()) >= rows
             or np.unique(copies).size != copies.size
         )
     ):
         raise InputError(
-            f"table {job.name!r}: the placement {placement.method!r} has copies that are not "
+            f"table {table!r}: the placement {placement.method!r} has copies that are not "
             "distinct ids of the table as uint32"
         )

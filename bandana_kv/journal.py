@@ -214,6 +214,11 @@ class Journal:
         return self._sequence
 
     @property
+    def end(self) -> tuple[int, int]:
+        """The number of the file that is written to, and its length."""
+        return self.number, self._end
+
+    @property
     def size_bytes(self) -> int:
         """Length of all files that this one has written and not dropped."""
         return self._older_bytes + self._end

@@ -1,11 +1,12 @@
 """What was written into a store, and how much of it a day may be: flash wears out by writing.
 
-``DIR/ledger.jsonl``: a line for each load, migration, flush of updates and repair, in the order
-of their ends, ``{"checksum": <XXH3 of the entry>, "entry": {...}}``. Any process may append; a
+``DIR/ledger.jsonl``: a line for each load, migration, flush of updates, re-placement and repair, in
+the order of their ends, ``{"checksum": <XXH3 of the entry>, "entry": {...}}``. Any process may append; a
 line that a crash has torn is left out. The file stays small: past 256 KiB, entries of the same hour
 become one, past two days those of the same day, past two months those of the same thirty days.
 
-``DIR/write-budget.json``: the bytes that loads and updates may write in any 24 hours.
+``DIR/write-budget.json``: the bytes that loads, updates and re-placements may write in
+any 24 hours.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ _FOLDS = ((2 * DAY_S, DAY_S / 24), (60 * DAY_S, DAY_S), (math.inf, 30 * DAY_S))
 _LOOK_EVERY_S = 10.0
 _FULL_LINE = "only a part of a line was written"
 
-Kind = Literal["load", "update", "flush", "repair", "migrate"]
+Kind = Literal["load", "update", "flush", "place-anew", "repair", "migrate"]
 _Bytes = Annotated[int, msgspec.Meta(ge=0)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e11)]
 
@@ -65,17 +66,18 @@ _log = logging.getLogger("bandana_kv")
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one load, update, flush or repair wrote; or several of a kind, folded into one.
+    """What one load, update, flush, re-placement or repair wrote; or several of a kind, as one.
 
     Attributes
     ----------
     time : float
         When it ended, the last of them: seconds since 1970.
     kind : str
-        ``"load"``, ``"update"``, ``"flush"``, ``"repair"``, or ``"migrate"``: what lay beside the
-        store until it was loaded.
+        ``"load"``, ``"update"``, ``"flush"``, ``"place-anew"``, ``"repair"``, or ``"migrate"``: what
+        lay beside the store until it was loaded.
     version : int or None
-        That was written to; None for a load that failed, for a migration, and for several.
+        That was written to; None for a load or re-placement that failed, for a migration, and
+        for several.
     tables : tuple of str
         That were written; empty for several.
     handed_bytes : int

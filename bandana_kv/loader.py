@@ -47,13 +47,12 @@ if TYPE_CHECKING:
     from bandana_kv.access_log import AccessLog
     from bandana_kv.adapters.contract import Adapter, Keys, Payloads
 
-__all__ = ["load"]
+__all__ = ["load", "write_arrays"]
 
 _CHUNK_BYTES = 16 << 20
 # Rows in the order of a placement lie anywhere in their source. Of a sixteenth of them, several
 # lie close together there, and are read at once.
 _WINDOWS, _LEAST_WINDOW_BYTES, _MOST_WINDOW_BYTES = 16, 64 << 20, 256 << 20
-_SPACES_FILE = "held-spaces"
 _Batch: TypeAlias = "tuple[Keys, Payloads]"
 
 
@@ -167,7 +166,7 @@ def load(
     advice = given_profile(profile)
 
     def forget(segment: int) -> bool:
-        return _forget(root, segment, held)
+        return retention.forget_blocks(root, segment, held)
 
     with contextlib.ExitStack() as stack:
         jobs = checked_jobs(
@@ -236,8 +235,8 @@ def _write_segment(
     payload_bytes: dict[int, int] = {}
     tables = dict(old.tables) if old else {}
     if not isinstance(adapter, str):
-        spaces = "".join(f"{adapter.name} {job.space}\n" for job in jobs)
-        (directory / _SPACES_FILE).write_text(spaces)
+        spaces = (job.space for job in jobs)
+        retention.note_held_spaces(begun.root, begun.version, adapter.name, spaces)
     for pages in sorted({job.pages for job in jobs}):
         alike = [job for job in jobs if job.pages == pages]
         with _engine(begun, alike, adapter) as engine:
@@ -277,20 +276,14 @@ def _write_table(begun: _Load, job: Job, engine: Adapter) -> manifest.Table:
     source = job.source
     per_block = blocks.rows_per_block(engine.payload_bytes, source.row_bytes)
     placement, plan = _placed_and_planned(begun, job, per_block)
-    check_permutation(job, placement)
+    check_permutation(job.name, source.rows, placement)
     heat = np.zeros(source.rows, np.uint8)
     touched = source.rows
     if job.log is not None:
         heat = heat_by_position(job.log.ids, placement.position_of_id)
         touched = int(np.count_nonzero(heat)) or source.rows
-    file = partial(manifest.table_file, begun.root, begun.version, job.space)
-    write_array(file("positions"), "positions", pack(placement.position_of_id))
-    write_array(file("heat"), "heat", heat)
-    original_of, by_position = layout_of(placement, heat)[2:]
-    if original_of.size:
-        write_array(file("original-of"), "original-of", original_of)
-        write_array(file("by-position"), "by-position", by_position)
-    count = placement.blocks + -(-original_of.size // per_block)
+    copies = write_arrays(begun.root, begun.version, job.space, placement, heat)
+    count = placement.blocks + -(-copies // per_block)
     begun.progress.start(f"load {job.name}", count, "blocks")
     sealed = _sealed_blocks(begun, job, placement, engine.payload_bytes)
     with contextlib.closing(_one_ahead(sealed)) as batches:
@@ -304,11 +297,25 @@ def _write_table(begun: _Load, job: Job, engine: Adapter) -> manifest.Table:
         dim=source.dim,
         dtype=source.dtype.str,
         rows_per_block=per_block,
-        copies=original_of.size,
+        copies=copies,
         placement=placement.method,
         looked_up_rows=touched,
         plan=plan,
     )
+
+
+def write_arrays(
+    root: Path, files: int, space: int, placement: Placement, heat: NDArray[np.uint8]
+) -> int:
+    """Write what lies beside a table's blocks; return how many rows have a copy."""
+    file = partial(manifest.table_file, root, files, space)
+    write_array(file("positions"), "positions", pack(placement.position_of_id))
+    write_array(file("heat"), "heat", heat)
+    original_of, by_position = layout_of(placement, heat)[2:]
+    if original_of.size:
+        write_array(file("original-of"), "original-of", original_of)
+        write_array(file("by-position"), "by-position", by_position)
+    return original_of.size
 
 
 def _placed_and_planned(begun: _Load, job: Job, per_block: int) -> tuple[Placement, TablePlan]:
@@ -317,7 +324,7 @@ def _placed_and_planned(begun: _Load, job: Job, per_block: int) -> tuple[Placeme
 
     def placed(log: AccessLog | None) -> Placement:
         if not isinstance(job.placement, str):
-            check_fits(job, per_block)
+            check_fits(job.name, rows, per_block, job.placement)
             return job.placement
         found = place(
             log,
@@ -444,35 +451,8 @@ def _next_space(root: Path) -> int:
         with contextlib.suppress(FormatError):
             first = max(first, manifest.read_version(root, version).next_space)
     for segment in manifest.numbers_in(root / "segments"):
-        first = max([first, *(1 + space for _, space in _held_spaces(root, segment))])
+        first = max([first, *(1 + space for _, space in retention.held_spaces(root, segment))])
     for path in journal_files(root):
         with contextlib.suppress(FormatError, FileNotFoundError):
             first = max([first, *(1 + record.space for record, _ in read_records(path))])
     return first
-
-
-def _held_spaces(root: Path, segment: int) -> list[tuple[str, int]]:
-    """Return the adapter and the space of each table that a segment has in a user's engine."""
-    path = manifest.segment_path(root, segment) / _SPACES_FILE
-    if not path.exists():
-        return []
-    named = (line.split() for line in path.read_text().splitlines())
-    return [(name, int(space)) for name, space in named]
-
-
-def _forget(root: Path, segment: int, held: Adapter | None) -> bool:
-    """Delete a segment's blocks from the engine that the user holds.
-
-    Returns False, to try again at a later load, where that engine is not at hand or fails.
-    """
-    named = _held_spaces(root, segment)
-    if not named:
-        return True
-    if held is None or any(name != held.name for name, _ in named):
-        return False
-    try:
-        for _, space in named:
-            held.delete_space(space)
-    except BandanaError:
-        return False
-    return True

@@ -3,7 +3,8 @@
     DIR/CURRENT                 the number of the version that `open` serves
     DIR/manifests/000003.json   what version 3 is made of; never changed once written
     DIR/segments/000003/        what the load that made version 3 wrote: the engine's files,
-                                and per table the positions and the heat of its rows
+                                and per table the positions and the heat of its rows; or only
+                                these, and block maps, where a re-placement made the version
     DIR/lock                    held by a load, so that there is one at a time
     DIR/ledger.jsonl            what loads, updates and repairs wrote, see `ledger`
     DIR/write-budget.json       what they may write a day, if that is limited
@@ -61,10 +62,13 @@ __all__ = [
     "table_file",
     "temporary_path",
     "write_durably",
+    "write_version",
     "writer_lock",
 ]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+# Its tables lie as they were loaded; it says nothing else.
+_OLDEST_FORMAT = 3
 _LOCK = "lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -109,6 +113,9 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     looked_up_rows : int
         Rows that the training log asked for; all rows where there was no log.
     plan : TablePlan
+    placed_by : int
+        The version that placed the rows anew, and wrote the arrays beside the blocks, a block
+        map among them; 0: they lie as they were loaded.
     """
 
     segment: int
@@ -122,6 +129,12 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     placement: str
     looked_up_rows: int
     plan: TablePlan
+    placed_by: int = 0
+
+    @property
+    def files(self) -> int:
+        """The segment in which the arrays beside the blocks lie."""
+        return self.placed_by or self.segment
 
     @property
     def blocks(self) -> int:
@@ -138,6 +151,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     next_space: int
     segments: dict[int, Segment]
     tables: dict[str, Table]
+
+    @property
+    def directories(self) -> set[int]:
+        """The segments, those that hold no blocks included."""
+        return self.segments.keys() | {table.files for table in self.tables.values()}
 
 
 class _File(msgspec.Struct):
@@ -159,9 +177,9 @@ def engine_path(root: Path, segment: int, pages: int) -> Path:
     return segment_path(root, segment) / f"blocks-{pages}"
 
 
-def table_file(root: Path, segment: int, space: int, kind: str) -> Path:
-    """Return the file that holds the positions or the heat of a table."""
-    return segment_path(root, segment) / f"{kind}-{space}"
+def table_file(root: Path, files: int, space: int, kind: str) -> Path:
+    """Return the file that holds the positions, say, or the heat of a table."""
+    return segment_path(root, files) / f"{kind}-{space}"
 
 
 def manifest_path(root: Path, version: int) -> Path:
@@ -241,7 +259,7 @@ def _read_manifest(path: Path, version: int) -> Manifest:
                 f"{path}: format {found} is newer than this release reads "
                 f"({FORMAT_VERSION}); upgrade bandana_kv"
             )
-        if found < FORMAT_VERSION:
+        if found < _OLDEST_FORMAT:
             raise FormatError(
                 f"{path}: format {found} is older than this release reads "
                 f"({FORMAT_VERSION}); load the tables again into another directory"
@@ -266,6 +284,7 @@ def _check(path: Path, manifest: Manifest, version: int) -> None:
             good
             and segment is not None
             and 0 < table.segment <= version
+            and (table.placed_by == 0 or table.segment < table.placed_by <= version)
             and 0 < table.space < manifest.next_space
             and 0 < table.rows < 1 << 32
             and 0 < table.dim < 1 << 32
@@ -299,12 +318,17 @@ def switch_to(root: Path, manifest: Manifest) -> None:
     The switch is the rename of ``CURRENT``: before it the old version is served, after it
     the new one, whatever happens to the process or the machine.
     """
+    write_version(root, manifest)
+    point_at(root, manifest.version)
+
+
+def write_version(root: Path, manifest: Manifest) -> None:
+    """Put a manifest where :func:`point_at` can make it the current one."""
     (root / "manifests").mkdir(exist_ok=True)
     body = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
     file = _File(xxhash.xxh3_64_hexdigest(body), msgspec.Raw(body))
     write_durably(manifest_path(root, manifest.version), msgspec.json.encode(file) + b"\n")
     sync_directory(root)
-    point_at(root, manifest.version)
 
 
 def point_at(root: Path, version: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from bandana_kv import adapters, manifest
 from bandana_kv.arrays import let_go, map_array
+from bandana_kv.block_map import read_block_map
 from bandana_kv.cache.state import capacity_for
 from bandana_kv.counts import Totals
 from bandana_kv.errors import AdapterError, BandanaError, FormatError, InputError
@@ -24,14 +25,14 @@ from bandana_kv.packed import unpack, words_for
 from bandana_kv.plan.allocate import allocate
 from bandana_kv.policy import Policy
 from bandana_kv.reader import StoredTable
-from bandana_kv.retention import hold_current
+from bandana_kv.retention import hold_current, hold_version
 from bandana_kv.serving import ServedVersion, SharedEngine
 from bandana_kv.table import ServedTable
 
 if TYPE_CHECKING:
     from bandana_kv.adapters.contract import Adapter
 
-__all__ = ["Options", "open_current"]
+__all__ = ["Options", "open_current", "open_version"]
 
 DEFAULT_CACHE_BYTES = 64 << 20
 _CHECKED_ROWS = 1 << 20
@@ -79,8 +80,23 @@ def open_current(options: Options, before: ServedVersion | None = None) -> Serve
     BandanaError
         As :func:`bandana_kv.open`; nothing stays open.
     """
+    return _opened_version(options, before, hold_current)
+
+
+def open_version(options: Options, version: int, before: ServedVersion) -> ServedVersion:
+    """Open a version for serving that is not the current one yet.
+
+    Only with the writer's lock held. Raises as :func:`open_current`.
+    """
+    return _opened_version(options, before, lambda root, stack: hold_version(root, version, stack))
+
+
+_Hold = Callable[[Path, contextlib.ExitStack], manifest.Manifest]
+
+
+def _opened_version(options: Options, before: ServedVersion | None, hold: _Hold) -> ServedVersion:
     try:
-        return _opened_version(options, before)
+        return _opened_tables(options, before, hold)
     except OSError as error:
         if isinstance(error, BandanaError):
             raise
@@ -88,16 +104,18 @@ def open_current(options: Options, before: ServedVersion | None = None) -> Serve
         raise AdapterError(f"{options.root}: cannot be opened for now ({error})") from error
 
 
-def _opened_version(options: Options, before: ServedVersion | None) -> ServedVersion:
+def _opened_tables(options: Options, before: ServedVersion | None, hold: _Hold) -> ServedVersion:
     with contextlib.ExitStack() as stack:
-        current = hold_current(options.root, stack)
+        current = hold(options.root, stack)
         check_tables(options.source, current.tables)
         same = {} if before is None else _unchanged(current, before)
         shares = _shares(current, options.cache_bytes, same)
         engines = _engines(stack, options, current, before)
         tables = {
             name: before.tables[name]
-            if before is not None and same.get(name) == shares[name]
+            if before is not None
+            and same.get(name) == shares[name]
+            and engines[_key_of(entry)] is before.engines.get(_key_of(entry))
             else _serve(options, name, entry, engines, shares[name])
             for name, entry in current.tables.items()
         }
@@ -129,11 +147,11 @@ def _engines(
     """Open every engine that some table needs and that is not open, by segment and pages."""
     engines: dict[tuple[int, int], SharedEngine] = {}
     for table in current.tables.values():
-        key = (table.segment, table.pages)
+        key = _key_of(table)
         if key in engines:
             continue
         engine = before.engines.get(key) if before is not None else None
-        if engine is None:
+        if engine is None or before is None or not _sees(engine, key, current, before.manifest):
             engine = _opened(options, current.segments[table.segment], key)
         engine.take()
         stack.callback(engine.give_back)
@@ -145,6 +163,24 @@ def _engines(
                 f"{engine.adapter.payload_bytes}; open it with the engine it was loaded with"
             )
     return engines
+
+
+def _key_of(table: manifest.Table) -> tuple[int, int]:
+    return table.segment, table.pages
+
+
+def _sees(
+    engine: SharedEngine,
+    key: tuple[int, int],
+    current: manifest.Manifest,
+    before: manifest.Manifest,
+) -> bool:
+    """Return whether an open engine has all blocks, also of tables that were placed anew."""
+    placed, then = (
+        {(table.space, table.files) for table in each.tables.values() if _key_of(table) == key}
+        for each in (current, before)
+    )
+    return engine.sees_all or placed <= then
 
 
 def _opened(options: Options, segment: manifest.Segment, key: tuple[int, int]) -> SharedEngine:
@@ -173,12 +209,13 @@ def _serve(
     row_bytes = entry.dim * dtype.itemsize
     stored = StoredTable(
         name,
-        engines[entry.segment, entry.pages].newest,
+        engines[_key_of(entry)].newest,
         entry.space,
         entry.rows,
         entry.copies,
         row_bytes,
         entry.rows_per_block,
+        read_block_map(options.root, entry),
     )
     mapped = partial(_mapped, options.root, entry)
     policy = options.policy or entry.plan.policy_for(cache_bytes, row_bytes, entry.rows)
@@ -208,7 +245,7 @@ def _index(root: Path, entry: manifest.Table) -> NDArray[np.uint64]:
     for first in range(0, entry.rows, _CHECKED_ROWS):
         part = unpack(words, entry.rows, first, min(_CHECKED_ROWS, entry.rows - first))
         if int(part.max()) >= entry.rows:
-            path = manifest.table_file(root, entry.segment, entry.space, "positions")
+            path = manifest.table_file(root, entry.files, entry.space, "positions")
             raise FormatError(f"{path}: a position lies beyond the table; load the table again")
     let_go(words)
     return words
@@ -225,7 +262,7 @@ def _mapped(
     """Map one of a table's files; what has no items has no file."""
     if items == 0:
         return np.zeros(0, dtype)
-    path = manifest.table_file(root, entry.segment, entry.space, kind)
+    path = manifest.table_file(root, entry.files, entry.space, kind)
     return map_array(path, kind, dtype, items, below)
 
 

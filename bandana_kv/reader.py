@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from bandana_kv import blocks as block_format
 from bandana_kv.adapters import block_keys
 from bandana_kv.adapters.contract import empty_payloads
+from bandana_kv.block_map import labels_of, numbers_of
 from bandana_kv.errors import (
     AdapterError,
     BandanaError,
@@ -62,6 +63,8 @@ class StoredTable:
     adapter : Adapter
     space : int
     rows, copies, row_bytes, rows_per_block : int
+    block_map : ndarray or None
+        int64 (blocks,), see :mod:`bandana_kv.block_map`; None: blocks lie where they were loaded.
     """
 
     name: str
@@ -71,11 +74,33 @@ class StoredTable:
     copies: int
     row_bytes: int
     rows_per_block: int
+    block_map: NDArray[np.int64] | None = None
 
     @cached_property
-    def first_key(self) -> np.uint64:
-        """The key of block 0."""
+    def _first_key(self) -> np.uint64:
         return np.uint64(block_keys(self.space, 0))
+
+    def keys(self, blocks: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Return the keys under which `blocks` (n,) lie."""
+        if self.block_map is not None:
+            blocks = numbers_of(self.block_map[blocks])
+        return blocks.astype(np.uint64) | self._first_key
+
+    def labels(self, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return what the headers of `blocks` (n,) say, int64."""
+        return blocks if self.block_map is None else labels_of(self.block_map[blocks], blocks)
+
+    def seal(self, payloads: NDArray[np.uint8], blocks: NDArray[np.int64]) -> None:
+        """Write the headers of `blocks` (n,), whose rows are in place."""
+        block_format.seal(
+            payloads,
+            self.space,
+            self.labels(blocks),
+            self.rows,
+            self.copies,
+            self.rows_per_block,
+            self.row_bytes,
+        )
 
 
 class BlockRead:
@@ -359,9 +384,8 @@ def _read_slice(
     table: StoredTable, blocks: NDArray[np.int64], payloads: NDArray[np.uint8]
 ) -> Errors:
     """Read and verify blocks; return what is wrong."""
-    keys = blocks.astype(np.uint64) | table.first_key
     try:
-        table.adapter.multi_get(keys, out=payloads)
+        table.adapter.multi_get(table.keys(blocks), out=payloads)
     except _OF_BLOCKS as error:
         if blocks.size == 1:
             return {int(blocks[0]): _named(table, int(blocks[0]), error)}
@@ -373,7 +397,7 @@ def _read_slice(
     bad = block_format.bad_blocks(
         payloads,
         table.space,
-        blocks,
+        table.labels(blocks),
         table.rows,
         table.copies,
         table.rows_per_block,

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from bandana_kv import blocks as block_format
 from bandana_kv import ledger, manifest
-from bandana_kv.adapters import block_keys
 from bandana_kv.advice import DEFAULT_DEPTH
 from bandana_kv.errors import FallbackError
 from bandana_kv.fallback import Source, check_tables, checked_rows, source_of
@@ -108,13 +107,13 @@ def _repair_table(
     table = current.tables[name]
     with contextlib.ExitStack() as stack:
         engine = opened_engine(stack, root, current, table, adapter, read_only=True)
-        where = stored(name, table, engine)
+        where = stored(root, name, table, engine)
         bad: list[int] = []
         for _, errors in bad_blocks_of(where, table.blocks, reader, progress):
             bad += errors
         if not bad:
             return 0
-        made = _Blocks(table, name, source, engine.payload_bytes, TableFiles(root, table))
+        made = _Blocks(table, where, source, TableFiles(root, table))
         _compare(made, where, np.setdiff1d(np.arange(table.blocks), bad), reader)
     meter = ledger.Meter()
     with contextlib.ExitStack() as stack:
@@ -122,7 +121,7 @@ def _repair_table(
         numbers = np.array(sorted(bad), np.int64)
         for first in range(0, numbers.size, _CHUNK):
             part = numbers[first : first + _CHUNK]
-            engine.put_many(block_keys(table.space, part), made.sealed(part))
+            engine.put_many(where.keys(part), made.sealed(part))
         handed_bytes = numbers.size * engine.payload_bytes
     ledger.note(root, meter.entry("repair", current.version, (name,), handed_bytes))
     return len(bad)
@@ -134,16 +133,17 @@ class _Blocks:
     def __init__(
         self,
         table: manifest.Table,
-        name: str,
+        where: StoredTable,
         source: Source,
-        payload_bytes: int,
         files: TableFiles,
     ) -> None:
         self._table = table
-        self.name = name
+        self._where = where
+        self.name = where.name
         self._source = source
-        self._payload_bytes = payload_bytes
-        self._id_of_position, self._id_of_copy = files.ids()
+        self._payload_bytes = where.adapter.payload_bytes
+        self._id_of_position = files.ids()
+        self._id_of_copy = self._id_of_position[files.original_of()]
 
     def _ids(self, block: int) -> NDArray[np.uint32]:
         table = self._table
@@ -154,8 +154,7 @@ class _Blocks:
 
     def sealed(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the payloads of blocks."""
-        table, per_block = self._table, self._table.rows_per_block
-        dtype = np.dtype(table.dtype)
+        table, dtype = self._table, np.dtype(self._table.dtype)
         ids = [self._ids(block) for block in numbers.tolist()]
         distinct, inverse = np.unique(np.concatenate(ids).astype(np.int64), return_inverse=True)
         rows = checked_rows(self._source, self.name, distinct, table.dim, dtype)
@@ -166,9 +165,7 @@ class _Blocks:
             part = rows[used : used + of_block.size].reshape(-1)
             payload[block_format.HEADER_BYTES : block_format.HEADER_BYTES + part.size] = part
             used += of_block.size
-        block_format.seal(
-            payloads, table.space, numbers, table.rows, table.copies, per_block, rows.shape[1]
-        )
+        self._where.seal(payloads, numbers)
         return payloads
 
 

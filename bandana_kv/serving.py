@@ -46,6 +46,14 @@ class SharedEngine:
         """The engine that sees all that this process has written."""
         return self._writable or self.adapter
 
+    @property
+    def sees_all(self) -> bool:
+        """Whether it has all blocks, whenever they were written.
+
+        Opened to read, an engine may know only those there were then.
+        """
+        return self._writable is not None or not self._owned
+
     def writable(self, path: Path) -> Adapter:
         """Return the engine opened to write; it stays open for as long as this one."""
         if not self._owned:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bandana_kv import manifest
+from bandana_kv import manifest, placing, retention
 from bandana_kv.advice import DEFAULT_DEPTH, depth_of, given_profile
 from bandana_kv.arguments import checked_ids, checked_out
 from bandana_kv.device import DeviceProfile
@@ -25,7 +26,9 @@ from bandana_kv.failsafe import Deadline, checked_deadline
 from bandana_kv.fallback import Source, source_of
 from bandana_kv.metrics import Metric
 from bandana_kv.opening import Options, open_current
+from bandana_kv.placing import PlacedAnew
 from bandana_kv.policy import Policy, asked_policy
+from bandana_kv.progress import Progress
 from bandana_kv.reader import BlockReader
 from bandana_kv.recording.recorder import Counted, Recorder
 from bandana_kv.serving import ServedVersion
@@ -36,7 +39,10 @@ from bandana_kv.warming import warm_up
 from bandana_kv.watcher import Watcher
 
 if TYPE_CHECKING:
+    from bandana_kv.access_log import AccessLog
     from bandana_kv.adapters.contract import Adapter
+    from bandana_kv.placement import Placement
+    from bandana_kv.plan.data import TablePlan
 
 __all__ = ["EmbeddingStore", "open"]
 
@@ -148,13 +154,20 @@ class EmbeddingStore:
             if self._closing.is_set():
                 raise InputError("the store is closed")
             old = self._serving
+            # Before the one in use looks, so that nothing is written unnoticed in between.
+            follower = Follower(self._options.root)
             before: ServedVersion | None = old
-            if manifest.current_number(self._options.root) == old.number:
-                if self._updates or self._follower.catch_up(old.tables.values()):
-                    return old.number
+            if self._updates is None and not self._follower.catch_up(old.tables.values()):
                 before = None  # rows that another process updated are in blocks by now
-            new, follower = _opened(self._options, before)
-            try:
+            elif manifest.current_number(self._options.root) == old.number:
+                return old.number
+            with contextlib.ExitStack() as stack:
+                since = (0, 0)
+                if self._updates is not None:
+                    stack.enter_context(self._updates.blocks_held())
+                    since = self._updates.bookmark()
+                new, follower = _opened(self._options, before, follower)
+                stack.callback(new.retire)
                 warm_up(
                     new.tables,
                     old.tables,
@@ -163,13 +176,11 @@ class EmbeddingStore:
                     warm_seconds,
                     self._closing,
                 )
-            except BaseException:
-                new.retire()
-                raise
-            self._serving, self._follower = new, follower
-            self._flush_gone(old, new)
-            old.retire()
-            self._tell_switch(old, new)
+                self._switch(new, since)
+                stack.pop_all()
+                self._follower = follower
+                self._flush_gone(old, new)
+                old.retire()
             return new.number
 
     def _tell_switch(self, old: ServedVersion, new: ServedVersion) -> None:
@@ -179,13 +190,30 @@ class EmbeddingStore:
             fields = {"event": "version_switched", "store": str(root), "from": before, "to": after}
             _log.info("%s: version %d -> %d", root, before, after, extra=fields)
 
+    def _switch(
+        self, new: ServedVersion, since: tuple[int, int], then: Callable[[], None] = lambda: None
+    ) -> None:
+        """Serve another version; `then` is done in the same moment, or nothing."""
+        old = self._serving
+
+        def switch() -> None:
+            then()
+            self._serving = new
+
+        if self._updates is None:
+            switch()
+        else:
+            self._updates.switch(old.tables, new.tables, since, switch)
+        self._tell_switch(old, new)
+
     def _flush_gone(self, old: ServedVersion, new: ServedVersion) -> None:
         """Write updated rows into blocks that this process will not serve any more."""
-        if self._updates is None:
-            return
+        served = {table.stored.space for table in new.tables.values()}
         gone = {
-            name: table for name, table in old.tables.items() if new.tables.get(name) is not table
+            name: table for name, table in old.tables.items() if table.stored.space not in served
         }
+        if self._updates is None or not gone:
+            return
         try:
             self._updates.flush(gone, old, self._reader)
         except BandanaError:
@@ -245,7 +273,7 @@ class EmbeddingStore:
             new = _checked_rows(served, wanted.size, rows)
             if wanted.size:
                 updates.update(served, wanted, new)
-                updates.flush_if_full(serving, self._reader)
+                updates.flush_if_full(serving, self._inside, self._reader)
         finally:
             serving.leave()
 
@@ -264,11 +292,108 @@ class EmbeddingStore:
         Cost: for each block with updated rows one device read and one write. Lookups go on.
         """
         updates = self._updating()
-        serving = self._enter()
-        try:
+        with updates.blocks_held(), self._inside() as serving:
             updates.flush(serving.tables, serving, self._reader)
-        finally:
-            serving.leave()
+
+    def place_anew(
+        self,
+        table: str,
+        placement: Placement,
+        *,
+        plan: TablePlan | None = None,
+        log: AccessLog | None = None,
+        progress: Progress | None = None,
+    ) -> PlacedAnew:
+        """Change where a table's rows lie, while they are served; nothing of them changes.
+
+        Blocks whose rows change are written beside those there are, then one rename makes a new
+        version current, and this process serves it at once, with the rows in its cache as they
+        are. Others follow by :meth:`refresh`.
+
+        Parameters
+        ----------
+        table
+            Name of the table.
+        placement
+            Of as many rows, as many a block, as :meth:`placement` says. Where it has no
+            `replicas`, second copies stay as they are; an empty array takes them away.
+        plan
+            How the table's cache is run from now on; by default as now.
+        log
+            The log that the placement was learnt from, for the heat of the rows; by default each
+            keeps what it has.
+        progress
+            Told of the blocks.
+
+        Returns
+        -------
+        PlacedAnew
+            The new version, and what was written for it.
+
+        Raises
+        ------
+        TableNotFoundError
+            Names the tables there are.
+        InputError
+            The placement does not fit, another version is current than is served, or the store
+            is closed.
+        UpdateInProgressError
+            Another process updates this store.
+        LoadInProgressError
+            Somebody loads.
+        WriteBudgetError
+            More would be written in 24 hours than :func:`bandana_kv.set_write_budget` allows.
+        DiskFullError, AdapterError, BlockCorruptError, BlockMissingError
+            The device has no room or fails, or a block that is to move cannot be read.
+
+        Notes
+        -----
+        After an error the version before goes on being served, and nothing is lost. It cannot be
+        rolled back to after a success: updates go into the new blocks only. To go back, keep what
+        :meth:`placement` says and place anew once more.
+
+        Cost: each block whose rows change, in their order, is written once, and the index beside
+        them (5 bytes a row, 8 a block); blocks that rows come from are read once for every 256 MiB
+        of what is written. Memory: 25 bytes a row, 300 MiB, and until the last call has left
+        the version before, the table's cache twice. Updates go on, and wait in DRAM.
+        """
+        updates = self._updating()
+        with self._refreshing:
+            if self._closing.is_set():
+                raise InputError("the store is closed")
+            _named(self._serving, table)
+            change = placing.Change(table, placement, plan, log)
+            return placing.place_anew(
+                self._options,
+                self._serving,
+                change,
+                updates,
+                self._reader,
+                self._switch,
+                self._closing,
+                progress or Progress(),
+            )
+
+    def placement(self, table: str) -> Placement:
+        """Return where the table's rows lie in the version that is served.
+
+        Raises
+        ------
+        TableNotFoundError, InputError
+            As :meth:`multi_get`.
+
+        Notes
+        -----
+        Cost: a pass over the index of ids; 4 bytes a row, with second copies 8.
+        """
+        with self._inside() as serving:
+            return _named(serving, table).placement(serving.manifest.tables[table].placement)
+
+    def plan(self, table: str) -> TablePlan:
+        """Return the plan by which the table was loaded, or placed anew."""
+        with self._inside() as serving:
+            _named(serving, table)
+            return serving.manifest.tables[table].plan
 
     def _updating(self) -> Updates:
         """Return what takes updates; made at the first."""
@@ -288,9 +413,13 @@ class EmbeddingStore:
             return self._updates
 
     def _catch_up(self) -> None:
-        """Serve all that other processes have updated."""
+        """Serve all that other processes have updated, in the placement that takes updates."""
         old = self._serving
-        if not self._follower.catch_up(old.tables.values()):
+        root = self._options.root
+        current = manifest.current_number(root)
+        if not self._follower.catch_up(old.tables.values()) or old.number in retention.superseded(
+            retention.readable(root), current
+        ):
             self._serving, self._follower = _opened(self._options, None)
             old.retire()
             self._tell_switch(old, self._serving)
@@ -531,6 +660,14 @@ class EmbeddingStore:
                 raise InputError("the store is closed")
         return serving
 
+    @contextlib.contextmanager
+    def _inside(self) -> Iterator[ServedVersion]:
+        serving = self._enter()
+        try:
+            yield serving
+        finally:
+            serving.leave()
+
     def _served(self, table: str) -> ServedTable:
         if self._closing.is_set():
             raise InputError("the store is closed")
@@ -608,12 +745,9 @@ class EmbeddingStore:
         AssertionError
             Says what is broken. Cost: reads the blocks of all cached rows.
         """
-        serving = self._enter()
-        try:
+        with self._inside() as serving:
             for served in serving.tables.values():
                 served.check(self._reader)
-        finally:
-            serving.leave()
 
     def close(self) -> None:
         """Wait for calls inside, then release threads, files and engines."""
@@ -740,10 +874,15 @@ def open(
     return EmbeddingStore(options, serving, follower, reader, watch_seconds, deadline_ms)
 
 
-def _opened(options: Options, before: ServedVersion | None) -> tuple[ServedVersion, Follower]:
-    """Open the current version, with the updates of it that are not in blocks."""
+def _opened(
+    options: Options, before: ServedVersion | None, follower: Follower | None = None
+) -> tuple[ServedVersion, Follower]:
+    """Open the current version, with the updates of it that are not in blocks.
+
+    A `follower` that is given was made before the tables of `before` last caught up.
+    """
     while True:
-        follower = Follower(options.root)
+        follower = follower or Follower(options.root)
         serving = open_current(options, before)
         try:
             replay(options.root, serving.tables.values())
@@ -754,6 +893,7 @@ def _opened(options: Options, before: ServedVersion | None) -> tuple[ServedVersi
             raise
         # Updates went into blocks meanwhile, which an engine opened before need not see.
         serving.retire()
+        before = follower = None
 
 
 _stores_lock = threading.Lock()

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.adapters import block_keys
 from bandana_kv.arrays import let_go
-from bandana_kv.blocks import HEADER_BYTES, seal
-from bandana_kv.cache.batch import BLOCK_READS, HITS, missing
+from bandana_kv.blocks import HEADER_BYTES
+from bandana_kv.cache.batch import BLOCK_READS, HITS, missing, new_counters
 from bandana_kv.cache.rows import (
     absent,
     admit_rows,
@@ -34,6 +33,7 @@ from bandana_kv.inflight import Claim, InFlight, Reading
 from bandana_kv.layout import Layout, cover
 from bandana_kv.overlay import Overlay, blocks_with, positions_of_ids
 from bandana_kv.packed import unpack
+from bandana_kv.placement.core import Placement
 from bandana_kv.policy import Policy
 from bandana_kv.reader import BlockRead, BlockReader, Errors, StoredTable
 from bandana_kv.turns import Turns
@@ -129,6 +129,7 @@ class ServedTable:
         self._overlay = Overlay(stored.row_bytes)
         # Rises with each flush: what was read before may be older than what is there now.
         self._epoch = 0
+        self._heir: ServedTable | None = None
         # Lookups share the state and the data unless a hit relinks; admission is alone with
         # them. Held for a kernel call, never during a read.
         self._turns = Turns()
@@ -420,6 +421,58 @@ class ServedTable:
             raise
         return True
 
+    def placement(self, method: str) -> Placement:
+        """Return how the rows lie, as `method` has placed them. Cost: some 12 bytes a row."""
+        position_of_id = unpack(self._index, self.stored.rows)
+        placement = Placement(position_of_id, self.stored.rows_per_block, method)
+        if not self._layout.original_of.size:
+            return placement
+        copies = placement.id_of_position()[self._layout.original_of]
+        return dataclasses.replace(placement, replicas=copies)
+
+    @property
+    def heat(self) -> NDArray[np.uint8]:
+        """How often the training log looked each position up: uint8 (rows,)."""
+        return self._layout.heat
+
+    def cached_part(self, first: int, count: int) -> tuple[Positions, NDArray[np.uint8]]:
+        """Return positions and rows, uint8 (n, row_bytes), of `count` slots from `first` on.
+
+        Between two calls rows may change their slots. Empty behind the last slot in use.
+        """
+        self._turns.enter()
+        try:
+            last = min(first + count, int(self._state.clock[USED]))
+            held = self._state.held[first:last].astype(np.int64)
+            return held, self._data[first:last].copy()
+        finally:
+            self._turns.leave()
+
+    def take_in(self, positions: Positions, rows: NDArray[np.uint8]) -> None:
+        """Let rows, uint8 (n, row_bytes), of distinct positions in, without reading blocks."""
+        per_block, row_bytes = self.stored.rows_per_block, self.stored.row_bytes
+        order = np.argsort(positions)
+        ordered = positions[order]
+        blocks, numbers = np.unique(ordered // per_block, return_inverse=True)
+        # Blocks of which nothing but these rows is looked at.
+        payloads = np.empty((blocks.size, HEADER_BYTES + per_block * row_bytes), np.uint8)
+        of_rows = payloads[:, HEADER_BYTES:].reshape(blocks.size, per_block, row_bytes)
+        of_rows[numbers, ordered % per_block] = rows[order]
+        self._admit(
+            self._epoch,
+            positions,
+            ordered,
+            ordered.copy(),
+            blocks[:0],
+            blocks,
+            payloads,
+            new_counters(),
+        )
+
+    def hand_on(self, heir: ServedTable) -> None:
+        """Let updates of this table reach the one that serves its rows from now on."""
+        self._heir = heir
+
     def update(self, ids: NDArray[np.uint32], rows: NDArray[np.uint8], sequence: int) -> None:
         """Serve new rows, uint8 (n, row_bytes), from now on; the journal has them already.
 
@@ -438,6 +491,8 @@ class ServedTable:
             self._overlay.renew(positions, self._state, self._data)
         finally:
             self._turns.give_back()
+        if self._heir is not None:
+            self._heir.update(ids, rows, sequence)
 
     @property
     def overlay_bytes(self) -> int:
@@ -477,16 +532,8 @@ class ServedTable:
                 self._overlay.patch(self._layout, part, payloads)
             finally:
                 self._turns.leave()
-            seal(
-                payloads,
-                stored.space,
-                part,
-                stored.rows,
-                stored.copies,
-                stored.rows_per_block,
-                stored.row_bytes,
-            )
-            adapter.put_many(block_keys(stored.space, part), payloads)
+            stored.seal(payloads, part)
+            adapter.put_many(stored.keys(part), payloads)
             written += payloads.nbytes
         if blocks.size:
             self._forget_updates(blocks, upto)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv import ledger, manifest
-from bandana_kv.errors import BandanaError, FormatError
+from bandana_kv import ledger, manifest, retention
+from bandana_kv.errors import BandanaError, FormatError, InputError
 from bandana_kv.journal import Journal, journal_files, read_records
 from bandana_kv.turns import Turns
 
@@ -36,8 +36,17 @@ MOST_BYTES = 4 * FLUSH_BYTES
 _RECORD_BYTES = 40  # of the journal, beside ids and rows
 
 
-def replay(root: Path, tables: Iterable[ServedTable]) -> None:
+def replay(root: Path, tables: Iterable[ServedTable], since: tuple[int, int] = (0, 0)) -> None:
     """Serve what the journal has of these tables. Doing so twice changes nothing.
+
+    Parameters
+    ----------
+    root
+        The store.
+    tables
+        That are to serve it.
+    since
+        Where to begin: the number of a file of the journal, and an offset in it.
 
     Raises
     ------
@@ -45,9 +54,13 @@ def replay(root: Path, tables: Iterable[ServedTable]) -> None:
         The journal is damaged.
     """
     by_space = {table.stored.space: table for table in tables}
+    number, offset = since
     for path in journal_files(root):
+        if int(path.stem) < number:
+            continue
+        start = offset if int(path.stem) == number else 0
         with contextlib.suppress(FileNotFoundError):  # it has just gone into blocks
-            for record, _ in read_records(path):
+            for record, _ in read_records(path, start):
                 table = by_space.get(record.space)
                 if table is not None:
                     _check_record(path, table, record.ids, record.rows)
@@ -124,7 +137,8 @@ class Updates:
         self._turns = Turns()
         self._flushing = threading.Lock()
         self._flush_at = FLUSH_BYTES
-        self._allowance = ledger.Allowance(root)
+        self.allowance = ledger.Allowance(root)
+        """What this process may still write."""
         self._meter = ledger.Meter()
         self._noted_bytes = 0
         self.block_bytes = 0
@@ -142,7 +156,7 @@ class Updates:
 
     def update(self, table: ServedTable, ids: NDArray[np.uint32], rows: NDArray[np.uint8]) -> None:
         """Make new rows, uint8 (n, row_bytes), durable, then serve them; ids are distinct."""
-        self._allowance.take(_RECORD_BYTES + ids.nbytes + rows.nbytes)
+        self.allowance.take(_RECORD_BYTES + ids.nbytes + rows.nbytes)
         self._turns.enter()
         try:
             sequence = self._journal.append(table.stored.space, ids, rows)
@@ -150,8 +164,73 @@ class Updates:
         finally:
             self._turns.leave()
 
-    def flush_if_full(self, serving: ServedVersion, reader: BlockReader) -> None:
+    @contextlib.contextmanager
+    def blocks_held(self) -> Iterator[None]:
+        """Be the only one who writes updated rows into blocks, or who keeps them out.
+
+        Which placement of a table is served does not change meanwhile, but by the holder.
+        """
+        with self._flushing:
+            yield
+
+    def bookmark(self) -> tuple[int, int]:
+        """Return where the journal ends; what is before that is in DRAM as well."""
+        self._turns.take()
+        try:
+            return self._journal.end
+        finally:
+            self._turns.give_back()
+
+    def switch(
+        self,
+        old: Mapping[str, ServedTable],
+        new: Mapping[str, ServedTable],
+        since: tuple[int, int],
+        switch: Callable[[], None],
+    ) -> None:
+        """Change what is served, so that no update is lost on the way.
+
+        Parameters
+        ----------
+        old, new
+            The tables served before and after. Those of a key space that both have take over its
+            updates: the ones made `since`, and those that meant the old table and come too late.
+        since
+            A :meth:`bookmark` from before the new tables were told of the journal.
+        switch
+            Called with no update under way; where it raises, nothing has changed.
+        """
+        before = {table.stored.space: table for table in old.values()}
+        heirs = [
+            (before[table.stored.space], table)
+            for table in new.values()
+            if before.get(table.stored.space, table) is not table
+        ]
+        self._turns.take()
+        try:
+            replay(self._root, [table for _, table in heirs], since)
+            switch()
+            for table, heir in heirs:
+                table.hand_on(heir)
+        finally:
+            self._turns.give_back()
+
+    def flush_if_full(
+        self,
+        serving: ServedVersion,
+        inside: Callable[[], contextlib.AbstractContextManager[ServedVersion]],
+        reader: BlockReader,
+    ) -> None:
         """Write updated rows into their blocks if there are many.
+
+        Parameters
+        ----------
+        serving
+            The version that the caller is inside of.
+        inside
+            Enters the one that is served when nobody else writes into blocks.
+        reader
+            Of blocks.
 
         Raises
         ------
@@ -162,9 +241,10 @@ class Updates:
         if held < self._flush_at or not self._flushing.acquire(blocking=held >= MOST_BYTES):
             return
         try:
-            if self._held_bytes(serving) >= self._flush_at:
-                self._flush(serving.tables, serving, reader)
-                self._flush_at = FLUSH_BYTES
+            with inside() as now:
+                if self._held_bytes(now) >= self._flush_at:
+                    self.flush(now.tables, now, reader)
+                    self._flush_at = FLUSH_BYTES
         except BandanaError:
             if held >= MOST_BYTES:
                 raise
@@ -185,17 +265,19 @@ class Updates:
     ) -> None:
         """Write the updated rows of tables into their blocks, and empty the journal of them.
 
+        Only with :meth:`blocks_held`.
+
         Parameters
         ----------
         tables
             Of `serving`, all or some.
         """
-        with self._flushing:
-            self._flush(tables, serving, reader)
-
-    def _flush(
-        self, tables: Mapping[str, ServedTable], serving: ServedVersion, reader: BlockReader
-    ) -> None:
+        current = manifest.current_number(self._root)
+        if serving.number in retention.superseded(retention.readable(self._root), current):
+            raise InputError(
+                f"{self._root}: a table of version {serving.number} was placed anew, and its rows "
+                "go into the new blocks; refresh() first"
+            )
         self._turns.take()
         try:
             upto = self._journal.rotate()
@@ -213,14 +295,14 @@ class Updates:
         self, name: str, table: ServedTable, serving: ServedVersion, reader: BlockReader, upto: int
     ) -> None:
         wanted = table.bytes_to_flush(upto)
-        self._allowance.take(wanted)
+        self.allowance.take(wanted)
         meter = ledger.Meter()
         try:
             written = table.flush(reader, serving.writable(self._root, name), upto)
             self.block_bytes += written
             ledger.note(self._root, meter.entry("flush", serving.number, (name,), written))
         finally:
-            self._allowance.give_back(wanted)
+            self.allowance.give_back(wanted)
 
     def _note_journal(self, version: int | None) -> None:
         """Note what went into the journal since the last time."""
@@ -229,7 +311,7 @@ class Updates:
             entry = self._meter.entry("update", version, (), written)
             # Meanwhile the kernel has counted flushes, and whatever else this process writes.
             ledger.note(self._root, msgspec.structs.replace(entry, device_bytes=None))
-            self._allowance.give_back(written)
+            self.allowance.give_back(written)
             self._noted_bytes += written
             self._meter = ledger.Meter()
 

@@ -16,6 +16,14 @@ from numpy.typing import DTypeLike, NDArray
 from bandana_kv import adapters, manifest
 from bandana_kv.advice import DEFAULT_DEPTH, PROFILE_FILE
 from bandana_kv.arrays import map_array
+from bandana_kv.block_map import (
+    KIND,
+    entries_of,
+    labels_of,
+    numbers_of,
+    read_block_map,
+    stamps_of,
+)
 from bandana_kv.device import DeviceProfile
 from bandana_kv.errors import (
     BandanaError,
@@ -25,13 +33,22 @@ from bandana_kv.errors import (
     StoreNotFoundError,
 )
 from bandana_kv.packed import unpack, words_for
+from bandana_kv.placement.core import Placement
 from bandana_kv.progress import Progress
 from bandana_kv.reader import BlockReader, Errors, StoredTable
 
 if TYPE_CHECKING:
     from bandana_kv.adapters.contract import Adapter
 
-__all__ = ["Finding", "Report", "TableFiles", "bad_blocks_of", "opened_engine", "stored", "verify"]
+__all__ = [
+    "Finding",
+    "Report",
+    "TableFiles",
+    "bad_blocks_of",
+    "opened_engine",
+    "stored",
+    "verify",
+]
 
 _LISTED = 100
 _CHUNK_BYTES = 16 << 20
@@ -44,7 +61,7 @@ class Finding(msgspec.Struct, frozen=True):
     ----------
     kind : str
         ``"current"``, ``"manifest"``, ``"device-profile"``, ``"positions"``, ``"heat"``,
-        ``"copies"``, ``"engine"`` or ``"block"``.
+        ``"copies"``, ``"block-map"``, ``"engine"`` or ``"block"``.
     version : int or None
         The newest version that is concerned.
     table : str or None
@@ -71,7 +88,7 @@ class Report:
     current : int or None
         The one that is served.
     tables : int
-        Of all versions, each once however many versions share it.
+        Of all versions, each once for each placement, however many versions share it.
     blocks, bytes : int
         That were read.
     bad_blocks : int
@@ -195,9 +212,9 @@ def _manifests(root: Path, report: Report) -> dict[int, manifest.Manifest]:
 
 
 def _distinct(manifests: dict[int, manifest.Manifest]) -> dict[tuple[int, int], tuple[int, str]]:
-    """Return every table that some version has, by segment and space: newest version, name."""
+    """Return every table that some version has, by files and space: newest version, name."""
     return {
-        (table.segment, table.space): (version, name)
+        (table.files, table.space): (version, name)
         for version, held in sorted(manifests.items())
         for name, table in held.tables.items()
     }
@@ -216,7 +233,7 @@ class TableFiles:
         if items == 0:
             return np.zeros(0, dtype)
         table = self.table
-        path = manifest.table_file(self.root, table.segment, table.space, kind)
+        path = manifest.table_file(self.root, table.files, table.space, kind)
         return map_array(path, kind, dtype, items, below)
 
     def positions(self) -> NDArray[np.uint32]:
@@ -226,6 +243,12 @@ class TableFiles:
         if not _is_permutation(positions):
             raise FormatError(self._bad("positions", "is no permutation"))
         return positions
+
+    def ids(self) -> NDArray[np.uint32]:
+        """Return the id at each position; raises as :meth:`positions`."""
+        table = self.table
+        placement = Placement(self.positions(), table.rows_per_block, table.placement)
+        return placement.id_of_position()
 
     def heat(self) -> NDArray[np.uint8]:
         """Return how hot each position is."""
@@ -243,15 +266,31 @@ class TableFiles:
             raise FormatError(self._bad("original-of", "names no distinct rows in that order"))
         return original_of
 
-    def ids(self) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-        """Return the id of each position, and of each copy; FormatError as of those."""
-        positions = self.positions()
-        id_of_position = np.empty(positions.size, np.uint32)
-        id_of_position[positions] = np.arange(positions.size, dtype=np.uint32)
-        return id_of_position, id_of_position[self.original_of()]
+    def block_map(self) -> NDArray[np.int64] | None:
+        """Return where blocks lie; FormatError unless it is of these positions."""
+        entries = read_block_map(self.root, self.table)
+        if entries is None:
+            return None
+        if np.unique(numbers_of(entries)).size != entries.size:
+            raise FormatError(self._bad(KIND, "has two blocks in one place"))
+        per_block, blocks = self.table.rows_per_block, np.arange(entries.size)
+        ids = self.ids()
+        whole = -(-ids.size // per_block)
+        stamps = np.concatenate(
+            [
+                stamps_of(ids, per_block, blocks[:whole]),
+                stamps_of(ids[self.original_of()], per_block, blocks[whole:] - whole),
+            ]
+        )
+        placed = labels_of(entries, blocks) != blocks
+        if not np.array_equal(
+            labels_of(entries, blocks)[placed], entries_of(blocks, stamps)[placed]
+        ):
+            raise FormatError(self._bad(KIND, "is of other positions"))
+        return entries
 
     def _bad(self, kind: str, what: str) -> str:
-        path = manifest.table_file(self.root, self.table.segment, self.table.space, kind)
+        path = manifest.table_file(self.root, self.table.files, self.table.space, kind)
         return f"{path}: {what}; load the table again"
 
 
@@ -262,7 +301,12 @@ def _is_permutation(numbers: NDArray[np.uint32]) -> bool:
 
 
 def _check_files(files: TableFiles, report: Report, version: int, name: str) -> None:
-    checks = {"positions": files.positions, "heat": files.heat, "copies": files.original_of}
+    checks = {
+        "positions": files.positions,
+        "heat": files.heat,
+        "copies": files.original_of,
+        "block-map": files.block_map,
+    }
     for kind, check in checks.items():
         try:
             check()
@@ -290,7 +334,11 @@ def _check_blocks(
             report.add("engine", str(error), held.version, name)
             report.bad_blocks += table.blocks
             return
-        where = stored(name, table, engine)
+        try:
+            where = stored(root, name, table, engine)
+        except FormatError:
+            report.bad_blocks += table.blocks  # its map is among the findings
+            return
         for count, errors in bad_blocks_of(where, table.blocks, reader, progress):
             report.blocks += count
             report.bytes += count * engine.payload_bytes
@@ -351,8 +399,14 @@ def opened_engine(
     return engine
 
 
-def stored(name: str, table: manifest.Table, engine: Adapter) -> StoredTable:
-    """Return where a table's blocks lie."""
+def stored(root: Path, name: str, table: manifest.Table, engine: Adapter) -> StoredTable:
+    """Return where a table's blocks lie.
+
+    Raises
+    ------
+    FormatError
+        Its map is damaged.
+    """
     return StoredTable(
         name,
         engine,
@@ -361,4 +415,5 @@ def stored(name: str, table: manifest.Table, engine: Adapter) -> StoredTable:
         table.copies,
         table.dim * np.dtype(table.dtype).itemsize,
         table.rows_per_block,
+        read_block_map(root, table),
     )

@@ -14,13 +14,14 @@ from bandana_kv.errors import InputError
 from bandana_kv.reader import BlockReader
 from bandana_kv.table import ServedTable
 
-__all__ = ["warm_up"]
+__all__ = ["carry_over", "warm_up"]
 
 # Requests are served meanwhile: a batch is small, and after each one the device, the GIL and
 # the cores are theirs for as long as it took, times this.
 _IDS_AT_ONCE = 64
 _REST = 2.0
 _CHUNK_ROWS = 1 << 16
+_CARRIED_AT_ONCE = 512
 
 
 def warm_up(
@@ -64,6 +65,31 @@ def warm_up(
             new[name].multi_get(reader, ids, rows, warming=True)
             if stopped.wait(_REST * (time.monotonic() - begun)):
                 return
+
+
+def carry_over(
+    new: ServedTable, old: ServedTable, moved: NDArray[np.uint32], stopped: Event
+) -> None:
+    """Fill a table's cache with what the cache of its former placement holds.
+
+    From memory: no block is read. Ends when the new cache is full.
+
+    Parameters
+    ----------
+    new, old
+        Of the same rows; updates since are brought to the new one afterwards.
+    moved
+        uint32 (rows,): the new position of what lies at each old one.
+    stopped
+        Set to end early.
+    """
+    first = 0
+    while not (new.is_full() or stopped.is_set()):
+        positions, rows = old.cached_part(first, _CARRIED_AT_ONCE)
+        if not positions.size:
+            return
+        new.take_in(moved[positions].astype(np.int64), rows)
+        first += positions.size
 
 
 def _batches(

@@ -139,12 +139,14 @@ def _plan_cells(table: TableSummary) -> tuple[str, ...]:
 
 
 def _show_space(found: Inspection) -> None:
-    table = _table("Segments", "segment", "engine", "on disk", "used by", right="segment,on disk")
+    columns = ("segment", "engine", "on disk", "blocks in use", "used by")
+    table = _table("Segments", *columns, right="segment,on disk,blocks in use")
     for each in found.segments:
         where = "" if each.owned in (True, None) else ", blocks in your own engine"
         used = "versions " + ", ".join(map(str, each.versions)) if each.versions else "none"
         engine = escape(each.adapter or "?") + where
-        table.add_row(str(each.segment), engine, size_text(each.disk_bytes), used)
+        sizes = (size_text(each.disk_bytes), size_text(each.block_bytes))
+        table.add_row(str(each.segment), engine, *sizes, used)
     out.print(table)
     space = found.space
     _say(

@@ -122,7 +122,9 @@ def compare(
         reader = stack.enter_context(contextlib.closing(BlockReader(DEFAULT_DEPTH)))
         chunk = max(1, _CHUNK_BYTES // where.adapter.payload_bytes)
         progress.start(f"check {name}", table.blocks, "blocks")
-        of_rows, of_copies = TableFiles(root, table).ids()
+        files = TableFiles(root, table)
+        of_rows = files.ids()
+        of_copies = of_rows[files.original_of()]
         first_block = 0
         for ids, counted in ((of_rows, True), (of_copies, False)):
             blocks = -(-ids.size // table.rows_per_block)

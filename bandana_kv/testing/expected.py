@@ -112,6 +112,8 @@ class Expected:
                 self._begin_load(event)
             elif event["begin"] == "update":
                 self.sequence = event["sequence"]
+            elif event["begin"] == "place":
+                self.held = {number for number in self.held if number <= self.current}
         elif "done" in event:
             self._apply(event["done"])
         elif "failed" in event:
@@ -135,16 +137,29 @@ class Expected:
             self.current = version
         elif kind == "load":
             self.held = {version, *({self.current} if event["keep"] > 1 else ())} - {0}
-            self.versions[version] = _loaded(self.stamps, event)
-            # The one before is served until the next refresh, however old it is by now; and
-            # the new one has not always the highest number, see `_fits` in torture.py.
-            before, self.current = self.current, version
-            for number in sorted(self.versions.keys() - {before, version})[:-_REMEMBERED]:
-                del self.versions[number]
-            used = {each for of_one in self.versions.values() for each in of_one.items()}
-            self.sequences = {key: held for key, held in self.sequences.items() if key in used}
+            self._add(version, _loaded(self.stamps, event))
+        elif kind == "place":
+            self.held = self.held_after(event) | {version}
+            self._add(version, self.stamps)
         # At the end: threads that judge answers meanwhile must find it here or there.
         self.pending = None
+
+    def _add(self, version: int, stamps: Stamps) -> None:
+        """Take a new version as the current one."""
+        self.versions[version] = stamps
+        # The one before is served until the next refresh, however old it is by now; and
+        # the new one has not always the highest number, see `_fits` in torture.py.
+        before, self.current = self.current, version
+        for number in sorted(self.versions.keys() - {before, version})[:-_REMEMBERED]:
+            del self.versions[number]
+        used = {each for of_one in self.versions.values() for each in of_one.items()}
+        self.sequences = {key: held for key, held in self.sequences.items() if key in used}
+
+    def held_after(self, event: Event) -> set[int]:
+        """Return the versions before it that a re-placement leaves: without the rows it moves."""
+        table = event["table"]
+        mine = self.stamps.get(table)
+        return {number for number in self.held if self.versions[number].get(table) != mine}
 
     def of(self, table: str, stamp: int) -> Rows:
         """Return the last update of each id (ROWS,), to be changed in place."""
@@ -164,6 +179,8 @@ class Expected:
         elif event["begin"] == "load":
             new = _loaded(self.stamps, event)
             found.append(Candidate(True, None, new))
+        elif event["begin"] == "place":
+            found.append(Candidate(True, None, self.stamps))
         elif event["begin"] == "update":
             found.append(Candidate(True, self.current, self.stamps))
         return found

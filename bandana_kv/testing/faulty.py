@@ -90,6 +90,11 @@ class Faults:
             return None
         return kind
 
+    def schedule(self, after: int, kind: str) -> None:
+        """Let the operation fail that comes after so many more."""
+        with self._lock:
+            self._scheduled[self.operations + after] = kind
+
     def below(self, count: int) -> int:
         """Draw a number from 0 up to, and without, `count`."""
         with self._lock:

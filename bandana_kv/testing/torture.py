@@ -1,12 +1,12 @@
 """Processes killed at random moments, and engines that fail: rows must stay right.
 
-What the store must hold is kept outside of it. Children load, switch, roll back, update, flush
-and collect garbage, and say through a pipe what they begin and what was acknowledged; they are
-killed after a random time, at a random change of a file, or inside a random operation of the
-engine. After every kill another process looks: the current version is the one before or the new
-one, whole, every acknowledged update is there, and ``bandana_kv.verify`` finds nothing bad.
-Between kills threads read, and loads and updates go on, over engines with injected faults: each
-answer is right, or a BandanaError.
+What the store must hold is kept outside of it. Children load, switch, roll back, update, flush,
+place anew and collect garbage, and say through a pipe what they begin and what was acknowledged;
+they are killed after a random time, at a random change of a file, or inside a random operation of
+the engine. After every kill another process looks: the current version is the one before or the
+new one, whole, every acknowledged update is there, and ``bandana_kv.verify`` finds nothing bad.
+Between kills threads read, and loads, updates and re-placements go on, over engines with injected
+faults: each answer is right, or a BandanaError.
 
 Run it as ``python -m bandana_kv.testing.torture --dir DIR --seconds 60 --seed 0 --adapter lmdb
 --json``. Children are forks of a process that has imported and compiled everything and holds no
@@ -40,6 +40,7 @@ import numpy as np
 import bandana_kv
 from bandana_kv import manifest
 from bandana_kv.errors import BandanaError, StoreNotFoundError
+from bandana_kv.placement import Placement
 from bandana_kv.testing.expected import (
     ROWS,
     TABLES,
@@ -271,8 +272,11 @@ class _Torture:
         """Check that the versions are there that a load had to leave."""
         pending = self.expected.pending
         wanted = set(self.expected.held)
-        if state.happened and pending is not None and pending["begin"] == "load":
-            wanted = {current}
+        if state.happened and pending is not None:
+            if pending["begin"] == "load":
+                wanted = {current}
+            elif pending["begin"] == "place":
+                wanted = self.expected.held_after(pending) | {current}
         there = {version.number for version in bandana_kv.versions(self.root)}
         # One that was rolled back from, and stayed because it was read, takes another's place.
         others = sum(number <= current for number in there - wanted)
@@ -291,7 +295,7 @@ class _Torture:
         used = {
             f"{segment:06d}"
             for version in bandana_kv.versions(self.root)
-            for segment in manifest.read_version(self.root, version.number).segments
+            for segment in manifest.read_version(self.root, version.number).directories
         }
         litter += sorted({path.name for path in (self.root / "segments").iterdir()} - used)
         if litter:
@@ -465,7 +469,7 @@ class _Actor:
         self._torture.counters.add("operations")
         kinds = ["load", "rollback"]
         if _UPDATES:
-            kinds += ["update", "update", "update", "flush"]
+            kinds += ["update", "update", "update", "flush", "place", "place"]
         match self._rng.choice(kinds):
             case "load":
                 self.load()
@@ -477,6 +481,8 @@ class _Actor:
                 return self._update()
             case "flush":
                 self._doing({"begin": "flush"}, self._flush)
+            case "place":
+                self._place()
         return True
 
     def load(self) -> bool:
@@ -540,6 +546,22 @@ class _Actor:
         self._say({"done": self._expected.current})
         return True
 
+    def _place(self) -> None:
+        """Let some rows of a table change their places, in few blocks or in all."""
+        store: Any = self._store
+        if store.version != self._expected.current:
+            return
+        table = self._rng.choice(TABLES)
+        event = {"begin": "place", "table": table}
+        self._doing(event, lambda: store.place_anew(table, self._shuffled(store, table)).version)
+
+    def _shuffled(self, store: Any, table: str) -> Placement:
+        served = store.placement(table)
+        few = self._rng.sample(range(ROWS), self._rng.choice((0, 3, 30, ROWS)))
+        positions = served.position_of_id.copy()
+        positions[few] = positions[self._rng.sample(few, len(few))]
+        return Placement(positions, served.rows_per_block, "shuffled")
+
     def _flush(self) -> int:
         store: Any = self._store
         store.flush()
@@ -581,6 +603,7 @@ def _warm_up(adapter: str) -> None:
             if _UPDATES:
                 actor._update()
                 actor._flush()
+                actor._place()
         _everything(torture.root)
         bandana_kv.verify(torture.root)
 

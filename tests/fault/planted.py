@@ -14,8 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import bandana_kv
-from bandana_kv import blocks, loader, manifest
+from bandana_kv import blocks, loader, manifest, placing
 from bandana_kv.journal import Journal
 from bandana_kv.testing import torture
 
@@ -66,6 +68,10 @@ def late_journal() -> None:
     Journal.append = half
 
 
+def place_over_blocks_in_use() -> None:
+    placing.free_numbers = lambda _, count: np.arange(count, dtype=np.int64)
+
+
 def a_foreign_error() -> None:
     def fail(*_: Any) -> None:
         raise KeyError("planted")
@@ -80,6 +86,7 @@ BUGS: dict[str, Callable[[], None]] = {
     "no snapshot": no_snapshot,
     "no journal": no_journal,
     "late journal": late_journal,
+    "place over blocks in use": place_over_blocks_in_use,
     "a foreign error": a_foreign_error,
 }
 

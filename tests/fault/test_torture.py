@@ -63,6 +63,7 @@ def test_nothing_is_found(tortured: Run, adapter: str) -> None:
         ("no snapshot", "mixed_answers"),
         ("no journal", "wrong_rows"),
         ("late journal", "wrong_rows"),
+        ("place over blocks in use", "failed_calls"),
         ("a foreign error", "unexpected_exceptions"),
     ],
 )

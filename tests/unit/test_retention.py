@@ -191,7 +191,7 @@ def test_spaces_in_a_held_engine_stay_as_long_as_they_are_read(tmp_path: Path) -
     store.close()
     load(tmp_path, 4, engine, keep=1)
     with pytest.raises(BlockMissingError):
-        engine.get(int(table.first_key))
+        engine.get(int(table.keys(np.array([0]))[0]))
     assert len(engine._blocks.of_key) == 1
 
 

@@ -1,9 +1,10 @@
 """What was written into a store, and how much of it a day may be: flash wears out by writing.
 
-``DIR/ledger.jsonl``: a line for each load, migration, flush of updates, re-placement and repair, in
-the order of their ends, ``{"checksum": <XXH3 of the entry>, "entry": {...}}``. Any process may append; a
-line that a crash has torn is left out. The file stays small: past 256 KiB, entries of the same hour
-become one, past two days those of the same day, past two months those of the same thirty days.
+``DIR/ledger.jsonl``: a line for each load, migration, flush of updates, re-placement and repair,
+in the order of their ends, ``{"checksum": <XXH3 of the entry>, "entry": {...}}``. Any process may
+append; a line that a crash has torn is left out. The file stays small: past 256 KiB, entries of
+the same hour become one, past two days those of the same day, past two months those of the same
+thirty days.
 
 ``DIR/write-budget.json``: the bytes that loads, updates and re-placements may write in
 any 24 hours.
@@ -73,8 +74,8 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     time : float
         When it ended, the last of them: seconds since 1970.
     kind : str
-        ``"load"``, ``"update"``, ``"flush"``, ``"place-anew"``, ``"repair"``, or ``"migrate"``: what
-        lay beside the store until it was loaded.
+        ``"load"``, ``"update"``, ``"flush"``, ``"place-anew"``, ``"repair"``, or ``"migrate"``:
+        what lay beside the store until it was loaded.
     version : int or None
         That was written to; None for a load or re-placement that failed, for a migration, and
         for several.

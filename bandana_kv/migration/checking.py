@@ -118,7 +118,8 @@ def compare(
     differs = np.zeros(table.rows, np.bool_)
     total = 0
     with contextlib.ExitStack() as stack:
-        where = stored(name, table, opened_engine(stack, root, new, table, adapter, read_only=True))
+        engine = opened_engine(stack, root, new, table, adapter, read_only=True)
+        where = stored(root, name, table, engine)
         reader = stack.enter_context(contextlib.closing(BlockReader(DEFAULT_DEPTH)))
         chunk = max(1, _CHUNK_BYTES // where.adapter.payload_bytes)
         progress.start(f"check {name}", table.blocks, "blocks")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bandana_kv.block_map import stamps_of
 from bandana_kv.compiled import copy_bytes, kernel, signed
 from bandana_kv.errors import InputError
-from bandana_kv.placement.core import Placement
+from bandana_kv.placement.core import Placement, readable
 
 __all__ = ["Moves", "between", "carried", "sources_of", "take_rows"]
 
@@ -105,12 +105,13 @@ class Moves:
     def ids_in(self, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the ids of the rows of `blocks` (n,): int64 (n, rows_per_block), -1 for none."""
         ids = np.full((blocks.size, self.placement.rows_per_block), -1, np.int64)
-        _fill_ids(self.ids, self.copies, self.placement.blocks, blocks, ids)
+        _fill_ids(readable(self.ids), self.copies, self.placement.blocks, blocks, ids)
         return ids
 
 
 def _copies_of(placement: Placement) -> NDArray[np.uint32]:
-    return np.zeros(0, np.uint32) if placement.replicas is None else placement.replicas
+    copies = np.zeros(0, np.uint32) if placement.replicas is None else placement.replicas
+    return readable(copies)
 
 
 @kernel
@@ -146,17 +147,16 @@ def between(table: str, old: Placement, new: Placement) -> Moves:
     Cost: four passes over the rows without the GIL, 16 bytes a row.
     """
     old_ids, ids, moved = (np.empty(old.rows, np.uint32) for _ in range(3))
-    positions = np.ascontiguousarray(new.position_of_id)
-    _invert(old.position_of_id, old_ids)
-    if not _invert(positions, ids):
+    served, positions = readable(old.position_of_id), readable(new.position_of_id)
+    _invert(served, old_ids)
+    if positions.dtype != np.uint32 or not _invert(positions, ids):
         raise InputError(
             f"table {table!r}: the placement {new.method!r} is not a permutation of "
-            f"{old.rows} positions, so rows would be lost"
+            f"{old.rows} positions as uint32, so rows would be lost"
         )
     _moved(old_ids, positions, moved)
-    copies = old.replicas if new.replicas is None else np.ascontiguousarray(new.replicas)
-    if copies is not None and not copies.size:
-        copies = None
+    copies = old.replicas if new.replicas is None else new.replicas
+    copies = None if copies is None or not copies.size else readable(copies)
     placement = Placement(positions, new.rows_per_block, new.method, copies, new.learned_from)
     per_block = placement.rows_per_block
     blocks, stamps = _changed(old_ids, ids, per_block)
@@ -173,6 +173,7 @@ def between(table: str, old: Placement, new: Placement) -> Moves:
 def _changed(
     old: NDArray[np.uint32], new: NDArray[np.uint32], per_block: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    old, new = readable(old), readable(new)
     blocks = _differing(old, new, per_block)
     return blocks, stamps_of(new, per_block, blocks)
 

@@ -34,7 +34,7 @@ from bandana_kv.loader import write_arrays
 from bandana_kv.moves import Moves, between, carried, sources_of, take_rows
 from bandana_kv.opening import Options, open_version
 from bandana_kv.packed import words_for
-from bandana_kv.placement.core import Placement
+from bandana_kv.placement.core import Placement, readable
 from bandana_kv.progress import Progress
 from bandana_kv.updates import Updates, replay
 from bandana_kv.warming import carry_over
@@ -234,7 +234,7 @@ def _write(work: _Work, served: Placement, written: list[int]) -> None:
     """Write blocks, arrays and manifest; add what was handed over to `written` as it is."""
     change, moves = work.change, work.moves
     of_log: dict[str, int] = {}
-    heat = carried(work.table.heat, moves.moved)
+    heat = carried(readable(work.table.heat), moves.moved)
     if change.log is not None:
         heat = heat_by_position(change.log.ids, moves.placement.position_of_id)
         of_log = {"looked_up_rows": int(np.count_nonzero(heat)) or work.entry.rows}

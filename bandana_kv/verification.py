@@ -33,7 +33,7 @@ from bandana_kv.errors import (
     StoreNotFoundError,
 )
 from bandana_kv.packed import unpack, words_for
-from bandana_kv.placement.core import Placement
+from bandana_kv.placement.core import Placement, readable
 from bandana_kv.progress import Progress
 from bandana_kv.reader import BlockReader, Errors, StoredTable
 
@@ -274,12 +274,12 @@ class TableFiles:
         if np.unique(numbers_of(entries)).size != entries.size:
             raise FormatError(self._bad(KIND, "has two blocks in one place"))
         per_block, blocks = self.table.rows_per_block, np.arange(entries.size)
-        ids = self.ids()
+        ids = readable(self.ids())
         whole = -(-ids.size // per_block)
         stamps = np.concatenate(
             [
                 stamps_of(ids, per_block, blocks[:whole]),
-                stamps_of(ids[self.original_of()], per_block, blocks[whole:] - whole),
+                stamps_of(readable(ids[self.original_of()]), per_block, blocks[whole:] - whole),
             ]
         )
         placed = labels_of(entries, blocks) != blocks

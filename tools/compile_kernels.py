@@ -10,6 +10,7 @@ import numpy as np
 
 import bandana_kv
 from bandana_kv import AccessLog
+from bandana_kv.placement import Placement
 from bandana_kv.policy import Admission, Policy
 from bandana_kv.tools.console import errors_named, out
 
@@ -51,8 +52,19 @@ def main() -> None:
                 for _ in range(2):
                     opened.update("rows", [1, 2], np.zeros((2, 32), np.float32))
                     opened.multi_get("rows", requests[0])
+                _place_anew(opened, Path(directory) / "placement")
                 opened.flush()
     out.print("kernels are compiled")
+
+
+def _place_anew(opened: bandana_kv.EmbeddingStore, path: Path) -> None:
+    """Reverse the order of the rows, by a placement from memory and by one from a file."""
+    for _ in range(2):
+        served = opened.placement("rows")
+        positions = _ROWS - 1 - served.position_of_id
+        opened.place_anew("rows", Placement(positions, served.rows_per_block, "reversed"))
+        served.save(path)
+        opened.place_anew("rows", Placement.load(path))
 
 
 if __name__ == "__main__":

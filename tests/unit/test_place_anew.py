@@ -570,7 +570,7 @@ def test_what_is_wrong_is_said_and_nothing_changes(tmp_path: Path) -> None:
         twice[0] = twice[1]
         far = served.position_of_id.copy()
         far[0] = ROWS
-        for positions in (twice, far):
+        for positions in (twice, far, served.position_of_id.astype(np.int64)):
             with pytest.raises(InputError, match="not a permutation"):
                 store.place_anew("t", Placement(positions, per_block, "wrong"))
         for copies in ([ROWS], [1, 1]):

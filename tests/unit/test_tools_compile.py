@@ -14,11 +14,19 @@ from bandana_kv import AccessLog
 from bandana_kv.tools import compile_kernels
 
 AFTERWARDS = """
-import bandana_kv
+import bandana_kv, bandana_kv.placement
 log = bandana_kv.AccessLog.read("log.npz")
 bandana_kv.load("store", {"user": "rows.npy"}, {"user": log})
 with bandana_kv.open("store", cache_bytes=1 << 16) as store:
     store.multi_get("user", [3, 1, 4])
+    store.update("user", [3], store.multi_get("user", [3]))
+    placement = store.placement("user")
+    placement.save("placement")
+    placement.position_of_id[:2] = placement.position_of_id[1::-1].copy()
+    store.place_anew("user", placement)
+    store.place_anew("user", bandana_kv.placement.Placement.load("placement"))
+    store.flush()
+assert bandana_kv.verify("store").sound
 """
 
 

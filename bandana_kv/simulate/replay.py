@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bandana_kv.access_log import AccessLog
     from bandana_kv.placement import Placement
 
-__all__ = ["Replayed", "Stream", "replay", "run", "run_parts", "stream_of"]
+__all__ = ["Replayed", "Stream", "missed_lookups", "replay", "run", "run_parts", "stream_of"]
 
 _MOST_BUCKETS = 1 << 20
 
@@ -87,7 +87,9 @@ def _run(
     layout: Layout,
     coalesce: bool,
     counters: np.ndarray,
+    missed_at: np.ndarray,
 ) -> None:
+    """Serve requests `first` to `last`; `missed_at`, if it has room, says which lookups missed."""
     longest = 0
     for request in range(first, last):
         longest = max(longest, offsets[request + 1] - offsets[request])
@@ -100,6 +102,9 @@ def _run(
         missed = look_up(state, wanted, slots, counters)
         if missed == 0:
             continue
+        if missed_at.size:
+            for i in range(wanted.size):
+                missed_at[offsets[request] + i] = slots[i] < 0
         asked, ordered = missing(wanted, slots, missed)
         blocks = cover(ordered, layout, places)
         counters[BLOCK_READS] += blocks.size if coalesce else ordered.size
@@ -140,6 +145,34 @@ def run(
     return run_parts(stream, layout, policy, capacity_rows, 1, coalesce=coalesce)[0]
 
 
+def _empty_cache(layout: Layout, policy: Policy, capacity_rows: int) -> CacheState:
+    # One bucket for each row is faster while it is small; several replays run at once.
+    frugal = layout.heat.size > _MOST_BUCKETS
+    return make_state(policy, capacity_rows, layout.heat, frugal=frugal)
+
+
+def missed_lookups(
+    stream: Stream, layout: Layout, policy: Policy, capacity_rows: int
+) -> NDArray[np.bool_]:
+    """Return which lookups of `stream` miss, bool (lookups,); its cache begins empty."""
+    missed_at = np.zeros(stream.positions.size, np.bool_)
+    state = _empty_cache(layout, policy, capacity_rows)
+    requests = stream.offsets.size - 1
+    counters = new_counters()
+    _run(
+        state,
+        stream.offsets,
+        stream.positions,
+        0,
+        requests,
+        layout,
+        True,
+        counters,
+        missed_at,
+    )
+    return missed_at
+
+
 def run_parts(
     stream: Stream,
     layout: Layout,
@@ -150,15 +183,24 @@ def run_parts(
     coalesce: bool = True,
 ) -> list[Replayed]:
     """Count what consecutive parts of `stream` cost, of about as many requests each."""
-    # One bucket for each row is faster while it is small; several replays run at once.
-    frugal = layout.heat.size > _MOST_BUCKETS
-    state = make_state(policy, capacity_rows, layout.heat, frugal=frugal)
+    state = _empty_cache(layout, policy, capacity_rows)
     requests = stream.offsets.size - 1
+    unnoted = np.zeros(0, np.bool_)
     edges = [0, *np.linspace(stream.warm_requests, requests, parts + 1).astype(int).tolist()]
     counted = []
     for first, last in pairwise(edges):
         counters = new_counters()
-        _run(state, stream.offsets, stream.positions, first, last, layout, coalesce, counters)
+        _run(
+            state,
+            stream.offsets,
+            stream.positions,
+            first,
+            last,
+            layout,
+            coalesce,
+            counters,
+            unnoted,
+        )
         counted.append(Replayed(**dict(zip(COUNTERS, counters.tolist(), strict=True))))
     return counted[1:]
 

@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from bandana_kv import AccessLog
 
 LOOKUPS_A_DAY = 2
-VISITS_A_DAY = 1
+VISITS_A_DAY = 4
 LIST_CHANGE = 0.1
 WEIGHTS_MOVED = 0.05
 ROWS_MOVED = 0.02

@@ -1,0 +1,255 @@
+"""What re-placement within a budget of writes keeps of a full one's gain, as traffic drifts.
+
+    python bench/drift.py --log L.npz [--ordered] --json
+    python bench/drift.py --generator --json
+
+A log: placement and plan are learnt on its first 40 %, a new placement on the next 40 %, and block
+reads are counted on the last 20 %, which nothing has seen. A log that is not `--ordered` is put
+into random order first: it cannot drift, and the answer should be "nothing".
+
+The generator (drift_generator.py): learnt on OLD_DAYS days; then the table is placed anew every
+night from the last OLD_DAYS days, and block reads are counted on the last day. `once` in the result
+is the same without all nights but the last: one re-placement after all of the drift.
+
+reads_stale
+    With the placement of the old part. The same policy, DRAM and heat of rows everywhere; what the
+    new placement is learnt from also warms every cache.
+reads_full, blocks_full
+    With a full re-placement each time, and the blocks that they rewrote, which are those with rows
+    that no block held together before. It is placed in two ways: as the plan says, and from
+    what a cache misses, as the incremental one is; what needs fewer reads on the part that is
+    counted is the full one, so that its gain is not made small. `reads_full_by` tells both.
+incremental
+    For several budgets, as shares of `blocks_full` each time. gain_recovered is
+    (stale - reads) / (stale - full); null where a full re-placement gains nothing that stands out
+    from the differences between parts of what is counted, and `reason` says so.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from common import report, surroundings
+from drift_generator import drifting
+
+from bandana_kv import AccessLog
+from bandana_kv.heat import count_lookups, heat_of_counts
+from bandana_kv.placement import Placement
+from bandana_kv.placement.incremental import Replacing, blocks_changed
+from bandana_kv.placement.measure import layout_of
+from bandana_kv.plan import Choice
+from bandana_kv.plan.choose import Subject, choose
+from bandana_kv.progress import Progress
+from bandana_kv.simulate.replay import Replayed, run_parts, stream_of
+
+BUDGETS = (0.05, 0.1, 0.25, 0.5)
+ROW_BYTES = 128
+OLD, COUNTED = 0.4, 0.2
+GENERATED_ROWS, DAYS, OLD_DAYS = 200_000, 16, 4
+PARTS = 5
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """A log, and the numbers of the requests at which something happens."""
+
+    log: AccessLog
+    rows: int
+    learnt_until: int
+    placed_at: tuple[int, ...]  # the last one is where counting begins
+
+    def between(self, first: int, last: int) -> AccessLog:
+        begin, end = self.log.offsets[first], self.log.offsets[last]
+        offsets = self.log.offsets[first : last + 1] - begin
+        return AccessLog(offsets, self.log.ids[begin:end])
+
+    def window(self, end: int) -> AccessLog:
+        return self.between(end - self.learnt_until, end)
+
+
+class Served:
+    """How the table is served, whatever the placement, and what that costs."""
+
+    def __init__(self, timeline: Timeline, choice: Choice, rows_per_block: int, seed: int) -> None:
+        self.timeline, self.choice, self.seed = timeline, choice, seed
+        self.rows_per_block = rows_per_block
+        old = timeline.between(0, timeline.learnt_until)
+        self.heat_of_id = heat_of_counts(count_lookups(old.ids, timeline.rows))
+        self.serving = self.placed_as_planned(old)
+
+    def placed_as_planned(self, log: AccessLog) -> Placement:
+        rows = self.timeline.rows
+        subject = Subject("log", rows, ROW_BYTES, self.rows_per_block, log, self.seed, Progress())
+        return subject.placed(log, self.choice.placement, self.choice.resident_rows)
+
+    def heat(self, placement: Placement) -> np.ndarray:
+        return self.heat_of_id[placement.id_of_position()]
+
+    def replacing(self, log: AccessLog, placement: Placement) -> Replacing:
+        return Replacing.of(
+            log,
+            placement,
+            capacity_rows=self.choice.capacity_rows,
+            policy=self.choice.policy,
+            heat=self.heat(placement),
+            seed=self.seed,
+        )
+
+    def counted(self, placement: Placement) -> list[Replayed]:
+        """Count what comes after the last re-placement, in parts."""
+        first = self.timeline.placed_at[-1]
+        begin = first - self.timeline.learnt_until
+        log = self.timeline.between(begin, self.timeline.log.requests)
+        stream = stream_of(log, placement, first - begin)
+        layout = layout_of(placement, self.heat(placement))
+        return run_parts(stream, layout, self.choice.policy, self.choice.capacity_rows, PARTS)
+
+
+def reads_of(parts: list[Replayed]) -> int:
+    return sum(part.block_reads for part in parts)
+
+
+def _full(served: Served, times: tuple[int, ...]) -> dict[str, tuple[list[Replayed], list[int]]]:
+    """Return for both ways what is counted, and the blocks rewritten each time."""
+    found = {}
+    for way in ("plan", "misses"):
+        placement, rewritten = served.serving, []
+        for end in times:
+            window = served.timeline.window(end)
+            if way == "plan":
+                anew = served.placed_as_planned(window)
+            else:
+                anew = served.replacing(window, placement).within(placement.blocks)
+            rewritten.append(blocks_changed(placement, anew))
+            placement = anew
+        found[way] = (served.counted(placement), rewritten)
+    return found
+
+
+def _nothing_to_recover(stale: list[Replayed], full: list[Replayed]) -> str | None:
+    """Say why a share of the gain would be a division by nearly nothing; None: it is not."""
+    saved = np.array([a.block_reads - b.block_reads for a, b in zip(stale, full, strict=True)])
+    gain = saved.sum() / max(1, reads_of(stale))
+    noise = saved.std(ddof=1) / np.sqrt(saved.size)
+    if gain < 0.01 or saved.mean() < 2 * noise:
+        return (
+            f"a full re-placement saves {100 * gain:.1f} % of the reads, which does not stand out "
+            "from the differences between parts"
+        )
+    return None
+
+
+def compare(served: Served, times: tuple[int, ...]) -> dict[str, Any]:
+    """Compare all ways of placing anew at `times`."""
+    stale = served.counted(served.serving)
+    ways = _full(served, times)
+    best = min(ways, key=lambda way: reads_of(ways[way][0]))
+    full, rewritten = ways[best]
+    reason = _nothing_to_recover(stale, full)
+    incremental = []
+    for budget in BUDGETS:
+        placement, blocks = served.serving, 0
+        for end, whole in zip(times, rewritten, strict=True):
+            replacing = served.replacing(served.timeline.window(end), placement)
+            anew = replacing.within(int(budget * whole))
+            blocks += blocks_changed(placement, anew)
+            placement = anew
+        reads = reads_of(served.counted(placement))
+        gain = reads_of(stale) - reads_of(full)
+        incremental.append(
+            {
+                "blocks_rewritten_fraction": blocks / max(1, sum(rewritten)),
+                "reads": reads,
+                "gain_recovered": None if reason else (reads_of(stale) - reads) / gain,
+                "gain_recovered_of_plan": None
+                if reason or reads_of(stale) <= reads_of(ways["plan"][0])
+                else (reads_of(stale) - reads) / (reads_of(stale) - reads_of(ways["plan"][0])),
+            }
+        )
+    return {
+        "times": len(times),
+        "reads_stale": reads_of(stale),
+        "reads_full": reads_of(full),
+        "blocks_full": sum(rewritten),
+        "incremental": incremental,
+        "reads_full_by": {way: reads_of(parts) for way, (parts, _) in ways.items()},
+        "lookups": sum(part.lookups for part in stale),
+        "reason": reason,
+    }
+
+
+def timeline_of_log(path: Path, ordered: bool, seed: int) -> Timeline:
+    log = AccessLog.read(path)
+    if not ordered:
+        log = log.select(np.random.default_rng(seed).permutation(log.requests))
+    count_from = int((1 - COUNTED) * log.requests)
+    return Timeline(log, log.rows, int(OLD * log.requests), (count_from,))
+
+
+def timeline_of_generator(rows: int, days: int, seed: int) -> Timeline:
+    log = drifting(rows, days, seed)
+    day = log.requests // days
+    nights = tuple(day * number for number in range(OLD_DAYS + 1, days))
+    return Timeline(log, rows, OLD_DAYS * day, nights)
+
+
+@click.command()
+@click.option("--log", "path", type=Path)
+@click.option("--ordered", is_flag=True, help="The log is in order of time.")
+@click.option("--generator", is_flag=True, help="Instead of a log.")
+@click.option("--rows", default=GENERATED_ROWS, show_default=True, help="Of the generator.")
+@click.option("--days", default=DAYS, show_default=True, help="Of the generator.")
+@click.option("--rows-per-block", default=32, show_default=True)
+@click.option("--cache", "cache_fraction", default=0.05, show_default=True, help="DRAM / rows.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON alone, which it does anyway.")
+@click.option("--keep", is_flag=True, help="Keep the result under bench/results/.")
+def main(
+    path: Path | None,
+    ordered: bool,
+    generator: bool,
+    rows: int,
+    days: int,
+    rows_per_block: int,
+    cache_fraction: float,
+    seed: int,
+    as_json: bool,  # noqa: ARG001  # JSON is all it prints
+    keep: bool,
+) -> None:
+    if (path is None) != generator:
+        raise click.UsageError("give --log or --generator, and not both")
+    begun = time.perf_counter()
+    if path is None:
+        name, timeline = "generator", timeline_of_generator(rows, days, seed)
+    else:
+        name, timeline = path.stem, timeline_of_log(path, ordered, seed)
+    old = timeline.between(0, timeline.learnt_until)
+    capacity_rows = max(1, int(cache_fraction * timeline.rows))
+    subject = Subject(name, timeline.rows, ROW_BYTES, rows_per_block, old, seed, Progress())
+    choice = choose(subject, lambda _: capacity_rows)
+    served = Served(timeline, choice, rows_per_block, seed)
+    result = compare(served, timeline.placed_at)
+    if generator:
+        result["once"] = compare(served, timeline.placed_at[-1:])
+    result |= {
+        "log": name,
+        "ordered": ordered or generator,
+        "rows": timeline.rows,
+        "days": days if generator else None,
+        "blocks": served.serving.blocks,
+        "capacity_rows": capacity_rows,
+        "placement": choice.placement,
+        "policy": str(choice.policy),
+        "seconds": round(time.perf_counter() - begun, 1),
+        "surroundings": surroundings(seed),
+    }
+    report(result, f"drift-{name}" if keep else None)
+
+
+if __name__ == "__main__":
+    main()

@@ -30,6 +30,8 @@ __all__ = ["BUDGETS", "advise", "placement_for"]
 BUDGETS = (0.05, 0.1, 0.25, 0.5, 1.0)
 NOTHING, NEW_PLAN, ALL_ANEW = "nothing", "new plan", "place all anew"
 _PARTS = 5
+# Several budgets are tried, so that each placement has to be quick.
+_QUALITY = "balanced"
 # So much of the latest traffic says enough, and takes a minute.
 _MOST_LOOKUPS = 5_000_000
 # What saves less than this is not worth anybody's attention, and has to be more than twice its
@@ -198,6 +200,7 @@ def _replacing(
         capacity_rows=served.capacity_rows,
         policy=served.policy,
         heat=served.heat,
+        quality=_QUALITY,
         seed=seed,
         threads=threads,
         progress=progress,

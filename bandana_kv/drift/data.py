@@ -119,6 +119,11 @@ class Advice(msgspec.Struct, frozen=True):
     options: tuple[Option, ...]
 
     @property
+    def kind(self) -> str:
+        """`action` without its number: the same few words for rules and alerts."""
+        return "place part anew" if "%" in self.action else self.action
+
+    @property
     def chosen(self) -> Option:
         """The option that is advised."""
         return next(

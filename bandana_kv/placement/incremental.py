@@ -67,7 +67,7 @@ class Replacing:
     target : Placement
         From scratch, for these reads.
     quality, seed, threads, progress
-        As for :func:`place_incrementally`.
+        As for :func:`place_incrementally`; the target is of the usual quality, whatever `quality`.
     """
 
     serving: Placement
@@ -86,7 +86,7 @@ class Replacing:
         capacity_rows: int = 0,
         policy: Policy | None = None,
         heat: NDArray[np.uint8] | None = None,
-        quality: str = "balanced",
+        quality: str = "best",
         seed: int = 0,
         threads: int | None = None,
         progress: Progress | None = None,
@@ -102,7 +102,6 @@ class Replacing:
             serving.rows,
             serving.rows_per_block,
             "shp",
-            quality=quality,
             seed=seed,
             threads=threads,
             progress=progress,
@@ -152,7 +151,7 @@ def place_incrementally(
     capacity_rows: int = 0,
     policy: Policy | None = None,
     heat: NDArray[np.uint8] | None = None,
-    quality: str = "balanced",
+    quality: str = "best",
     seed: int = 0,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -174,7 +173,8 @@ def place_incrementally(
     heat
         uint8 (rows,), by position in `serving`, as :func:`bandana_kv.simulate.replay` takes it.
     quality, seed, threads, progress
-        As for :func:`bandana_kv.placement.place`.
+        As for :func:`bandana_kv.placement.place`. Few blocks are placed, so that more care costs
+        little: ``"best"`` by default.
 
     Returns
     -------

@@ -38,9 +38,11 @@ from typing import Any
 import click
 import numpy as np
 from common import report, surroundings
-from drift_generator import drifting
+from drift_generator import VISITS_A_DAY, drifting
 
 from bandana_kv import AccessLog
+from bandana_kv.drift import Served as How
+from bandana_kv.drift import advise
 from bandana_kv.heat import count_lookups, heat_of_counts
 from bandana_kv.placement import Placement
 from bandana_kv.placement.incremental import Replacing, blocks_changed
@@ -194,6 +196,27 @@ def compare(served: Served, times: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
+def _advice(served: Served) -> dict[str, Any]:
+    """Return what is advised when counting begins, to whoever has not placed anew before."""
+    window = served.timeline.window(served.timeline.placed_at[-1])
+    how = How(
+        served.serving,
+        served.choice.capacity_rows,
+        served.choice.policy,
+        heat=served.heat(served.serving),
+    )
+    begun = time.perf_counter()
+    advice = advise(window, how, seed=served.seed)
+    return {
+        "action": advice.action,
+        "new_plan": None if advice.policy is None else str(advice.policy),
+        "blocks": advice.blocks,
+        "saved": advice.chosen.saved,
+        "reason": advice.reason,
+        "seconds": round(time.perf_counter() - begun, 1),
+    }
+
+
 def timeline_of_log(path: Path, ordered: bool, seed: int) -> Timeline:
     log = AccessLog.read(path)
     if not ordered:
@@ -202,8 +225,8 @@ def timeline_of_log(path: Path, ordered: bool, seed: int) -> Timeline:
     return Timeline(log, log.rows, int(OLD * log.requests), (count_from,))
 
 
-def timeline_of_generator(rows: int, days: int, seed: int) -> Timeline:
-    log = drifting(rows, days, seed)
+def timeline_of_generator(rows: int, days: int, visits: float, seed: int) -> Timeline:
+    log = drifting(rows, days, seed, visits)
     day = log.requests // days
     nights = tuple(day * number for number in range(OLD_DAYS + 1, days))
     return Timeline(log, rows, OLD_DAYS * day, nights)
@@ -215,6 +238,7 @@ def timeline_of_generator(rows: int, days: int, seed: int) -> Timeline:
 @click.option("--generator", is_flag=True, help="Instead of a log.")
 @click.option("--rows", default=GENERATED_ROWS, show_default=True, help="Of the generator.")
 @click.option("--days", default=DAYS, show_default=True, help="Of the generator.")
+@click.option("--visits", default=VISITS_A_DAY, show_default=True, help="Of a user, a day.")
 @click.option("--rows-per-block", default=32, show_default=True)
 @click.option("--cache", "cache_fraction", default=0.05, show_default=True, help="DRAM / rows.")
 @click.option("--seed", default=0, show_default=True)
@@ -226,6 +250,7 @@ def main(
     generator: bool,
     rows: int,
     days: int,
+    visits: float,
     rows_per_block: int,
     cache_fraction: float,
     seed: int,
@@ -236,7 +261,7 @@ def main(
         raise click.UsageError("give --log or --generator, and not both")
     begun = time.perf_counter()
     if path is None:
-        name, timeline = "generator", timeline_of_generator(rows, days, seed)
+        name, timeline = "generator", timeline_of_generator(rows, days, visits, seed)
     else:
         name, timeline = path.stem, timeline_of_log(path, ordered, seed)
     old = timeline.between(0, timeline.learnt_until)
@@ -252,6 +277,8 @@ def main(
         "ordered": ordered or generator,
         "rows": timeline.rows,
         "days": days if generator else None,
+        "visits_a_day": visits if generator else None,
+        "advice": _advice(served),
         "blocks": served.serving.blocks,
         "capacity_rows": capacity_rows,
         "placement": choice.placement,
@@ -259,7 +286,8 @@ def main(
         "seconds": round(time.perf_counter() - begun, 1),
         "surroundings": surroundings(seed),
     }
-    report(result, f"drift-{name}" if keep else None)
+    kind = f"-{visits:g}" if generator and visits != VISITS_A_DAY else ""
+    report(result, f"drift-{name}{kind}" if keep else None)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """An access log whose traffic drifts: the same users for days, with lists that change every day.
 
-    python bench/drift_generator.py --rows 400000 --days 10 --out log.npz
+    python bench/drift_generator.py --rows 200000 --days 16 --out log.npz
 
 The users, their lists, how popular rows are and where an id of a list is drawn from are those of
 generator.py, which says what of it is published and what assumed. A user visits VISITS_A_DAY
@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from bandana_kv import AccessLog
 
 LOOKUPS_A_DAY = 2
-VISITS_A_DAY = 4
+VISITS_A_DAY = 4.0
 LIST_CHANGE = 0.1
 WEIGHTS_MOVED = 0.05
 ROWS_MOVED = 0.02
@@ -62,14 +62,14 @@ def _world(
     return World(weights, order, ends, rng)
 
 
-def drifting(rows: int, days: int, seed: int = 0) -> AccessLog:
+def drifting(rows: int, days: int, seed: int = 0, visits_a_day: float = VISITS_A_DAY) -> AccessLog:
     """Return the log of `days` days of a table of `rows`.
 
     Cost: about twice the memory of the log; 8 million lookups take some 5 s.
     """
     rng = np.random.default_rng(seed)
-    visits = max(1, 2 * int(LOOKUPS_A_DAY * rows) // (SHORTEST + LONGEST))
-    users = max(1, visits // VISITS_A_DAY)
+    visits = max(1, 2 * LOOKUPS_A_DAY * rows // (SHORTEST + LONGEST))
+    users = max(1, int(visits / visits_a_day))
     weights = row_weights(rows, rng)
     order, ends = dealt(weights, rng)
     # Those that are hot now get a community for the day on which they no longer are.
@@ -100,12 +100,13 @@ def drifting(rows: int, days: int, seed: int = 0) -> AccessLog:
 
 
 @click.command()
-@click.option("--rows", default=400_000, show_default=True)
-@click.option("--days", default=10, show_default=True)
+@click.option("--rows", default=200_000, show_default=True)
+@click.option("--days", default=16, show_default=True)
+@click.option("--visits", default=VISITS_A_DAY, show_default=True, help="Of a user, a day.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-def main(rows: int, days: int, seed: int, out: Path) -> None:
-    log = drifting(rows, days, seed)
+def main(rows: int, days: int, visits: float, seed: int, out: Path) -> None:
+    log = drifting(rows, days, seed, visits)
     log.write(out)
     print(f"{log}; {np.unique(log.ids).size} of {rows} rows looked up")
 

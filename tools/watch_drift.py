@@ -100,10 +100,9 @@ def _print(advices: Mapping[str, Advice]) -> None:
         for option in advice.options:
             chosen = option is advice.chosen
             days = "-" if option.budget_days is None else f"{option.budget_days:.2f} days"
-            plan = ", new plan" if option.policy is not None and option.blocks else ""
             table.add_row(
                 ">" if chosen else "",
-                option.action + plan,
+                str(option),
                 f"{option.reads_per_lookup:.4f}",
                 f"{100 * option.saved:.1f}%" + ("" if option.stands_out else " ~"),
                 f"{option.blocks:,}",
@@ -111,7 +110,7 @@ def _print(advices: Mapping[str, Advice]) -> None:
                 days,
             )
         out.print(table)
-        out.print(f"{advice.table}: {advice.action}: {advice.reason}", markup=False, soft_wrap=True)
+        out.print(f"{advice.table}: {advice.chosen}: {advice.reason}", markup=False, soft_wrap=True)
 
 
 def _title(advice: Advice) -> str:

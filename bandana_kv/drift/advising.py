@@ -330,7 +330,7 @@ def _reason(options: Sequence[Option], chosen: Option) -> str:
     best = max(options, key=lambda each: each.saved)
     if chosen is options[0]:
         return (
-            f"on later requests than it learnt from, the best of all, {best.action!r}, saves "
+            f"on later requests than it learnt from, the best of all, '{best}', saves "
             f"{100 * best.saved:.1f} % of the block reads, which is not enough to stand out"
         )
     text = (
@@ -338,7 +338,7 @@ def _reason(options: Sequence[Option], chosen: Option) -> str:
         f"reads and writes {chosen.blocks} blocks"
     )
     if best is not chosen:
-        text += f"; the best, {best.action!r}, saves {100 * best.saved:.1f} % with {best.blocks}"
+        text += f"; the best, '{best}', saves {100 * best.saved:.1f} % with {best.blocks}"
     return text
 
 

@@ -78,6 +78,9 @@ class Option(msgspec.Struct, frozen=True):
     saved: float
     stands_out: bool
 
+    def __str__(self) -> str:
+        return self.action + (" with a new plan" if self.policy is not None and self.blocks else "")
+
 
 class Advice(msgspec.Struct, frozen=True):
     """What to do about a table, with the numbers that say so.

@@ -90,9 +90,8 @@ def _metrics_of(advice: Advice) -> Iterator[Metric]:
         yield gauge("advice_active", text, float(kind == advice.kind), action=kind)
     yield gauge("advised_blocks", "Blocks that the advice rewrites.", advice.blocks)
     for option in advice.options:
-        way = option.action + (" with a new plan" if option.policy and option.blocks else "")
         text = "Share of block reads that could be saved."
-        yield gauge("saved_ratio", text, option.saved, action=way)
+        yield gauge("saved_ratio", text, option.saved, action=str(option))
 
 
 def run_hook(command: Sequence[str], advice: Advice) -> bool:

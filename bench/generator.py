@@ -76,7 +76,7 @@ SMALLEST, LARGEST = 32, 512
 LOOKUPS_PER_ROW = 3  # of all rows, those never looked up included
 
 
-class _Drawing:
+class Drawing:
     """Draws rows by weight, from all or from consecutive ones."""
 
     def __init__(self, rows: NDArray[np.int32], weights: NDArray[np.float64]) -> None:
@@ -118,20 +118,22 @@ def hot_rows(weights: NDArray[np.float64]) -> NDArray[np.bool_]:
     return hot
 
 
-class _World:
+class World:
     """Rows with their weights and communities, and how an id of a list is drawn."""
 
-    def __init__(self, rows: int, rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        weights: NDArray[np.float64],
+        order: NDArray[np.int32],
+        ends: NDArray[np.int64],
+        rng: np.random.Generator,
+    ) -> None:
+        """Take the rows that are not hot in the order of their communities, and where each ends."""
         self.rng = rng
-        weights = row_weights(rows, rng)
-        hot = hot_rows(weights)
-        order = np.flatnonzero(hot).astype(np.int32)
-        self.hot = _Drawing(order, weights[order])
-        order = rng.permutation(np.flatnonzero(~hot).astype(np.int32))
-        self.others = _Drawing(order, weights[order])
-        sizes = np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST), rows // SMALLEST + 1))
-        ends = np.cumsum(sizes.astype(np.int64))
-        self.ends = np.concatenate([[0], ends[ends < order.size], [order.size]])
+        hot = np.flatnonzero(hot_rows(weights)).astype(np.int32)
+        self.hot = Drawing(hot, weights[hot])
+        self.others = Drawing(order, weights[order])
+        self.ends = ends
 
     def communities(self, users: int) -> NDArray[np.int64]:
         """Return the communities of users (users, COMMUNITIES), drawn by their weight."""
@@ -155,6 +157,24 @@ class _World:
         return drawn
 
 
+def dealt(
+    weights: NDArray[np.float64], rng: np.random.Generator
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Deal the rows that are not hot into communities: these rows in order, and all the ends."""
+    order = rng.permutation(np.flatnonzero(~hot_rows(weights)).astype(np.int32))
+    most = weights.size // SMALLEST + 1
+    sizes = np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST), most))
+    ends = np.cumsum(sizes.astype(np.int64))
+    return order, np.concatenate([[0], ends[ends < order.size], [order.size]])
+
+
+def distinct(lists: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return each list sorted, with -1 in the place of every repeat."""
+    lists = np.sort(lists, axis=1)
+    lists[:, 1:][lists[:, 1:] == lists[:, :-1]] = -1
+    return lists
+
+
 def visits_of(users: int, visits: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Return who visits, in order of time."""
     activity = np.minimum((1 - rng.random(users)) ** (-1 / ACTIVITY), MOST_TIMES)
@@ -172,7 +192,8 @@ def generate(rows: int, lookups: int | None = None, seed: int = 0) -> AccessLog:
     rng = np.random.default_rng(seed)
     visits = max(VISITS, 2 * lookups // (SHORTEST + LONGEST))
     users = max(1, visits // VISITS)
-    world = _World(rows, rng)
+    weights = row_weights(rows, rng)
+    world = World(weights, *dealt(weights, rng), rng)
     who = visits_of(users, visits, rng)
     lengths = rng.integers(SHORTEST, LONGEST + 1, users)
     communities = world.communities(users)
@@ -188,9 +209,7 @@ def generate(rows: int, lookups: int | None = None, seed: int = 0) -> AccessLog:
             np.repeat(communities[user], np.count_nonzero(drawn_anew, axis=1), axis=0)
         )
         lists[user] = now
-        now.sort(axis=1)
-        now[:, 1:][now[:, 1:] == now[:, :-1]] = -1
-        looked_up[turn] = now
+        looked_up[turn] = distinct(now)
     valid = looked_up >= 0
     offsets = np.concatenate([[0], np.cumsum(np.count_nonzero(valid, axis=1))])
     return AccessLog(offsets, looked_up[valid])

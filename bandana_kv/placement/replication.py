@@ -20,7 +20,7 @@ from bandana_kv.errors import InputError
 from bandana_kv.placement.core import Placement, RequestLog, readable, validated_log
 from bandana_kv.placement.counting import lookups_of_id
 from bandana_kv.placement.registry import place
-from bandana_kv.placement.subset import Requests, without_rows
+from bandana_kv.placement.subset import kept_lookups, without_rows
 from bandana_kv.progress import Progress
 
 __all__ = ["replicate"]
@@ -49,15 +49,6 @@ def _lonely(
         for at in range(first, last):
             in_block[position_of_id[ids[at]] // rows_per_block] = 0
     return lonely
-
-
-def _lookups_kept(
-    offsets: NDArray[np.int64], ids: NDArray[Any], keep: NDArray[np.bool_]
-) -> Requests:
-    """Return the log of some of its lookups."""
-    before = np.zeros(ids.size + 1, np.int64)
-    np.cumsum(keep, out=before[1:])
-    return Requests(before[offsets], ids[keep])
 
 
 def replicate(
@@ -102,7 +93,7 @@ def replicate(
         raise InputError(f"the share of extra blocks must be within 0 and 1, not {fraction}")
     offsets, ids = validated_log(log, placement.rows)
     lonely = _lonely(offsets, ids, readable(placement.position_of_id), placement.rows_per_block)
-    left_over = _lookups_kept(offsets, ids, lonely)
+    left_over = kept_lookups(offsets, ids, lonely)
     score = lookups_of_id(left_over, placement.rows)
     most = int(fraction * placement.blocks) * placement.rows_per_block
     chosen = np.argsort(-score, kind="stable")[:most]

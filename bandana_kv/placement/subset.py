@@ -14,7 +14,14 @@ from bandana_kv.placement.core import RequestLog, readable
 from bandana_kv.placement.counting import lookups_of_id
 from bandana_kv.sources import RowSource
 
-__all__ = ["KeptRows", "Requests", "resident_mask", "sampled_requests", "without_rows"]
+__all__ = [
+    "KeptRows",
+    "Requests",
+    "kept_lookups",
+    "resident_mask",
+    "sampled_requests",
+    "without_rows",
+]
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,15 @@ def without_rows(log: RequestLog, keep: NDArray[np.bool_]) -> Requests:
     new_id_of_id = np.where(keep, np.cumsum(keep) - 1, -1).astype(np.int32)
     everything = np.arange(len(log.offsets) - 1, dtype=np.int64)
     return _copied(log, everything, int(np.asarray(log.offsets)[-1]), new_id_of_id)
+
+
+def kept_lookups(
+    offsets: NDArray[np.int64], ids: NDArray[Any], keep: NDArray[np.bool_]
+) -> Requests:
+    """Return the log of some of its lookups; requests that lose all stay, empty."""
+    before = np.zeros(ids.size + 1, np.int64)
+    np.cumsum(keep, out=before[1:])
+    return Requests(before[offsets], ids[keep])
 
 
 class KeptRows(RowSource):

@@ -30,17 +30,22 @@ if TYPE_CHECKING:
     from bandana_kv.placement import Placement
 
 __all__ = [
+    "NOT_NOTED",
     "Replayed",
     "Stream",
     "cold",
+    "missed_lookups",
     "replay",
+    "replay_requests",
     "run",
     "run_parts",
-    "replay_requests",
     "stream_of",
 ]
 
 _MOST_BUCKETS = 1 << 20
+
+NOT_NOTED = np.zeros(0, np.bool_)
+"""Room for which lookups missed, where nobody asks."""
 
 
 class Stream(NamedTuple):
@@ -98,9 +103,13 @@ def replay_requests(
     coalesce: bool,
     counters: np.ndarray,
     each: np.ndarray,
+    missed_at: np.ndarray,
     crowd: Crowd,
 ) -> None:
-    """Serve requests `first` to `last`; `each`, (requests, 2), gets their misses and reads."""
+    """Serve requests `first` to `last`; `each`, (requests, 2), gets their misses and reads.
+
+    `missed_at`, (lookups,), says which lookups missed, if it has room.
+    """
     alone = crowd.ends.size == 1
     longest = 0
     for request in range(first, last):
@@ -117,6 +126,9 @@ def replay_requests(
             if not alone:
                 reads_left(crowd, wanted.size, places[:0])
             continue
+        if missed_at.size:
+            for i in range(wanted.size):
+                missed_at[offsets[request] + i] = slots[i] < 0
         asked, ordered = missing(wanted, slots, missed)
         blocks = cover(ordered, layout, places)
         if alone:
@@ -169,6 +181,28 @@ def cold(policy: Policy, capacity_rows: int, layout: Layout) -> CacheState:
     return make_state(policy, capacity_rows, layout.heat, frugal=frugal)
 
 
+def missed_lookups(
+    stream: Stream, layout: Layout, policy: Policy, capacity_rows: int
+) -> NDArray[np.bool_]:
+    """Return which lookups of `stream` miss, bool (lookups,); its cache begins empty."""
+    missed_at = np.zeros(stream.positions.size, np.bool_)
+    requests = stream.offsets.size - 1
+    replay_requests(
+        cold(policy, capacity_rows, layout),
+        stream.offsets,
+        stream.positions,
+        0,
+        requests,
+        layout,
+        True,
+        new_counters(),
+        np.empty((requests, 2), np.int32),
+        missed_at,
+        ALONE,
+    )
+    return missed_at
+
+
 def run_parts(
     stream: Stream,
     layout: Layout,
@@ -195,6 +229,7 @@ def run_parts(
             coalesce,
             counters,
             each,
+            NOT_NOTED,
             ALONE,
         )
         counted.append(Replayed(**dict(zip(COUNTERS, counters.tolist(), strict=True))))

@@ -12,7 +12,7 @@ from bandana_kv.errors import InputError
 from bandana_kv.layout import Layout
 from bandana_kv.policy import Policy
 from bandana_kv.simulate.crowd import crowd_of
-from bandana_kv.simulate.replay import Stream, cold, replay_requests
+from bandana_kv.simulate.replay import NOT_NOTED, Stream, cold, replay_requests
 
 __all__ = ["PerRequest", "per_request"]
 
@@ -75,6 +75,7 @@ def per_request(
             True,
             new_counters(),
             each[first:last],
+            NOT_NOTED,
             crowd,
         )
     lookups = np.diff(stream.offsets[warm:]).astype(np.int32)

@@ -169,6 +169,7 @@ def main(
         shutil.rmtree(work, ignore_errors=True)
     performances = [predict(one, device, Load.of(each), threads=threads) for one in costs]
     predicted = performances[good_one([one.rows_per_second for one in performances])]
+    by_one = predict(costs[performances.index(predicted)], device, Load.of(one_caller), threads=1)
     # Callers who miss a block together read it once: of samples that cannot be seen.
     left = int(each.block_reads.sum()) / max(1, int(one_caller.block_reads.sum()))
     predicted_reads = left * expected.block_reads
@@ -187,7 +188,9 @@ def main(
             "measured_reads": alone["block_reads"],
             "relative_error": expected.block_reads / max(1, alone["block_reads"]) - 1,
             "replayed_reads": int(one_caller.block_reads.sum()),
-            "rows_per_second": alone["rows_per_second"],
+            "predicted_rows_per_second": round(by_one.rows_per_second),
+            "measured_rows_per_second": alone["rows_per_second"],
+            "measured_cpu_us_per_lookup": alone["cpu_us_per_lookup"],
         },
         "predicted_rows_per_second": round(predicted.rows_per_second),
         "measured_rows_per_second": measured["rows_per_second"],

@@ -36,12 +36,16 @@ _READS_OF_CALL = 128
 
 
 class _Shape(NamedTuple):
-    """Requests of one kind: every one has `hits`; a share of them `missed` rows in `blocks`."""
+    """Requests of one kind: every one has `hits`; a share of them `missed` rows in `blocks`.
+
+    Of `pool` blocks, where that is given, in which callers meet; and nothing is cached.
+    """
 
     hits: int
     missed: int = 0
     blocks: int = 0
     share: float = 1.0
+    pool: int = 0
 
 
 _SHAPES = (
@@ -56,6 +60,8 @@ _SHAPES = (
     _Shape(4, 16, 4),
     _Shape(32, 16, 16),
     _Shape(128, 64, 64),
+    _Shape(0, 8, 8, pool=16),
+    _Shape(0, 8, 8, pool=64),
 )
 
 
@@ -68,7 +74,7 @@ def calibrate(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Costs:
-    """Measure what serving costs here, by asking a small store in some ten ways.
+    """Measure what serving costs here, by asking a small store in some dozen ways.
 
     Parameters
     ----------
@@ -181,7 +187,7 @@ class _Small:
         from bandana_kv.tools.cold import drop_page_cache
 
         drop_page_cache(self._root)
-        with open_store(self._root, self._cache_bytes) as store:
+        with open_store(self._root, 0 if shape.pool else self._cache_bytes) as store:
             self._look_at(store)
             for _ in range(4):  # hot enough to stay
                 store.multi_get(_TABLE, self._hot)
@@ -208,8 +214,11 @@ class _Small:
 
     def _cold(self, shape: _Shape) -> NDArray[np.int64]:
         """Return ids in blocks that were not asked for in a long time."""
-        first, self._next = self._next, self._next + shape.blocks
-        blocks = self._blocks[np.arange(first, self._next) % self._blocks.size]
+        if shape.pool:
+            blocks = self._blocks[self._rng.permutation(shape.pool)[: shape.blocks]]
+        else:
+            first, self._next = self._next, self._next + shape.blocks
+            blocks = self._blocks[np.arange(first, self._next) % self._blocks.size]
         each = shape.missed // shape.blocks
         within = self._rng.permuted(np.tile(np.arange(self._per_block), (shape.blocks, 1)), axis=1)
         ids: NDArray[np.int64] = (blocks[:, None] * self._per_block + within[:, :each]).ravel()
@@ -218,7 +227,10 @@ class _Small:
 
 def _seen(asked: list[list[Asked]]) -> Seen:
     """Return what was seen of each kind of request in a good round."""
-    good = np.array([np.quantile(rounds, _GOOD, axis=0)[1:] for rounds in asked])
-    shares = [shape.share if shape.missed else 0.0 for shape in _SHAPES]
-    did = np.column_stack([np.ones(len(_SHAPES)), shares, good[:, 2:]])
-    return Seen(good[:, 0], good[:, 1], did)
+    times = np.array([np.quantile(rounds, _GOOD, axis=0)[1:3] for rounds in asked])
+    counts = np.array([np.median(rounds, axis=0)[3:] for rounds in asked])
+    shares = np.array([shape.share if shape.missed else 0.0 for shape in _SHAPES])
+    blocks = shares * [shape.blocks for shape in _SHAPES]
+    joined = np.where([shape.pool > 0 for shape in _SHAPES], blocks - counts[:, 2], 0.0)
+    did = np.column_stack([np.ones(len(_SHAPES)), shares, counts, joined])
+    return Seen(*times.T, did)

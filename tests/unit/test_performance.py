@@ -145,9 +145,9 @@ def test_what_cannot_be_predicted_is_said() -> None:
 
 
 def test_parts_add_up_by_request() -> None:
-    counted = PerRequest(*np.array([[3, 5], [0, 2], [0, 1]], np.int32))
-    us = Parts(1.0, 10.0, 100.0, 1000.0, 10_000.0).of(Load.of(counted))
-    assert us.tolist() == [301.0, 1 + 10 + 500 + 2000 + 10_000]
+    counted = PerRequest(*np.array([[3, 5], [0, 2], [0, 1], [0, 3]], np.int32))
+    us = Parts(1.0, 10.0, 100.0, 1000.0, 1e4, 1e5).of(Load.of(counted))
+    assert us.tolist() == [301.0, 1 + 10 + 500 + 2000 + 1e4 + 3e5]
 
 
 def test_the_curve_is_what_was_measured_but_for_what_cannot_be() -> None:
@@ -165,21 +165,22 @@ def test_the_curve_is_what_was_measured_but_for_what_cannot_be() -> None:
 def test_costs_are_found_again_in_what_they_make() -> None:
     rng = np.random.default_rng(0)
     did = np.column_stack(
-        [np.ones(12), rng.integers(0, 2, 12), rng.integers(1, 100, (12, 3))]
+        [np.ones(12), rng.integers(0, 2, 12), rng.integers(1, 100, (12, 4))]
     ).astype(float)
-    wanted = Parts(5.0, 100.0, 0.1, 0.0, 4.0)
+    wanted = Parts(5.0, 100.0, 0.1, 0.0, 4.0, 7.0)
     found = fit_parts(did, did @ wanted.vector())
     assert msgspec.structs.astuple(found) == pytest.approx(
         msgspec.structs.astuple(wanted), abs=1e-6
     )
     # A part that would have to be negative is none.
-    assert fit_parts(did, did @ np.array([5.0, 0.0, 1.0, 0.0, -0.001])).block_read == 0.0
+    assert fit_parts(did, did @ np.array([5.0, 0.0, 1.0, 0.0, -0.001, 0.0])).block_read == 0.0
 
 
 def test_serial_time_is_found_again_in_the_rates_that_it_makes() -> None:
     alone, serial = Parts(6.0, 100.0, 0.02), Parts(5.0, 90.0)
     did = np.array(
-        [[1, 0, 8, 0, 0], [1, 0.3, 8, 0.3, 0.3], [1, 1, 8, 1, 1], [1, 1, 40, 4, 4]], float
+        [[1, 0, 8, 0, 0, 0], [1, 0.3, 8, 0.3, 0.3, 0], [1, 1, 8, 1, 1, 0], [1, 1, 40, 4, 4, 0]],
+        float,
     )
     machine = Machine(4, DeviceCurve(np.array([1.0, 1e9]), np.array([1e4, 1e13]), 1), 8)
     walls = []

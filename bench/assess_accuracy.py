@@ -20,8 +20,8 @@ measured_reads
 predicted_rows_per_second, predicted_p50_us, predicted_p99_us
     By :mod:`bandana_kv.performance`: the costs of this machine, measured by asking a small store
     of the same engine in the same directory; the device's curve; what a replay says each request
-    needs. Costs are measured and requests served in turn, --rounds times. Other programs slow both
-    down: of either the quartile on the good side is compared.
+    needs. Costs are measured and requests served in turn, --rounds times, since other programs
+    slow both down; the medians are compared.
 predicted_cpu_us_per_lookup
     Processor time; measured with what comparing the rows takes.
 from_training
@@ -32,7 +32,6 @@ from_training
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from pathlib import Path
@@ -58,7 +57,6 @@ from bandana_kv.simulate import Estimate, PerRequest, estimate, per_request
 from bandana_kv.simulate.replay import stream_of
 
 NO_END = float("inf")
-GOOD = 0.75
 
 
 def simulated(
@@ -94,9 +92,9 @@ def in_turn(
     return found, served
 
 
-def good_one(rates: list[float]) -> int:
-    """Return which of the rates is the quartile on the good side."""
-    return int(np.argsort(rates)[math.ceil(GOOD * (len(rates) - 1))])
+def median_one(rates: list[float]) -> int:
+    """Return which of the rates is in the middle."""
+    return int(np.argsort(rates)[len(rates) // 2])
 
 
 def processor_us(costs: list[Costs], load: Load) -> float:
@@ -168,12 +166,12 @@ def main(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     performances = [predict(one, device, Load.of(each), threads=threads) for one in costs]
-    predicted = performances[good_one([one.rows_per_second for one in performances])]
+    predicted = performances[median_one([one.rows_per_second for one in performances])]
     by_one = predict(costs[performances.index(predicted)], device, Load.of(one_caller), threads=1)
     # Callers who miss a block together read it once: of samples that cannot be seen.
     left = int(each.block_reads.sum()) / max(1, int(one_caller.block_reads.sum()))
     predicted_reads = left * expected.block_reads
-    measured = served[good_one([run["rows_per_second"] for run in served])]
+    measured = served[median_one([run["rows_per_second"] for run in served])]
     result = {
         "log": path.stem,
         "adapter": adapter,

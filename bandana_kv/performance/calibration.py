@@ -28,9 +28,7 @@ _TABLE_BYTES, _LEAST_ROWS = 64 << 20, 1 << 9
 _HOT_ROWS, _CACHED_SHARE = 1024, 0.05
 # More than are answered in the time.
 _MOST_REQUESTS, _MOST_MISSED = 10_000, 1000
-_SECONDS, _ROUNDS = 0.1, 4
-# Other programs only ever slow requests down.
-_GOOD = 0.25
+_SECONDS, _ROUNDS = 0.1, 3
 # Of a call that reaches the device's depth by itself.
 _READS_OF_CALL = 128
 
@@ -226,11 +224,10 @@ class _Small:
 
 
 def _seen(asked: list[list[Asked]]) -> Seen:
-    """Return what was seen of each kind of request in a good round."""
-    times = np.array([np.quantile(rounds, _GOOD, axis=0)[1:3] for rounds in asked])
-    counts = np.array([np.median(rounds, axis=0)[3:] for rounds in asked])
+    """Return what was seen of each kind of request in the median round."""
+    middle = np.array([np.median(rounds, axis=0)[1:] for rounds in asked])
     shares = np.array([shape.share if shape.missed else 0.0 for shape in _SHAPES])
     blocks = shares * [shape.blocks for shape in _SHAPES]
-    joined = np.where([shape.pool > 0 for shape in _SHAPES], blocks - counts[:, 2], 0.0)
-    did = np.column_stack([np.ones(len(_SHAPES)), shares, counts, joined])
-    return Seen(*times.T, did)
+    joined = np.where([shape.pool > 0 for shape in _SHAPES], blocks - middle[:, 4], 0.0)
+    did = np.column_stack([np.ones(len(_SHAPES)), shares, middle[:, 2:], joined])
+    return Seen(middle[:, 0], middle[:, 1], did)

@@ -74,6 +74,13 @@ def simulated(
     )
 
 
+def serve(bench: Bench, adapter: str, threads: int) -> dict[str, Any]:
+    run: dict[str, Any] = bench.run(OURS + adapter, {}, threads, NO_END)
+    if "failed" in run:
+        raise click.ClickException(f"serving: {run['failed']}")
+    return run
+
+
 def in_turn(
     bench: Bench, adapter: str, threads: int, rounds: int, seed: int
 ) -> tuple[list[Costs], list[dict[str, Any]]]:
@@ -87,7 +94,7 @@ def in_turn(
 
     found, served = [costs(0)], []
     for number in range(rounds):
-        served.append(bench.run(OURS + adapter, {}, threads, NO_END))
+        served.append(serve(bench, adapter, threads))
         found.append(costs(number + 1))
     return found, served
 
@@ -162,7 +169,7 @@ def main(
         expected, one_caller, each = simulated(bench, planned, test, adapter, threads, seed)
         load_before = os.getloadavg()
         costs, served = in_turn(bench, adapter, threads, rounds, seed)
-        alone = bench.run(OURS + adapter, {}, 1, NO_END)
+        alone = serve(bench, adapter, 1)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     performances = [predict(one, device, Load.of(each), threads=threads) for one in costs]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -12,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import bandana_kv
-from bandana_kv.device import BlockSize, Cell, DeviceProfile, Mount
+from bandana_kv.device import DeviceProfile
 from bandana_kv.performance import calibration
 
 BENCH = Path(__file__).parents[2] / "bench"
@@ -27,34 +28,10 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("assess_accuracy")
 
 
-def write_profile(path: Path) -> None:
-    cells = tuple(
-        Cell(4096, depth, 1, 1e4 * depth**0.5, 100.0 * depth**0.5, 100.0, 300.0)
-        for depth in (1, 4, 16, 64)
-    )
-    DeviceProfile(
-        format=1,
-        created="2026-01-02T03:04:05+00:00",
-        kernel="6.1.0",
-        mount=Mount(2049, "/data", "ext4", None, None),
-        engine="io_uring",
-        fio_version="3.33",
-        quick=True,
-        file_bytes=1 << 29,
-        cells=cells,
-        skipped_block_bytes=(),
-        sizes=(BlockSize(4096, 64, 8e4, 300.0, True),),
-        block_bytes=4096,
-        queue_depth=64,
-        jobs=1,
-        p99_budget_us=1000.0,
-        budget_met=True,
-        spread=0.1,
-    ).write(path)
-
-
 @pytest.mark.slow
-def test_what_it_says_holds_together(bench: ModuleType, tmp_path: Path) -> None:
+def test_what_it_says_holds_together(
+    bench: ModuleType, profile_of: Callable[..., DeviceProfile], tmp_path: Path
+) -> None:
     rng = np.random.default_rng(0)
     lists = rng.permutation(3000).reshape(100, 30)
     requests = [
@@ -62,7 +39,7 @@ def test_what_it_says_holds_together(bench: ModuleType, tmp_path: Path) -> None:
         for _ in range(1500)
     ]
     bandana_kv.AccessLog.from_requests(requests).write(tmp_path / "log.npz")
-    write_profile(tmp_path / "device.json")
+    profile_of({1: 1e4, 4: 2e4, 16: 4e4, 64: 8e4}).write(tmp_path / "device.json")
     work = tmp_path / "work"
     work.mkdir()
     options = {"dir": work, "log": tmp_path / "log.npz", "profile": tmp_path / "device.json"}

@@ -15,6 +15,7 @@ from bandana_kv.errors import InputError
 from bandana_kv.performance.costs import Costs
 from bandana_kv.performance.fitting import Seen, fit_parts, fit_serial, read_us_of
 from bandana_kv.policy import Policy
+from bandana_kv.priority import preferred
 from bandana_kv.progress import Progress
 
 if TYPE_CHECKING:
@@ -122,8 +123,8 @@ def calibrate(
         alone: list[list[Asked]] = [[] for _ in _SHAPES]
         crowded: list[list[Asked]] = [[] for _ in _SHAPES]
         progress.start("calibrate", _ROUNDS * len(_SHAPES), "ways to ask")
-        for _ in range(_ROUNDS):
-            for at, shape in enumerate(_SHAPES):
+        with preferred():
+            for at, shape in [*enumerate(_SHAPES)] * _ROUNDS:
                 alone[at].append(small.ask(shape, 1))
                 crowded[at].append(small.ask(shape, threads))
                 progress.advance(1)

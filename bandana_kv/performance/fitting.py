@@ -16,7 +16,7 @@ from bandana_kv.performance.model import Demand, Machine
 __all__ = ["Seen", "fit_parts", "fit_serial", "read_us_of"]
 
 # A request with more reads says more of the device than of the GIL.
-_FEW_READS = 4.0
+_FEW_READS = 20.0
 _STEPS = 40
 
 

@@ -12,6 +12,8 @@ import pytest
 import rocksdict
 from hypothesis import HealthCheck, settings
 
+from bandana_kv.device import BlockSize, Cell, DeviceProfile, Mount
+
 SEED = 0
 
 # derandomized: hypothesis draws its examples from the test's own source, the same every run.
@@ -77,3 +79,36 @@ def _put(engine: str, path: Path, rows: Mapping[bytes, bytes], inner: str | None
 def put_by_key() -> Callable[..., None]:
     """Return a function that puts values by key into a database of somebody else's."""
     return _put
+
+
+@pytest.fixture(scope="session")
+def profile_of() -> Callable[[Mapping[int, float]], DeviceProfile]:
+    """Make the profile of a device that gives so many reads a second of 4 KiB, by depth."""
+
+    def profile(rates: Mapping[int, float]) -> DeviceProfile:
+        cells = tuple(
+            Cell(4096, depth, 1, rate, *(each * 1e6 * depth / rate for each in (1.0, 0.9, 3.0)))
+            for depth, rate in rates.items()
+        )
+        deepest = cells[-1]
+        return DeviceProfile(
+            format=1,
+            created="2026-01-02T03:04:05+00:00",
+            kernel="6.1.0",
+            mount=Mount(2049, "/data", "ext4", None, None),
+            engine="io_uring",
+            fio_version="3.33",
+            quick=True,
+            file_bytes=1 << 29,
+            cells=cells,
+            skipped_block_bytes=(),
+            sizes=(BlockSize(4096, deepest.depth, deepest.reads_per_second, deepest.p99_us, True),),
+            block_bytes=4096,
+            queue_depth=deepest.depth,
+            jobs=1,
+            p99_budget_us=1e4,
+            budget_met=True,
+            spread=0.1,
+        )
+
+    return profile

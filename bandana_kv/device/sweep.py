@@ -5,10 +5,8 @@ Passes over all shapes alternate, so that a slow minute of the machine meets all
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,6 +16,7 @@ from bandana_kv.device import choose
 from bandana_kv.device.engine import Engine, Measured, Shape
 from bandana_kv.device.record import Cell, curve
 from bandana_kv.device.workfile import WorkFile
+from bandana_kv.priority import preferred
 from bandana_kv.progress import Progress
 
 __all__ = ["BLOCK_SIZES", "DEPTHS", "FULL", "QUICK", "Effort", "Sweep"]
@@ -105,7 +104,7 @@ class Sweep:
 
     def run(self, block_sizes: Sequence[int], effort: Effort, begun: float) -> None:
         """Measure all that `effort` says, of which the seconds count from `begun`."""
-        with _preferred():
+        with preferred():
             for number in range(effort.passes):
                 self._pass(block_sizes, effort.all_jobs, number)
             took = 0.0
@@ -165,20 +164,3 @@ def _shapes(block_bytes: int, job_counts: Sequence[int]) -> list[Shape]:
     return sorted(
         {Shape(block_bytes, depth, min(jobs, depth)) for jobs in job_counts for depth in DEPTHS}
     )
-
-
-@contextlib.contextmanager
-def _preferred() -> Iterator[None]:
-    """Run before other programs, where that is allowed, as fio and new threads then do too.
-
-    A read that is done waits for a processor to notice, which on a busy machine takes far
-    longer than the device did.
-    """
-    usual = os.getpriority(os.PRIO_PROCESS, 0)
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, -20)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, 0, usual)

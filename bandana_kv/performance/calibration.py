@@ -15,6 +15,7 @@ from bandana_kv.errors import InputError
 from bandana_kv.performance.costs import Costs
 from bandana_kv.performance.fitting import Seen, fit_parts, fit_serial, read_us_of
 from bandana_kv.policy import Policy
+from bandana_kv.priority import preferred
 from bandana_kv.progress import Progress
 
 if TYPE_CHECKING:
@@ -28,20 +29,23 @@ _TABLE_BYTES, _LEAST_ROWS = 64 << 20, 1 << 9
 _HOT_ROWS, _CACHED_SHARE = 1024, 0.05
 # More than are answered in the time.
 _MOST_REQUESTS, _MOST_MISSED = 10_000, 1000
-_SECONDS, _ROUNDS = 0.1, 4
-# Other programs only ever slow requests down.
-_GOOD = 0.25
+_LONGEST = 8  # times the mean
+_SECONDS, _ROUNDS = 0.08, 5
 # Of a call that reaches the device's depth by itself.
 _READS_OF_CALL = 128
 
 
 class _Shape(NamedTuple):
-    """Requests of one kind: every one has `hits`; a share of them `missed` rows in `blocks`."""
+    """Requests of one kind, on average: `hits`, and a share of them `missed` rows in `blocks`.
+
+    Of `pool` blocks, where that is given, in which callers meet; and nothing is cached.
+    """
 
     hits: int
     missed: int = 0
     blocks: int = 0
     share: float = 1.0
+    pool: int = 0
 
 
 _SHAPES = (
@@ -53,9 +57,11 @@ _SHAPES = (
     _Shape(16, 2, 2, 0.5),
     _Shape(2, 1, 1),
     _Shape(32, 4, 4),
-    _Shape(4, 16, 4),
-    _Shape(32, 16, 16),
-    _Shape(128, 64, 64),
+    _Shape(8, 32, 4),
+    _Shape(8, 32, 16),
+    _Shape(128, 64, 32),
+    _Shape(0, 8, 8, pool=16),
+    _Shape(0, 8, 8, pool=64),
 )
 
 
@@ -68,7 +74,7 @@ def calibrate(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Costs:
-    """Measure what serving costs here, by asking a small store in some ten ways.
+    """Measure what serving costs here, by asking a small store in some dozen ways.
 
     Parameters
     ----------
@@ -118,8 +124,8 @@ def calibrate(
         alone: list[list[Asked]] = [[] for _ in _SHAPES]
         crowded: list[list[Asked]] = [[] for _ in _SHAPES]
         progress.start("calibrate", _ROUNDS * len(_SHAPES), "ways to ask")
-        for _ in range(_ROUNDS):
-            for at, shape in enumerate(_SHAPES):
+        with preferred():
+            for at, shape in [*enumerate(_SHAPES)] * _ROUNDS:
                 alone[at].append(small.ask(shape, 1))
                 crowded[at].append(small.ask(shape, threads))
                 progress.advance(1)
@@ -181,14 +187,15 @@ class _Small:
         from bandana_kv.tools.cold import drop_page_cache
 
         drop_page_cache(self._root)
-        with open_store(self._root, self._cache_bytes) as store:
+        with open_store(self._root, 0 if shape.pool else self._cache_bytes) as store:
             self._look_at(store)
             for _ in range(4):  # hot enough to stay
                 store.multi_get(_TABLE, self._hot)
-            out = np.empty((threads, shape.hits + shape.missed, self._row_bytes), np.uint8)
+            most = _LONGEST * (shape.hits + shape.missed)
+            out = np.empty((threads, most, self._row_bytes), np.uint8)
             ask(store, _TABLE, self._requests(shape, 4 * threads), out, _SECONDS)
-            most = _MOST_MISSED if shape.missed and shape.share == 1.0 else _MOST_REQUESTS
-            return ask(store, _TABLE, self._requests(shape, most), out, _SECONDS)
+            count = _MOST_MISSED if shape.missed and shape.share == 1.0 else _MOST_REQUESTS
+            return ask(store, _TABLE, self._requests(shape, count), out, _SECONDS)
 
     def _look_at(self, store: EmbeddingStore) -> None:
         engine = store._tables[_TABLE].stored.adapter
@@ -197,28 +204,42 @@ class _Small:
             self.reads_at_once = _READS_OF_CALL
 
     def _requests(self, shape: _Shape, count: int) -> list[NDArray[np.int64]]:
-        hot = self._rng.choice(self._hot, (count, shape.hits))
         # Spread evenly, so that every part of the requests has the share.
         turns = np.floor(np.arange(1, count + 1) * shape.share)
         missing = np.diff(turns, prepend=0) > 0
+        hits, blocks = self._sizes(shape.hits, count), self._sizes(shape.blocks, count) * missing
         return [
-            np.concatenate([ids, self._cold(shape)]) if misses and shape.blocks else ids
-            for ids, misses in zip(hot, missing, strict=True)
+            np.concatenate([self._rng.choice(self._hot, some), self._cold(shape, many)])
+            for some, many in zip(hits.tolist(), blocks.tolist(), strict=True)
         ]
 
-    def _cold(self, shape: _Shape) -> NDArray[np.int64]:
-        """Return ids in blocks that were not asked for in a long time."""
-        first, self._next = self._next, self._next + shape.blocks
-        blocks = self._blocks[np.arange(first, self._next) % self._blocks.size]
+    def _sizes(self, mean: int, count: int) -> NDArray[np.int64]:
+        """Return sizes as uneven as those of most logs: short requests wait for long ones."""
+        if mean == 0:
+            return np.zeros(count, np.int64)
+        return np.minimum(self._rng.geometric(1 / mean, count), _LONGEST * mean)
+
+    def _cold(self, shape: _Shape, count: int) -> NDArray[np.int64]:
+        """Return ids in `count` blocks that were not asked for in a long time."""
+        if count == 0:
+            return np.zeros(0, np.int64)
+        if shape.pool:
+            blocks = self._blocks[self._rng.permutation(shape.pool)[:count]]
+        else:
+            first, self._next = self._next, self._next + count
+            blocks = self._blocks[np.arange(first, self._next) % self._blocks.size]
         each = shape.missed // shape.blocks
-        within = self._rng.permuted(np.tile(np.arange(self._per_block), (shape.blocks, 1)), axis=1)
+        within = self._rng.permuted(np.tile(np.arange(self._per_block), (blocks.size, 1)), axis=1)
         ids: NDArray[np.int64] = (blocks[:, None] * self._per_block + within[:, :each]).ravel()
         return ids
 
 
 def _seen(asked: list[list[Asked]]) -> Seen:
-    """Return what was seen of each kind of request in a good round."""
-    good = np.array([np.quantile(rounds, _GOOD, axis=0)[1:] for rounds in asked])
-    shares = [shape.share if shape.missed else 0.0 for shape in _SHAPES]
-    did = np.column_stack([np.ones(len(_SHAPES)), shares, good[:, 2:]])
-    return Seen(good[:, 0], good[:, 1], did)
+    """Return what was seen of each kind of request in the median round."""
+    middle = np.array([np.median(rounds, axis=0)[1:] for rounds in asked])
+    shares = np.array([shape.share if shape.missed else 0.0 for shape in _SHAPES])
+    # A row a block where callers meet: what was not read was joined.
+    meet = np.array([shape.pool > 0 for shape in _SHAPES])
+    joined = np.where(meet, middle[:, 3] - middle[:, 4], 0.0)
+    did = np.column_stack([np.ones(len(_SHAPES)), shares, middle[:, 2:], joined])
+    return Seen(middle[:, 0], middle[:, 1], did)

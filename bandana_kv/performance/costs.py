@@ -30,6 +30,8 @@ class Parts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         For each row that is not in DRAM.
     block_read
         For each block that is read.
+    joined
+        For each block that another caller was reading, and is waited for.
     """
 
     request: float = 0.0
@@ -37,13 +39,14 @@ class Parts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lookup: float = 0.0
     missed_row: float = 0.0
     block_read: float = 0.0
+    joined: float = 0.0
 
     def of(self, load: Load) -> NDArray[np.float64]:
         """Return the microseconds of each request: float64 (requests,)."""
         return load.features() @ self.vector()
 
     def vector(self) -> NDArray[np.float64]:
-        """Return the parts in order: float64 (5,)."""
+        """Return the parts in order: float64 (6,)."""
         return np.array(msgspec.structs.astuple(self))
 
 
@@ -92,11 +95,14 @@ class Load:
     ----------
     lookups, missed, block_reads : integer (requests,)
         As :func:`bandana_kv.simulate.per_request` counts them.
+    joined : integer (requests,), or None
+        Likewise; None: no caller waits for what another one reads.
     """
 
     lookups: NDArray[np.integer]
     missed: NDArray[np.integer]
     block_reads: NDArray[np.integer]
+    joined: NDArray[np.integer] | None = None
 
     def __post_init__(self) -> None:
         sizes = {self.lookups.size, self.missed.size, self.block_reads.size}
@@ -111,8 +117,8 @@ class Load:
         return cls(*counted)
 
     def features(self) -> NDArray[np.float64]:
-        """Return what each request does, in the order of :class:`Parts`: float64 (requests, 5)."""
-        ones, any_missed = np.ones(self.lookups.size), self.missed > 0
-        return np.stack(
-            [ones, any_missed, self.lookups, self.missed, self.block_reads], axis=1, dtype=float
-        )
+        """Return what each request does, in the order of :class:`Parts`: float64 (requests, 6)."""
+        joined = 0 * self.lookups if self.joined is None else self.joined
+        counts = [self.lookups, self.missed, self.block_reads, joined]
+        features = [0 * self.lookups + 1, self.missed > 0, *counts]
+        return np.stack(features, axis=1, dtype=np.float64, casting="unsafe")

@@ -16,7 +16,7 @@ from bandana_kv.performance.model import Demand, Machine
 __all__ = ["Seen", "fit_parts", "fit_serial", "read_us_of"]
 
 # A request with more reads says more of the device than of the GIL.
-_FEW_READS = 4.0
+_FEW_READS = 20.0
 _STEPS = 40
 
 
@@ -27,7 +27,7 @@ class Seen(NamedTuple):
     ----------
     wall_us, processor_us : float64 (kinds,)
         Between two answers, of all callers together; and of all their processors.
-    did : float64 (kinds, 5)
+    did : float64 (kinds, 6)
         What a request did on average, in the order of :class:`~bandana_kv.performance.Parts`.
     """
 
@@ -38,7 +38,7 @@ class Seen(NamedTuple):
     @property
     def reads(self) -> NDArray[np.float64]:
         """Block reads of a request."""
-        return self.did[:, -1]
+        return self.did[:, 4]
 
 
 def fit_parts(

@@ -7,12 +7,10 @@ import math
 import msgspec
 import numpy as np
 
-from bandana_kv.access_log import AccessLog
 from bandana_kv.errors import InputError
 from bandana_kv.plan.choose import Subject
 from bandana_kv.plan.data import Choice
-from bandana_kv.plan.points import LEAST_REQUESTS, judged
-from bandana_kv.policy import Policy
+from bandana_kv.plan.points import LEAST_REQUESTS, judged, scaled
 from bandana_kv.simulate.replay import Replayed, run_parts
 
 __all__ = ["Outlook", "outlook"]
@@ -113,19 +111,8 @@ def _judged(subject: Subject, choice: Choice, first: int, middle: int, last: int
     judge = subject.log.select(np.arange(middle, last))
     placement = subject.placed(learn, choice.placement, choice.resident_rows)
     stream, layout = judged(learn, judge, placement)
-    policy = _scaled(choice.policy, learn, subject.log)
+    policy = scaled(choice.policy, learn.requests / subject.log.requests)
     return run_parts(stream, layout, policy, choice.capacity_rows, _PARTS)
-
-
-def _scaled(policy: Policy, learn: AccessLog, whole: AccessLog) -> Policy:
-    """Scale a threshold from the whole log's counts to those of a part."""
-    threshold = policy.admission.threshold
-    if threshold is None:
-        return policy
-    admission = msgspec.structs.replace(
-        policy.admission, threshold=round(threshold * learn.requests / whole.requests)
-    )
-    return msgspec.structs.replace(policy, admission=admission)
 
 
 def _mean(parts: list[Replayed]) -> float:

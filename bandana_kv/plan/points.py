@@ -86,10 +86,10 @@ def capacities_of(rows: int) -> list[int]:
     return sorted({max(1, round(fraction * rows)) for fraction in CACHE_FRACTIONS})
 
 
-def scaled(policy: Policy) -> Policy:
-    """Scale a threshold from the learning part's counts to the whole log's."""
+def scaled(policy: Policy, by: float = 1 / LEARN_SHARE) -> Policy:
+    """Scale a threshold from the learning part's counts to the whole log's, or otherwise."""
     threshold = policy.admission.threshold
     if threshold is None:
         return policy
-    admission = msgspec.structs.replace(policy.admission, threshold=round(threshold / LEARN_SHARE))
+    admission = msgspec.structs.replace(policy.admission, threshold=round(threshold * by))
     return msgspec.structs.replace(policy, admission=admission)

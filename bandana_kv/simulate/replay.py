@@ -106,9 +106,11 @@ def replay_requests(
     missed_at: np.ndarray,
     crowd: Crowd,
 ) -> None:
-    """Serve requests `first` to `last`; `each`, (requests, 2), gets their misses and reads.
+    """Serve requests `first` to `last`.
 
-    `missed_at`, (lookups,), says which lookups missed, if it has room.
+    `each`, (requests, 3), gets their missed rows, their block reads, and the blocks that they
+    wait for while another caller of the `crowd` reads them. `missed_at`, (lookups,), says which
+    lookups missed, if it has room.
     """
     alone = crowd.ends.size == 1
     longest = 0
@@ -121,7 +123,7 @@ def replay_requests(
     for request in range(first, last):
         wanted = positions[offsets[request] : offsets[request + 1]]
         missed = look_up(state, wanted, slots, counters)
-        each[request - first] = missed, 0
+        each[request - first] = missed, 0, 0
         if missed == 0:
             if not alone:
                 reads_left(crowd, wanted.size, places[:0])
@@ -135,6 +137,7 @@ def replay_requests(
             reads = blocks.size if coalesce else ordered.size
         else:
             reads = reads_left(crowd, wanted.size, blocks)
+            each[request - first, 2] = blocks.size - reads
         counters[BLOCK_READS] += reads
         each[request - first, 1] = reads
         most_fills = blocks.size * rows_per_block + asked.size
@@ -196,7 +199,7 @@ def missed_lookups(
         layout,
         True,
         new_counters(),
-        np.empty((requests, 2), np.int32),
+        np.empty((requests, 3), np.int32),
         missed_at,
         ALONE,
     )
@@ -218,7 +221,7 @@ def run_parts(
     edges = [0, *np.linspace(stream.warm_requests, requests, parts + 1).astype(int).tolist()]
     counted = []
     for first, last in pairwise(edges):
-        counters, each = new_counters(), np.empty((last - first, 2), np.int32)
+        counters, each = new_counters(), np.empty((last - first, 3), np.int32)
         replay_requests(
             state,
             stream.offsets,

@@ -24,11 +24,14 @@ class PerRequest(NamedTuple):
     ----------
     lookups, missed, block_reads : int32 (requests,)
         Rows looked up, those of them that DRAM did not hold, and blocks read for them.
+    joined : int32 (requests,)
+        Blocks waited for that another caller was reading.
     """
 
     lookups: NDArray[np.int32]
     missed: NDArray[np.int32]
     block_reads: NDArray[np.int32]
+    joined: NDArray[np.int32]
 
 
 def per_request(
@@ -55,7 +58,7 @@ def per_request(
     -----
     Of several callers it is an estimate: who is where when is not known. Rows enter the cache
     at once, so that what another caller is about to bring counts as a hit. Cost: as of a
-    replay; 12 bytes a request, and 16 a block with several callers.
+    replay; 16 bytes a request, and 16 a block with several callers.
     """
     if callers < 1:
         raise InputError(f"callers {callers}: at least one must ask")
@@ -63,7 +66,7 @@ def per_request(
     requests = stream.offsets.size - 1
     blocks = -(-layout.heat.size // layout.rows_per_block)
     crowd = crowd_of(callers, blocks + -(-layout.original_of.size // layout.rows_per_block))
-    each = np.empty((requests, 2), np.int32)
+    each = np.empty((requests, 3), np.int32)
     for first, last in ((0, warm), (warm, requests)):
         replay_requests(
             state,
@@ -79,4 +82,4 @@ def per_request(
             crowd,
         )
     lookups = np.diff(stream.offsets[warm:]).astype(np.int32)
-    return PerRequest(lookups, each[warm:, 0].copy(), each[warm:, 1].copy())
+    return PerRequest(lookups, *each[warm:].T.copy())

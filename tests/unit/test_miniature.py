@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -10,8 +12,9 @@ from bandana_kv.errors import InputError
 from bandana_kv.heat import heat_by_position
 from bandana_kv.layout import Layout
 from bandana_kv.placement import Placement
+from bandana_kv.placement.measure import layout_of
 from bandana_kv.policy import Admission, Policy
-from bandana_kv.simulate import curve, replay
+from bandana_kv.simulate import curve, estimate, replay
 from bandana_kv.simulate.miniature import Miniature, miniature, rate_for, whole
 from bandana_kv.simulate.replay import Replayed, Stream, run, stream_of
 
@@ -204,3 +207,31 @@ def test_a_stream_is_the_log_by_position() -> None:
     assert np.array_equal(stream.positions, 199 - log.ids)
     assert np.array_equal(stream.offsets, log.offsets)
     assert stream.warm_requests == 3
+
+
+@pytest.mark.parametrize("rule", ["none", "all", "online"])
+def test_an_estimate_is_as_near_as_was_asked_for(rule: Any) -> None:
+    log, placement = skewed_log(40_000, 16, 20_000)
+    heat = heat_by_position(log.ids, placement.position_of_id)
+    stream, layout = stream_of(log, placement, 4000), layout_of(placement, heat)
+    policy = Policy("tinylfu", Admission(rule))
+    whole_reads = run(stream, layout, policy, 2000).block_reads
+    rates = []
+    for error in (0.05, 0.02, 0.01):
+        found = estimate(stream, layout, policy, 2000, error=error)
+        assert found.standard_error <= error * found.block_reads
+        assert found.block_reads == pytest.approx(whole_reads, rel=4 * error)
+        rates.append(found.rate)
+    assert rates == sorted(rates)
+    assert rates[0] < 0.3
+    assert estimate(stream, layout, policy, 2000, seed=8) != estimate(stream, layout, policy, 2000)
+
+
+def test_what_is_too_small_for_samples_is_replayed_whole() -> None:
+    log, placement = skewed_log(40_000, 16, 2000)
+    stream = stream_of(log, placement)
+    layout = layout_of(placement, np.zeros(placement.rows, np.uint8))
+    for capacity_rows, error in ((0, 0.01), (150, 0.01), (2000, 1e-9)):
+        found = estimate(stream, layout, Policy(), capacity_rows, error=error)
+        reads = run(stream, layout, Policy(), capacity_rows).block_reads
+        assert found == (reads, 0.0, 1.0)

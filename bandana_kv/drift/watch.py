@@ -11,15 +11,13 @@ import msgspec
 
 from bandana_kv.drift.data import Advice
 from bandana_kv.drift.stores import Recorded, advise_store
-from bandana_kv.metrics import Metric
+from bandana_kv.metrics import Metric, metric
 from bandana_kv.progress import Progress
 
 __all__ = ["Watch", "run_hook"]
 
 _HOOK_SECONDS = 3600
 _log = logging.getLogger("bandana_kv")
-
-_NAME = "bandana_kv_drift_"
 
 
 class Watch:
@@ -67,14 +65,14 @@ class Watch:
 
     def metrics(self) -> Iterator[Metric]:
         """Return what the last look said, as numbers."""
-        yield Metric(_NAME + "looks", "counter", "Looks at the traffic.", self._looks)
+        yield metric("drift_looks", "counter", "Looks at the traffic.", self._looks)
         for advice in self._advice.values():
             yield from _metrics_of(advice)
 
 
 def _metrics_of(advice: Advice) -> Iterator[Metric]:
-    def gauge(name: str, help: str, value: float, **labels: str) -> Metric:
-        return Metric(_NAME + name, "gauge", help, value, {"table": advice.table, **labels})
+    def gauge(name: str, text: str, value: float, **labels: str) -> Metric:
+        return metric(f"drift_{name}", "gauge", text, value, table=advice.table, **labels)
 
     yield gauge("reads_per_lookup", "Block reads per lookup, as served.", advice.reads_per_lookup)
     for bound, value in (
@@ -89,6 +87,7 @@ def _metrics_of(advice: Advice) -> Iterator[Metric]:
         text = "1 for what is advised, 0 for the rest."
         yield gauge("advice_active", text, float(kind == advice.kind), action=kind)
     yield gauge("advised_blocks", "Blocks that the advice rewrites.", advice.blocks)
+    yield gauge("advised_bytes", "Bytes that it writes.", advice.chosen.written_bytes)
     for option in advice.options:
         text = "Share of block reads that could be saved."
         yield gauge("saved_ratio", text, option.saved, action=str(option))
@@ -108,8 +107,13 @@ def run_hook(command: Sequence[str], advice: Advice) -> bool:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        _log.warning("table %r: the hook cannot be run (%s)", advice.table, error)
+        _failed(advice, f"the hook cannot be run ({error})")
         return False
     if done.returncode:
-        _log.warning("table %r: the hook ended with %d", advice.table, done.returncode)
+        _failed(advice, f"the hook ended with {done.returncode}")
     return done.returncode == 0
+
+
+def _failed(advice: Advice, why: str) -> None:
+    fields = {"event": "drift_hook_failed", "table": advice.table, "why": why}
+    _log.warning("table %r: %s", advice.table, why, extra=fields)

@@ -156,7 +156,13 @@ class Expected:
         self.sequences = {key: held for key, held in self.sequences.items() if key in used}
 
     def held_after(self, event: Event) -> set[int]:
-        """Return the versions before it that a re-placement leaves: without the rows it moves."""
+        """Return the versions before it that a re-placement leaves: without the rows it moves.
+
+        One that moves none leaves the version before as well, which a load that keeps two may
+        then keep instead of an older one.
+        """
+        if not event["moves"]:
+            return {self.current}
         table = event["table"]
         mine = self.stamps.get(table)
         return {number for number in self.held if self.versions[number].get(table) != mine}

@@ -552,11 +552,13 @@ class _Actor:
         if store.version != self._expected.current:
             return
         table = self._rng.choice(TABLES)
-        event = {"begin": "place", "table": table}
-        self._doing(event, lambda: store.place_anew(table, self._shuffled(store, table)).version)
-
-    def _shuffled(self, store: Any, table: str) -> Placement:
         served = store.placement(table)
+        new = self._shuffled(served)
+        moves = not np.array_equal(new.position_of_id, served.position_of_id)
+        event = {"begin": "place", "table": table, "moves": moves}
+        self._doing(event, lambda: store.place_anew(table, new).version)
+
+    def _shuffled(self, served: Placement) -> Placement:
         few = self._rng.sample(range(ROWS), self._rng.choice((0, 3, 30, ROWS)))
         positions = served.position_of_id.copy()
         positions[few] = positions[self._rng.sample(few, len(few))]

@@ -21,7 +21,8 @@ predicted_rows_per_second, predicted_p50_us, predicted_p99_us
     By :mod:`bandana_kv.performance`: the costs of this machine, measured by asking a small store
     of the same engine in the same directory; the device's curve; what a replay says each request
     needs. Costs are measured and requests served in turn, --rounds times, since other programs
-    slow both down; the medians are compared. Both run before other programs where that is allowed.
+    slow both down; the medians are compared. What the bench's own clients take for a request, beside
+    the answer, is part of either (`client_us_per_request`). Both run before other programs where that is allowed.
 predicted_cpu_us_per_lookup
     Processor time; measured with what comparing the rows takes.
 from_training
@@ -107,6 +108,16 @@ def median_one(rates: list[float]) -> int:
     return int(np.argsort(rates)[len(rates) // 2])
 
 
+def with_client(costs: Costs, client_us: float) -> Costs:
+    """Add what clients do with each answer, which is Python too: compare it, and keep the time."""
+    parts = {
+        name: msgspec.structs.replace(part, request=part.request + client_us)
+        for name in ("alone", "crowded", "serial")
+        for part in [getattr(costs, name)]
+    }
+    return msgspec.structs.replace(costs, **parts)
+
+
 def processor_us(costs: list[Costs], load: Load) -> float:
     """Return the processor time of a lookup, which other programs hardly change."""
     each = [float(one.crowded.of(load).sum()) for one in costs]
@@ -177,9 +188,12 @@ def main(
             alone = serve(bench, adapter, 1)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+    client_us = float(np.median([run["client_us_per_request"] for run in served]))
+    costs = [with_client(one, client_us) for one in costs]
     performances = [predict(one, device, Load.of(each), threads=threads) for one in costs]
-    predicted = performances[median_one([one.rows_per_second for one in performances])]
-    by_one = predict(costs[performances.index(predicted)], device, Load.of(one_caller), threads=1)
+    at = median_one([one.rows_per_second for one in performances])
+    predicted = performances[at]
+    by_one = predict(costs[at], device, Load.of(one_caller), threads=1)
     # Callers who miss a block together read it once: of samples that cannot be seen.
     left = int(each.block_reads.sum()) / max(1, int(one_caller.block_reads.sum()))
     predicted_reads = left * expected.block_reads
@@ -222,9 +236,10 @@ def main(
         ),
         "rows_per_second_by_round": [run["rows_per_second"] for run in served],
         "predicted_by_calibration": [round(one.rows_per_second) for one in performances],
-        "costs": msgspec.to_builtins(costs[performances.index(predicted)]),
+        "costs": msgspec.to_builtins(costs[at]),
         "plan": planned.summary(),
         "ordered": ordered,
+        "client_us_per_request": client_us,
         "load_averages": {"before": load_before, "after": os.getloadavg()},
         "limited_by": bench.kind,
         "surroundings": surroundings(seed),

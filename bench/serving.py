@@ -120,6 +120,13 @@ class _RivalReader:
         self._reader.close()
 
 
+class _Nobody:
+    """Answers nothing, at once: what is left is the clients' own time."""
+
+    def read(self, table: int, ids: NDArray[np.int32], out: NDArray[np.float32]) -> None:
+        pass
+
+
 @dataclass
 class _Tally:
     """What one thread saw."""
@@ -192,6 +199,7 @@ def serve(run: Run) -> dict[str, Any]:
     small = _open(run, directory / "small" / run.system, run.small_bytes, run.small_bytes)
     clients.serve(small, 0, min(_SMALL_REQUESTS, clients.requests), _SMALL_SECONDS, small=True)
     small.close()
+    client_us = _client_us(clients)
     if run.group:
         Group(Path(run.group)).enter()
     reader = _open(run, directory / run.system, run.cache_bytes, run.dram_bytes)
@@ -219,9 +227,18 @@ def serve(run: Run) -> dict[str, Any]:
         "wrong_rows": sum(tally.wrong for tally in tallies),
         "lookups": rows,
         "cpu_us_per_lookup": round(1e6 * cpu / rows, 2),
+        "client_us_per_request": round(client_us, 2),
         "options": run.options,
         "private_bytes": reader.private_bytes,
     }
+
+
+def _client_us(clients: _Clients) -> float:
+    """Return the processor time that a client takes for a request, beside its answer."""
+    cpu = time.process_time()
+    tallies = clients.serve(_Nobody(), 0, min(_SMALL_REQUESTS, clients.requests), _SMALL_SECONDS)
+    asked = sum(len(tally.latencies) for tally in tallies)
+    return 1e6 * (time.process_time() - cpu) / asked
 
 
 def _open(run: Run, path: Path, cache_bytes: int, dram_bytes: int) -> Any:

@@ -93,8 +93,7 @@ def fit_serial(alone: Parts, crowded: Seen, read_us: float, machine: tuple[int, 
         alone_us = float(did @ alone.vector())
         each = (alone_us, max(alone_us, processor_us), 0.0, did[1], did[4])
         demand = Demand(*(np.array([one]) for one in each))
-        # Where other programs have the processors, time goes by in which nobody works.
-        serial[at] = min(processor_us, _serial_us(shared, demand, wall_us))
+        serial[at] = _serial_us(shared, demand, wall_us)
     weights = serial / crowded.wall_us * (crowded.reads <= _FEW_READS)
     return fit_parts(crowded.did, serial, weights)
 

@@ -21,8 +21,9 @@ predicted_rows_per_second, predicted_p50_us, predicted_p99_us
     By :mod:`bandana_kv.performance`: the costs of this machine, measured by asking a small store
     of the same engine in the same directory; the device's curve; what a replay says each request
     needs. Costs are measured and requests served in turn, --rounds times, since other programs
-    slow both down; the medians are compared. What the bench's own clients take for a request, beside
-    the answer, is part of either (`client_us_per_request`). Both run before other programs where that is allowed.
+    slow both down; the medians are compared. Both run before other programs where that is
+    allowed. What the bench's clients take for a request, beside the answer, is part of either
+    (`client_us_per_request`).
 predicted_cpu_us_per_lookup
     Processor time; measured with what comparing the rows takes.
 from_training

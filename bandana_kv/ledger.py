@@ -219,6 +219,8 @@ def _appending(path: Path) -> Iterator[int]:
                 yield handle
                 return
         finally:
+            # Said, since a child that was forked meanwhile has the handle too.
+            fcntl.flock(handle, fcntl.LOCK_UN)
             os.close(handle)
 
 

@@ -413,6 +413,8 @@ def writer_lock(root: Path) -> Iterator[None]:
     finally:
         if not has_store(root):
             _remove_unused(root, made)
+        # Said, since a child that was forked meanwhile has the handle too.
+        fcntl.flock(handle, fcntl.LOCK_UN)
         os.close(handle)
 
 

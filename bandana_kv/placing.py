@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv import ledger, manifest, retention
+from bandana_kv.access_log import AccessLog
 from bandana_kv.adapters.contract import MAX_BLOCK, empty_payloads
 from bandana_kv.arrays import write_array
 from bandana_kv.block_map import KIND, entries_of, free_numbers, numbers_of, read_block_map
@@ -35,13 +36,12 @@ from bandana_kv.moves import Moves, between, carried, sources_of, take_rows
 from bandana_kv.opening import Options, open_version
 from bandana_kv.packed import words_for
 from bandana_kv.placement.core import Placement, readable
+from bandana_kv.plan.data import TablePlan
 from bandana_kv.progress import Progress
 from bandana_kv.updates import Updates, replay
 from bandana_kv.warming import carry_over
 
 if TYPE_CHECKING:
-    from bandana_kv.access_log import AccessLog
-    from bandana_kv.plan.data import TablePlan
     from bandana_kv.reader import BlockReader, StoredTable
     from bandana_kv.serving import ServedVersion
     from bandana_kv.table import ServedTable
@@ -159,6 +159,7 @@ def place_anew(
         As :meth:`bandana_kv.EmbeddingStore.place_anew`; `old` is served as before.
     """
     root, entry = options.root, old.manifest.tables[change.table]
+    _check_kinds(change)
     check_fits(change.table, entry.rows, entry.rows_per_block, change.placement)
     check_copies(change.table, entry.rows, change.placement)
     if change.log is not None:
@@ -199,6 +200,18 @@ def place_anew(
         with contextlib.suppress(OSError, BandanaError):
             retention.drop_unused(root, _EVERY_VERSION, forget)
     return PlacedAnew(version, moves.blocks.size, sum(written))
+
+
+def _check_kinds(change: Change) -> None:
+    """Refuse what is of another kind before anything is locked or written."""
+    for name, value, kinds in (
+        ("placement", change.placement, Placement),
+        ("plan", change.plan, (TablePlan, type(None))),
+        ("log", change.log, (AccessLog, type(None))),
+    ):
+        if not isinstance(value, kinds):
+            wanted = kinds.__name__ if isinstance(kinds, type) else kinds[0].__name__
+            raise InputError(f"{name} must be a {wanted}, not a {type(value).__name__}")
 
 
 def _payload_bytes(work: _Work) -> int:

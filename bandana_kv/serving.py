@@ -40,6 +40,17 @@ class SharedEngine:
         self._users = 0
         self._opening = threading.Lock()
         self._writable: Adapter | None = None
+        self._parents: Adapter | None = None
+
+    @property
+    def left_behind(self) -> bool:
+        """Whether this is a forked child, and its parent wrote: it must be opened anew."""
+        return self._parents is not None
+
+    def after_fork_in_child(self) -> None:
+        """Leave writing to the parent; what it has open is kept from being closed here."""
+        self._opening = threading.Lock()
+        self._parents, self._writable = self._writable or self._parents, None
 
     @property
     def newest(self) -> Adapter:
@@ -129,11 +140,18 @@ class ServedVersion:
     def after_fork_in_child(self) -> None:
         """Begin anew without calls: the threads that made them do not exist here."""
         self._begin()
+        for engine in self.engines.values():
+            engine.after_fork_in_child()
 
     @property
     def number(self) -> int:
         """The number of the version."""
         return self.manifest.version
+
+    @property
+    def left_behind(self) -> bool:
+        """Whether a fork took this to where an engine of it must be opened anew."""
+        return any(engine.left_behind for engine in self.engines.values())
 
     def writable(self, root: Path, table: str) -> Adapter:
         """Return the engine of a table, opened to write.

@@ -89,6 +89,7 @@ class EmbeddingStore:
         self._executors: ThreadPoolExecutor | None = None
         self._executor_lock = threading.Lock()
         self._refreshing = threading.Lock()
+        self._recording = threading.Lock()
 
     def after_fork_in_child(self) -> None:
         """Begin anew without threads: those of the parent do not exist here."""
@@ -157,7 +158,9 @@ class EmbeddingStore:
             # Before the one in use looks, so that nothing is written unnoticed in between.
             follower = Follower(self._options.root)
             before: ServedVersion | None = old
-            if self._updates is None and not self._follower.catch_up(old.tables.values()):
+            if old.left_behind or (
+                self._updates is None and not self._follower.catch_up(old.tables.values())
+            ):
                 before = None  # rows that another process updated are in blocks by now
             elif manifest.current_number(self._options.root) == old.number:
                 return old.number
@@ -578,7 +581,7 @@ class EmbeddingStore:
         Cost: a microsecond or two a request, and a thread that writes twice a second; 64 MiB of
         memory at most.
         """
-        with self._refreshing:
+        with self._recording:
             if self._closing.is_set():
                 raise InputError("the store is closed")
             before = self._recorder
@@ -759,9 +762,10 @@ class EmbeddingStore:
             self._watcher.stop()
         if self._executors is not None:
             self._executors.shutdown()
-        with self._refreshing:
+        with self._recording:
             if self._recorder is not None:
                 self._recorder.close()
+        with self._refreshing:
             self._serving.retire()
         self._serving.closed.wait()
         if self._updates is not None:

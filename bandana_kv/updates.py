@@ -111,6 +111,10 @@ class Follower:
             self._seen = files
             return False
         replay(self._root, tables)
+        # What went into blocks before it was replayed is not served.
+        self._seen = self._files()
+        if min(self._seen, default=0) > min(files, default=1):
+            return False
         self._seen = files
         return True
 

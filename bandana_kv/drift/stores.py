@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from bandana_kv.ledger import write_budget
 from bandana_kv.packed import unpack, words_for
 from bandana_kv.placement import Placement
 from bandana_kv.progress import Progress
+from bandana_kv.retention import hold_current
 
 __all__ = ["advise_store", "served_table"]
 
@@ -54,7 +56,13 @@ def served_table(
     Cost: reads the table's positions and heat; no block.
     """
     root = Path(path)
-    current = manifest.read_current(root)
+    with contextlib.ExitStack() as stack:
+        # A re-placement meanwhile would take the files of the version before away.
+        return _served(root, hold_current(root, stack), table, cache_bytes)
+    raise AssertionError  # an ExitStack does not swallow errors
+
+
+def _served(root: Path, current: manifest.Manifest, table: str, cache_bytes: int | None) -> Served:
     if table not in current.tables:
         raise InputError(
             f"{root}: no table {table!r}; there are {', '.join(map(repr, current.tables))}"
@@ -73,7 +81,7 @@ def served_table(
     def mapped(kind: str, dtype: Any, items: int, below: int | None = None) -> Any:
         if not items:
             return np.zeros(0, dtype)
-        file = manifest.table_file(root, entry.segment, entry.space, kind)
+        file = manifest.table_file(root, entry.files, entry.space, kind)
         return map_array(file, kind, dtype, items, below)
 
     words = mapped("positions", np.uint64, words_for(entry.rows))

@@ -137,7 +137,8 @@ class Recorder:
     def flush(self) -> None:
         """Write what waits now. Cost: of the device; lookups go on meanwhile."""
         with self._flushing:
-            self._flush()
+            if not self._closed:
+                self._flush()
 
     def _flush(self) -> None:
         with self._lock:
@@ -217,7 +218,7 @@ class Recorder:
     def after_fork_in_child(self) -> None:
         """Leave recording to the parent."""
         self._closed = True
-        self._lock = threading.Lock()
+        self._lock, self._flushing = threading.Lock(), threading.Lock()
         self._files.close()
 
     def close(self) -> None:
@@ -228,8 +229,9 @@ class Recorder:
             self._closed = True
         self._wake.set()
         self._thread.join()
-        self.flush()
-        self._files.close()
+        with self._flushing:
+            self._flush()
+            self._files.close()
 
     def __enter__(self) -> Self:
         return self
@@ -341,9 +343,10 @@ class _Files:
 
     def _begin(self) -> None:
         """Begin the next file; the oldest make room for a whole one."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        # Forgotten first: a child that is forked in between must not close it again.
+        file, self._file = self._file, None
+        if file is not None:
+            os.close(file)
         files = files_of(self.directory)
         sizes = {path: path.stat().st_size for path in files}
         for path in files:
@@ -367,7 +370,8 @@ class _Files:
 
     def close(self) -> None:
         """Let go of the files; what they hold stays."""
-        for handle in (self._file, self._lock):
+        handles = (self._file, self._lock)
+        self._file = self._lock = None
+        for handle in handles:
             if handle is not None:
                 os.close(handle)
-        self._file = self._lock = None

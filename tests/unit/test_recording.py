@@ -409,3 +409,13 @@ def test_any_requests_come_back(
     for table in {table for table, _, _ in asked}:
         mine = [ids for each, _, ids in asked if each == table]
         assert requests_of(found.log(table)) == mine
+
+
+def test_flushing_what_is_closed_writes_nothing(root: Path, tmp_path: Path) -> None:
+    with bandana_kv.open(root) as store:
+        recording = store.record(tmp_path / "log")
+        store.multi_get("user", [1])
+        recording.close()
+        before = {path.name: path.read_bytes() for path in (tmp_path / "log").iterdir()}
+        recording.flush()
+        assert {path.name: path.read_bytes() for path in (tmp_path / "log").iterdir()} == before

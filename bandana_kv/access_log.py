@@ -202,6 +202,8 @@ class AccessLog:
         path = Path(path)
         if path.is_dir():
             return _recorded(path, table)
+        if not path.suffix and not path.exists():
+            raise InputError(f"{path}: no such file or directory")  # perhaps a recording's
         read = READERS[format_of(path, READERS, format)]
         if not path.exists():
             raise InputError(f"{path}: no such file")

@@ -19,7 +19,17 @@ from bandana_kv.progress import Progress
 from bandana_kv.sources import open_rows
 from bandana_kv.units import parse_size
 
-__all__ = ["Bar", "by_table", "counts", "errors_named", "out", "shapes", "size", "table_options"]
+__all__ = [
+    "Bar",
+    "by_table",
+    "counts",
+    "errors_named",
+    "lasting_adapter",
+    "out",
+    "shapes",
+    "size",
+    "table_options",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -87,6 +97,13 @@ def errors_named(command: F) -> F:
     return run  # type: ignore[return-value]
 
 
+def lasting_adapter(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    """Refuse the engine whose blocks end with the process that a command line is."""
+    if value == "memory":
+        raise click.BadParameter("'memory' ends with this command; name an engine with files")
+    return value
+
+
 def by_table(
     _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
 ) -> dict[str, str]:
@@ -95,7 +112,9 @@ def by_table(
     for value in values:
         name, equals, rest = value.partition("=")
         if not equals or not name or not rest:
-            raise click.BadParameter(f"{value!r} is not of the form table=value")
+            raise click.BadParameter(
+                f"{value!r} is not of the form table=value, as in user=log.npz"
+            )
         if name in pairs:
             raise click.BadParameter(f"table {name!r} is given twice")
         pairs[name] = rest

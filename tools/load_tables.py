@@ -13,7 +13,7 @@ from bandana_kv.advice import DEFAULT_DEPTH, NO_PROFILE, PROFILE_FILE
 from bandana_kv.placement import methods
 from bandana_kv.plan import Plan
 from bandana_kv.policy import Rule
-from bandana_kv.tools.console import Bar, by_table, errors_named, out
+from bandana_kv.tools.console import Bar, by_table, errors_named, lasting_adapter, out
 
 __all__ = ["main"]
 
@@ -37,7 +37,13 @@ __all__ = ["main"]
     callback=by_table,
     help="The table's access log: .npz, .parquet, .csv or .txt.",
 )
-@click.option("--adapter", default="lmdb", show_default=True, help=", ".join(adapters.names()))
+@click.option(
+    "--adapter",
+    default="lmdb",
+    show_default=True,
+    callback=lasting_adapter,
+    help=", ".join(name for name in adapters.names() if name != "memory"),
+)
 @click.option("--placement", default="shp", show_default=True, help=", ".join(methods()))
 @click.option(
     "--plan", "planned", type=click.Path(path_type=Path), help="What tools/plan_cache.py made."

@@ -63,6 +63,8 @@ def main(
 
     Changes nothing. The hook is run for each table about which something should be done.
     """
+    if port is not None and interval is None:
+        raise click.UsageError("--port is for as long as this looks again: give --interval, too")
     if once and interval is not None:
         raise click.UsageError("give --once or --interval, and not both")
     sizes = {table: parse_size(text) for table, text in cache_bytes.items()}

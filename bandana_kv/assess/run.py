@@ -180,7 +180,7 @@ class _Work:
         nvm_bytes = memory.nvm_bytes // memory.versions
         endurance = endurance_of(nvm_bytes, self.asked.retraining, self.asked.drive)
         inputs = self._inputs()
-        found = verdict.judge(tables, inputs, cost, latency, endurance)
+        found = verdict.judge(tables, inputs, cost, throughput, latency, endurance)
         return Assessment(
             format=REPORT_FORMAT,
             created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),

@@ -28,6 +28,8 @@ MOST_DRIFT = 0.5
 MOST_DRAM_SHARE = 0.5
 # Less is not worth a second kind of memory to run.
 LEAST_SAVED_SHARE = 0.1
+# A machine costs more than its memory; what a few more of them cost the user knows, and is told.
+MOST_MACHINES = 16
 # The measurement itself keeps about one runnable thread a processor; twice that is others' doing.
 MOST_LOAD = 2.0
 # The rating must last that long.
@@ -143,6 +145,7 @@ def judge(
     tables: Mapping[str, TableReport],
     inputs: Inputs,
     cost: Cost,
+    throughput: Throughput,
     latency: Latency,
     endurance: Endurance,
 ) -> Verdict:
@@ -165,8 +168,15 @@ def judge(
             against += [_of(name, reason, tables) for reason in each.reasons]
     if latency.budget_met is False:
         against.append(
-            f"99 of 100 requests would be answered within {latency.p99 / 1000:.1f} ms, and the "
-            f"latency budget is {(latency.budget or 0) / 1000:.1f} ms"
+            f"99 of 100 requests would be answered within {latency.p99 / 1000:.3g} ms, and the "
+            f"latency budget is {(latency.budget or 0) / 1000:.3g} ms"
+        )
+    machines, without = throughput.machines or 0, throughput.dram_only_machines or 0
+    if moved and machines > MOST_MACHINES * without:
+        against.append(
+            f"{throughput.wanted_requests_per_second or 0:,.0f} requests a second take {machines} "
+            f"machines like this one, and {without} with all rows in DRAM (more than "
+            f"{MOST_MACHINES} times as many)"
         )
     if moved and cost.saved_share < LEAST_SAVED_SHARE:
         against.append(

@@ -73,7 +73,7 @@ def _served(root: Path, current: manifest.Manifest, table: str, cache_bytes: int
         if plan.choice is None:
             raise InputError(
                 f"{root}: table {table!r} was loaded without a DRAM budget; say how much it is "
-                "served with"
+                f"served with (--cache-bytes {table}=64MiB, or cache_bytes=)"
             )
         cache_bytes = plan.choice.cache_bytes
     policy = plan.policy_for(cache_bytes, row_bytes, entry.rows)

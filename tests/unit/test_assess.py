@@ -203,6 +203,10 @@ def test_prices_latency_and_wear_may_forbid_it() -> None:
         ({"prices": Prices(3.0, 2.9)}, "memory would cost"),
         ({"latency_budget_us": 50.0, "requests_per_second": 100.0}, "latency budget"),
         ({"retraining": Retraining(100.0, 1.0), "drive": drive}, "drive's rating"),
+        (
+            {"requests_per_second": 1e6, "device": device_class("aws-gp3").profile()},
+            "times as many",
+        ),
     ):
         found = assess(question(grouped(1000), **more), COSTS)
         assert found.recommendation == "do not", more

@@ -372,6 +372,8 @@ def test_reading_says_what_is_wrong(root: Path, tmp_path: Path) -> None:
         read_recording(tmp_path / "nowhere")
     with pytest.raises(InputError, match="without a recording"):
         AccessLog.read(tmp_path)
+    with pytest.raises(InputError, match="no such file or directory"):
+        AccessLog.read(tmp_path / "nowhere")
     with bandana_kv.open(root) as store, store.record(tmp_path / "log"):
         store.multi_get({"user": [1], "item": [2]})
     with pytest.raises(InputError, match="'item', 'user'"):

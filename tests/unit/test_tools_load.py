@@ -84,6 +84,13 @@ def test_options_by_table_need_both_sides(table: str) -> None:
     assert "is not of the form table=value" in done.stderr
 
 
+def test_an_engine_that_ends_with_the_command_is_refused(inputs: Path) -> None:
+    done = run(inputs, "--table", "user=rows.npy", "--adapter", "memory", "DIR")
+    assert done.returncode == 2
+    assert "name an engine with files" in done.stderr
+    assert not (inputs / "DIR").exists()
+
+
 def test_a_table_named_twice_is_refused() -> None:
     done = CliRunner().invoke(main, ["--table", "a=1.npy", "--table", "a=2.npy", "DIR"])
     assert done.exit_code == 2

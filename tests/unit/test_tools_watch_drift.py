@@ -178,3 +178,9 @@ def test_errors_are_one_line(
     done = run("store", *arguments)
     assert done.exit_code == status
     assert says in done.output
+
+
+def test_answering_prometheus_takes_more_than_one_look(place_of_all: Path) -> None:
+    done = run(place_of_all / "store", "--log", f"user={place_of_all / 'same.npz'}", "--port", "0")
+    assert done.exit_code == 2
+    assert "give --interval" in done.output

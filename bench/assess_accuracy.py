@@ -6,7 +6,8 @@
 Learns on the first 70 % of the requests (by position with --ordered, else of a permutation) and
 serves the rest, of which the first fifth warms and is not counted. A store is loaded with what
 `choose_plan` makes of the training part alone, with DRAM for --cache of the table's bytes, and
-served as bench/serve.py serves: in a process of its own, every row compared with its source.
+served as bench/serve.py serves: in a process of its own, every row compared with its source; but
+the page cache is free, so that LMDB finds there what it has read before.
 
 predicted_reads
     Block reads by miniature simulation, on the requests that are then served: samples of the
@@ -60,8 +61,6 @@ from bandana_kv.simulate import Estimate, PerRequest, estimate, per_request
 from bandana_kv.simulate.replay import stream_of
 
 NO_END = float("inf")
-# Read through the page cache, which only a limit keeps from holding the whole table.
-PAGED = ("lmdb",)
 
 
 def simulated(
@@ -177,7 +176,7 @@ def main(
     work = directory / f"assess-accuracy-{os.getpid()}"
     work.mkdir(parents=True)
     dram_bytes = int(cache_fraction * log.rows * row_bytes)
-    bench = Bench(work, log.rows, 1, row_bytes // 4, dram_bytes, limits=adapter in PAGED)
+    bench = Bench(work, log.rows, 1, row_bytes // 4, dram_bytes, limits=False)
     try:
         bench.write_requests(test, ordered=ordered, seed=seed)
         planned = bench.plan(learn, seed)
@@ -242,7 +241,6 @@ def main(
         "ordered": ordered,
         "client_us_per_request": client_us,
         "load_averages": {"before": load_before, "after": os.getloadavg()},
-        "limited_by": bench.kind,
         "surroundings": surroundings(seed),
     }
     report(result, f"assess-accuracy-{path.stem}-{adapter}" if keep else None)

@@ -42,7 +42,7 @@ def demand(alone: Parts, crowded: Parts, serial: Parts, load: Load) -> Demand:
     return Demand.of(costs, load).mean()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(PARTS, PARTS, PARTS, loads(), curves(), st.integers(1, 8), st.integers(1, 64))
 def test_no_resource_gives_more_than_it_has(
     alone: Parts,
@@ -65,7 +65,7 @@ def test_no_resource_gives_more_than_it_has(
     assert rate * least <= 1e6 * callers * (1 + 1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     PARTS,
     PARTS,
@@ -98,7 +98,7 @@ def test_what_costs_more_is_not_served_faster(
     assert halved <= usual * 1.0001
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(PARTS, loads(), curves(), st.integers(1, 16))
 def test_more_callers_or_processors_are_not_served_less(
     parts: Parts, load: Load, curve: DeviceCurve, callers: int

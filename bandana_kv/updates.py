@@ -107,16 +107,18 @@ class Follower:
         files = self._files()
         if files == self._seen:
             return True
-        if min(files, default=0) > min(self._seen, default=1):
-            self._seen = files
-            return False
-        replay(self._root, tables)
-        # What went into blocks before it was replayed is not served.
-        self._seen = self._files()
-        if min(self._seen, default=0) > min(files, default=1):
-            return False
+        whole = not _shortened(self._seen, files)
+        if whole:
+            replay(self._root, tables)
+            # What went into blocks before it was replayed is not served either.
+            whole = not _shortened(files, self._files())
         self._seen = files
-        return True
+        return whole
+
+
+def _shortened(before: Mapping[int, int], now: Mapping[int, int]) -> bool:
+    """Return whether files of the journal went into blocks since."""
+    return min(now, default=0) > min(before, default=1)
 
 
 class Updates:

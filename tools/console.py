@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from bandana_kv import adapters
 from bandana_kv.access_log import AccessLog
 from bandana_kv.errors import BandanaError, InputError
 from bandana_kv.progress import Progress
@@ -21,10 +22,10 @@ from bandana_kv.units import parse_size
 
 __all__ = [
     "Bar",
+    "adapter_option",
     "by_table",
     "counts",
     "errors_named",
-    "lasting_adapter",
     "out",
     "shapes",
     "size",
@@ -97,11 +98,21 @@ def errors_named(command: F) -> F:
     return run  # type: ignore[return-value]
 
 
-def lasting_adapter(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+def _lasting(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
     """Refuse the engine whose blocks end with the process that a command line is."""
     if value == "memory":
         raise click.BadParameter("'memory' ends with this command; name an engine with files")
     return value
+
+
+adapter_option = click.option(
+    "--adapter",
+    default="lmdb",
+    show_default=True,
+    callback=_lasting,
+    help=", ".join(name for name in adapters.names() if name != "memory"),
+)
+"""Which engine a command writes blocks into."""
 
 
 def by_table(

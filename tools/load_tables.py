@@ -8,12 +8,11 @@ from typing import get_args
 import click
 
 import bandana_kv
-from bandana_kv import adapters
 from bandana_kv.advice import DEFAULT_DEPTH, NO_PROFILE, PROFILE_FILE
 from bandana_kv.placement import methods
 from bandana_kv.plan import Plan
 from bandana_kv.policy import Rule
-from bandana_kv.tools.console import Bar, by_table, errors_named, lasting_adapter, out
+from bandana_kv.tools.console import Bar, adapter_option, by_table, errors_named, out
 
 __all__ = ["main"]
 
@@ -37,13 +36,7 @@ __all__ = ["main"]
     callback=by_table,
     help="The table's access log: .npz, .parquet, .csv or .txt.",
 )
-@click.option(
-    "--adapter",
-    default="lmdb",
-    show_default=True,
-    callback=lasting_adapter,
-    help=", ".join(name for name in adapters.names() if name != "memory"),
-)
+@adapter_option
 @click.option("--placement", default="shp", show_default=True, help=", ".join(methods()))
 @click.option(
     "--plan", "planned", type=click.Path(path_type=Path), help="What tools/plan_cache.py made."

@@ -9,11 +9,10 @@ import click
 import msgspec
 
 import bandana_kv
-from bandana_kv import adapters
 from bandana_kv.adapters.rows import ENGINES, KEY_CODECS, open_rows
 from bandana_kv.migration import Migrated, migrate
 from bandana_kv.plan import Plan
-from bandana_kv.tools.console import Bar, errors_named, lasting_adapter, out
+from bandana_kv.tools.console import Bar, adapter_option, errors_named, out
 from bandana_kv.units import size_text
 
 __all__ = ["main"]
@@ -43,13 +42,7 @@ __all__ = ["main"]
 )
 @click.option("--skip-others", is_flag=True, help="Skip and count keys that are of no id.")
 @click.option("--log", type=click.Path(path_type=Path), help="The table's access log.")
-@click.option(
-    "--adapter",
-    default="lmdb",
-    show_default=True,
-    callback=lasting_adapter,
-    help=", ".join(name for name in adapters.names() if name != "memory"),
-)
+@adapter_option
 @click.option(
     "--plan", "planned", type=click.Path(path_type=Path), help="What tools/plan_cache.py made."
 )

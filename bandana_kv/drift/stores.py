@@ -167,5 +167,4 @@ def _requests_of(table: str, recorded: Recorded) -> tuple[AccessLog, float | Non
 
     recording = read_recording(path)
     live = recording.live(table)
-    reads = live.block_reads / live.lookups if live.lookups else None
-    return recording.log(table), reads
+    return recording.log(table), live.reads_per_lookup if live.lookups else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import bandana_kv
 from bandana_kv import AccessLog, ledger
 from bandana_kv.drift import Watch, advise_store, served_table
 from bandana_kv.placement import place
+from bandana_kv.recording.frames import FILE_HEADER, Frame, frame_bytes, path_of
 from bandana_kv.tools.watch_drift import main
 
 ROWS = 620
@@ -129,24 +129,12 @@ def test_metrics_say_what_the_last_look_said(place_of_all: Path) -> None:
     assert found["saved_ratio", advice.action] == advice.chosen.saved
 
 
-def test_recordings_and_the_write_budget_are_obeyed(
-    place_of_all: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recordings_and_the_write_budget_are_obeyed(place_of_all: Path, tmp_path: Path) -> None:
     """What store.record writes is a directory, which knows what the store counted live."""
-
-    class Live:
-        lookups, block_reads = 100, 25
-
-    class Recording:
-        def log(self, table: str) -> AccessLog:
-            return traffic(3, 3)
-
-        def live(self, table: str) -> Live:
-            return Live()
-
-    module = types.ModuleType("bandana_kv.recording")
-    module.read_recording = lambda _: Recording()  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "bandana_kv.recording", module)
+    log = traffic(3, 3)
+    lengths, ids = np.diff(log.offsets).astype(np.uint32), log.ids.astype(np.uint32)
+    frame = Frame("user", 1, (100, 75, 25), 1.0, 0.0, lengths, ids)
+    path_of(tmp_path, 1).write_bytes(FILE_HEADER + frame_bytes(frame))
     store = place_of_all / "store"
     ledger.set_write_budget(store, 8192)
     try:

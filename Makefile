@@ -64,7 +64,8 @@ torture: $(STAMP)
 	    --adapter $$adapter --json || failed=1; \
 	done; [ -z "$$failed" ]
 
-# mypy cannot see that adapters/ and tools/ live inside bandana_kv: it checks the built wheel
+# mypy and import-linter cannot see that adapters/ and tools/ live inside bandana_kv: they check
+# the built wheel
 lint: $(STAMP)
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
@@ -74,6 +75,7 @@ lint: $(STAMP)
 	@$(PY) -m zipfile -e build/wheel/*.whl build/installed
 	@cd build/installed && ../../$(PY) -m mypy --config-file ../../pyproject.toml \
 	  --cache-dir ../../.mypy_cache -p bandana_kv
+	@cd build/installed && ../../$(VENV)/bin/lint-imports --no-cache --no-logo ../../pyproject.toml
 
 # the suite on every supported CPython that is on PATH or under pyenv
 test-all:

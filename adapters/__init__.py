@@ -3,6 +3,8 @@
 A package registers an adapter of its own by naming a subclass of
 :class:`~bandana_kv.adapters.contract.Adapter` under the entry point group
 ``bandana_kv.adapters``.
+
+Imports kernels; no other room imports an engine, and adapters know no table, version or plan.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from bandana_kv.adapters.contract import (
     describe_key,
 )
 from bandana_kv.errors import InputError, MissingExtraError
+from bandana_kv.system.permission import permission_named
 
 __all__ = [
     "PAGE_BYTES",
@@ -81,6 +84,7 @@ def adapter_class(name: str) -> type[Adapter]:
     return found
 
 
+@permission_named()
 def create(
     name: str, path: str | os.PathLike[str], *, size_hint_bytes: int, pages: int = 1
 ) -> Adapter:
@@ -112,9 +116,10 @@ def create(
         The engine cannot be opened.
     """
     found = adapter_class(name)
-    return found.create(Path(path), size_hint_bytes=size_hint_bytes, pages=pages)
+    return found.create(Path(path).absolute(), size_hint_bytes=size_hint_bytes, pages=pages)
 
 
+@permission_named()
 def open_existing(
     name: str, path: str | os.PathLike[str], *, read_only: bool = True, pages: int = 1
 ) -> Adapter:
@@ -143,7 +148,7 @@ def open_existing(
         As for :func:`create`.
     """
     found = adapter_class(name)
-    return found.open_existing(Path(path), read_only=read_only, pages=pages)
+    return found.open_existing(Path(path).absolute(), read_only=read_only, pages=pages)
 
 
 def _plug_ins() -> dict[str, EntryPoint]:

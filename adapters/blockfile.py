@@ -3,22 +3,24 @@
 The form in which the method's authors ran it, and the yardstick for the other engines: a read
 costs what the device takes for it, and nothing else.
 
-A directory holds a file ``space-N.blocks`` for each space and an index, which says which
-slot of the file a block lies in. A bulk load writes its blocks one after the other. Blocks
-written by :meth:`~bandana_kv.adapters.contract.Adapter.put_many` go to slots never used
-before, also those that replace others, and one rename of the index makes them visible: a
-crash leaves all or none, and nobody who reads meanwhile sees half a block. The room of
-replaced blocks comes back when their space is deleted.
+A directory holds files ``space-N.blocks``, each for the spaces from N on that fit into a GiB
+together or for one that is larger, since every file takes a descriptor of each process that reads
+it; and an index, which says which slot of which file a block lies in. A bulk load writes its blocks
+one after the other. Blocks written by :meth:`~bandana_kv.adapters.contract.Adapter.put_many` go to
+slots never used before, also those that replace others, and one rename of the index makes them
+visible: a crash leaves all or none, and nobody who reads meanwhile sees half a block. The room of
+replaced blocks comes back when a space of their file is deleted.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, Self
@@ -38,10 +40,11 @@ from bandana_kv.adapters.blockfile_index import (
     NOTHING,
     Runs,
     Space,
+    ends_of,
+    free_slots,
     overlaid,
     overlap,
     runs_of,
-    sync_directory,
     write_index,
 )
 from bandana_kv.adapters.blockfile_io import ABSENT, BlockReads, aligned_bytes
@@ -53,16 +56,20 @@ from bandana_kv.adapters.contract import (
     Capabilities,
     Keys,
     Payloads,
+    Reading,
     block_keys,
     describe_key,
 )
 from bandana_kv.adapters.gate import Gate
-from bandana_kv.errors import AdapterError, StoreNotFoundError
+from bandana_kv.errors import AdapterError, BandanaError, StoreNotFoundError
+from bandana_kv.system.durable import sync_directory
 
 __all__ = ["BlockfileAdapter"]
 
 _BLOCK_BITS = MAX_BLOCK.bit_length()
 _WRITE_BYTES = 4 << 20
+# A file takes no further space from here on; unless there are so many.
+_FILE_BYTES, _MOST_FILES = 1 << 30, 64
 
 
 class BlockfileAdapter(Adapter):
@@ -88,8 +95,12 @@ class BlockfileAdapter(Adapter):
         self._lock_file = lock
         self._block_bytes = self.payload_of(pages)
         self._reads = BlockReads(self._block_bytes)
-        # All files, those of unfinished loads included; and who changes them or the view.
+        # All files, and where spaces lie, those of unfinished loads included; and who changes
+        # them or the view.
         self._files = dict(view.files)
+        self._places = {
+            space: _Place(held.file, view.files[held.file]) for space, held in view.spaces.items()
+        }
         self._changing = threading.Lock()
         gate = Gate(after_fork_in_child=self._after_fork_in_child)
         super().__init__(str(path), pages=pages, read_only=lock is None, gate=gate)
@@ -161,15 +172,27 @@ class BlockfileAdapter(Adapter):
         view = self._view  # files stay open for as long as this refers to them
         if out.shape[1] != self._block_bytes:
             raise self._wrong_length(int(keys[0]), self._block_bytes)
-        at, found = self._reads.read(view.runs, keys, out)
-        if at < 0:
-            return
-        key = int(keys[at])
+        at, found = self._reads.read(view, keys, out)
+        if at >= 0:
+            raise self.why_unread(int(keys[at]), found)
+
+    def reading(self, count: int) -> Reading | None:
+        """Return what compiled code needs, as :meth:`Adapter.reading` says."""
+        if self._closed:
+            raise AdapterError(f"{self.name} at {self._where} is closed")
+        return self._reads.reading(self._view, count)
+
+    def end_reading(self, reading: Reading) -> None:
+        """Take back what :meth:`reading` gave."""
+        self._reads.end_reading(reading)
+
+    def why_unread(self, key: int, found: int) -> BandanaError:
+        """Return the error for a block of which so much was found."""
         if found == ABSENT:
-            raise self._missing(key)
+            return self._missing(key)
         if found < 0:
-            raise OSError(-found, os.strerror(-found), describe_key(key))
-        raise self._wrong_length(key, found)
+            return self._translate(OSError(-found, os.strerror(-found), describe_key(key)))
+        return self._wrong_length(key, found)
 
     def _first_key(self, first: int, last: int) -> int | None:
         runs = self._view.runs
@@ -221,28 +244,42 @@ class BlockfileAdapter(Adapter):
                 "open it again in the child"
             )
 
-    def _reserve(self, space: int, count: int) -> tuple[BlockFile, int]:
-        """Return the file of a space, made if need be, and the first of `count` slots in it."""
+    def _reserve(self, space: int, count: int) -> tuple[_Place, int]:
+        """Return where a space lies, made if need be, and the first of `count` slots there."""
         with self._changing:
-            file = self._files.get(space)
-            if file is None:
-                new = os.O_RDWR | os.O_CREAT | os.O_TRUNC
-                file = BlockFile(self._path / BLOCKS_FILE.format(space), new)
-                self._files[space] = file
-            slot, file.end_slot = file.end_slot, file.end_slot + count
-            return file, slot
+            place = self._places.get(space)
+            if place is None:
+                place = self._places[space] = self._place_for(space)
+            slot, place.file.end_slot = place.file.end_slot, place.file.end_slot + count
+            place.file.reserved.add((slot, count))
+            return place, slot
+
+    def _place_for(self, space: int) -> _Place:
+        """Return a file with room for a new space: the last one, or a new one."""
+        if self._files:
+            last = next(reversed(self._files))
+            size_bytes = self._files[last].end_slot * self._block_bytes
+            if size_bytes < _FILE_BYTES or len(self._files) >= _MOST_FILES:
+                return _Place(last, self._files[last])
+        number = next(each for each in itertools.count(space) if each not in self._files)
+        new = os.O_RDWR | os.O_CREAT | os.O_TRUNC
+        file = self._files[number] = BlockFile(self._path / BLOCKS_FILE.format(number), new)
+        return _Place(number, file)
 
     def _release(self, part: _Written) -> None:
         """Give slots back that were reserved in vain, if others were not reserved after."""
         with self._changing:
-            file, shown = part.file, self._view.spaces.get(part.space, NOTHING).end_slot
-            if file.end_slot != part.slot + part.count or part.slot < shown:
+            number, file = part.place.number, part.place.file
+            file.reserved.discard((part.slot, part.count))
+            shown = ends_of(self._view.spaces).get(number, 0)
+            if part.slot < shown or file.end_slot != part.slot + part.count:
                 return
-            if self._files.get(part.space) is not file:
+            if self._files.get(number) is not file:
                 return
             file.end_slot = part.slot
             if part.slot == 0:
-                del self._files[part.space]
+                del self._files[number]
+                self._places = {s: p for s, p in self._places.items() if p.file is not file}
                 file.path.unlink()
             else:
                 os.ftruncate(file.handle, part.slot * self._block_bytes)
@@ -252,26 +289,32 @@ class BlockfileAdapter(Adapter):
         with self._changing:
             parts: dict[int, list[Runs]] = {}
             for part in written:
-                if self._files.get(part.space) is not part.file:
+                if self._places.get(part.space) is not part.place:
                     raise AdapterError(f"space {part.space} was deleted while it was written")
                 parts.setdefault(part.space, []).append(part.runs)
             spaces = dict(self._view.spaces)
             for space, runs in parts.items():
                 new = np.concatenate(runs)
-                old = spaces.get(space, NOTHING)
-                block = None if replaces else overlap(old.runs, new)
+                old = spaces[space].runs if space in spaces else NOTHING
+                block = None if replaces else overlap(old, new)
                 if block is not None:
                     key = int(block_keys(space, block))
                     raise AdapterError(f"{describe_key(key)} appeared during the load")
-                end_slot = max(old.end_slot, int((new[:, 1] + new[:, 2]).max()))
-                spaces[space] = Space(end_slot, overlaid(old.runs, new))
+                end_slot = int((new[:, 1] + new[:, 2]).max())
+                number = self._places[space].number
+                spaces[space] = Space(number, end_slot, overlaid(old, new))
             if len(spaces) > len(self._view.spaces):
                 sync_directory(self._path)  # new files, before the index that names them
             self._show(spaces)
+            for part in written:
+                part.place.file.reserved.discard((part.slot, part.count))
 
     def _show(self, spaces: dict[int, Space]) -> None:
+        # Also where the space with the last slots goes: slots are given out once.
+        ends = ends_of(self._view.spaces, spaces)
+        spaces = {space: replace(held, end_slot=ends[held.file]) for space, held in spaces.items()}
         write_index(self._path, self._block_bytes, spaces)
-        files = {space: self._files[space] for space in spaces}
+        files = {held.file: self._files[held.file] for held in spaces.values()}
         self._view = View(spaces, files, self._block_bytes)
         sync_directory(self._path)
 
@@ -280,21 +323,41 @@ class BlockfileAdapter(Adapter):
         space = first >> _BLOCK_BITS
         self._check_process()
         with self._changing:
-            file = self._files.get(space)
-            if file is None:
+            place = self._places.get(space)
+            if place is None:
                 return
             spaces = {other: held for other, held in self._view.spaces.items() if other != space}
             if len(spaces) != len(self._view.spaces):
                 self._show(spaces)
-            del self._files[space]
-            file.path.unlink()
-            sync_directory(self._path)
+            del self._places[space]
+            if place.file not in {other.file for other in self._places.values()}:
+                del self._files[place.number]
+                place.file.path.unlink()
+                sync_directory(self._path)
+            elif place.number in ends_of(spaces):
+                self._give_back(place)
+
+    def _give_back(self, place: _Place) -> None:
+        """Give back the room of slots that nothing lies in any more."""
+        held = [each for each in self._view.spaces.values() if each.file == place.number]
+        written = [(0, count, slot) for slot, count in place.file.reserved]
+        taken = [*(each.runs for each in held), np.array(written, np.int64).reshape(-1, 3)]
+        for slot, count in free_slots(np.concatenate(taken), held[0].end_slot):
+            place.file.give_back(slot * self._block_bytes, count * self._block_bytes)
 
     def _close(self) -> None:
         self._view = View({}, {}, self._block_bytes)
-        self._files = {}
+        self._files, self._places = {}, {}
         self._reads.close()
         self._unlock()
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """Where a space lies from its first block until it is deleted: known by its identity."""
+
+    number: int
+    file: BlockFile
 
 
 @dataclass(frozen=True)
@@ -302,7 +365,7 @@ class _Written:
     """Slots of one file that a writer has reserved, and what is in them."""
 
     space: int
-    file: BlockFile
+    place: _Place
     slot: int
     count: int
     runs: Runs
@@ -325,13 +388,13 @@ class _Writer:
         edges = [0, *(np.flatnonzero(np.diff(spaces)) + 1).tolist(), len(keys)]
         for low, high in pairwise(edges):
             space, count = int(spaces[low]), high - low
-            file, slot = self._adapter._reserve(space, count)
+            place, slot = self._adapter._reserve(space, count)
             runs = runs_of(blocks[low:high], slot)
-            self._written.append(_Written(space, file, slot, count, runs))
-            file.write(slot * self._adapter._block_bytes, payloads[low:high], self._scratch)
+            self._written.append(_Written(space, place, slot, count, runs))
+            place.file.write(slot * self._adapter._block_bytes, payloads[low:high], self._scratch)
 
     def finish(self) -> None:
-        for file in {part.file for part in self._written}:
+        for file in {part.place.file for part in self._written}:
             file.sync()
         self._adapter._publish(self._written, replaces=self._replaces)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -12,7 +13,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bandana_kv.adapters.blockfile_index import INDEX_FILE, NEW_INDEX_FILE, Space, read_index
+from bandana_kv.adapters.blockfile_index import (
+    INDEX_FILE,
+    NEW_INDEX_FILE,
+    Space,
+    ends_of,
+    read_index,
+)
 from bandana_kv.adapters.contract import PAGE_BYTES, Payloads, block_keys
 from bandana_kv.errors import AdapterError, InputError
 
@@ -22,6 +29,10 @@ BLOCKS_FILE = "space-{}.blocks"
 LOCK_FILE = "lock"
 _MODE = 0o666
 _ATTEMPTS = 5
+_PUNCH_HOLE = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
 
 
 class BlockFile:
@@ -30,6 +41,7 @@ class BlockFile:
     def __init__(self, path: Path, flags: int, end_slot: int = 0) -> None:
         self.path = path
         self.end_slot = end_slot
+        self.reserved: set[tuple[int, int]] = set()  # slots that are written just now
         self.direct = True
         try:
             self.handle = os.open(path, flags | os.O_DIRECT, _MODE)
@@ -63,6 +75,13 @@ class BlockFile:
         if not self.direct:
             os.posix_fadvise(self.handle, 0, 0, os.POSIX_FADV_DONTNEED)
 
+    def give_back(self, offset: int, size_bytes: int) -> None:
+        """Give the room of a part back to the file system, where it can; it reads as zeros then."""
+        if _libc.fallocate(self.handle, _PUNCH_HOLE, offset, size_bytes):
+            number = ctypes.get_errno()
+            if number not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                raise OSError(number, os.strerror(number), str(self.path))
+
     def __del__(self) -> None:
         if hasattr(self, "handle"):
             os.close(self.handle)
@@ -81,7 +100,7 @@ class View:
             runs = held.runs.astype(np.uint64)
             runs[:, 0] |= block_keys(space, 0)
             runs[:, 2] *= np.uint64(block_bytes)
-            handles = np.full((len(runs), 1), files[space].handle, np.uint64)
+            handles = np.full((len(runs), 1), files[held.file].handle, np.uint64)
             parts.append(np.hstack([runs, handles]))
         self.runs = np.concatenate(parts)
 
@@ -116,13 +135,13 @@ def _open_files(
     path: Path, spaces: dict[int, Space], block_bytes: int, *, read_only: bool
 ) -> dict[int, BlockFile]:
     files = {}
-    for space, held in spaces.items():
-        name = BLOCKS_FILE.format(space)
-        file = BlockFile(path / name, os.O_RDONLY if read_only else os.O_RDWR, held.end_slot)
-        found, expected = os.fstat(file.handle).st_size, held.end_slot * block_bytes
+    for number, end_slot in ends_of(spaces).items():
+        name = BLOCKS_FILE.format(number)
+        file = BlockFile(path / name, os.O_RDONLY if read_only else os.O_RDWR, end_slot)
+        found, expected = os.fstat(file.handle).st_size, end_slot * block_bytes
         if found < expected:
             raise AdapterError(f"{name} is cut short: {found} of {expected} bytes")
-        files[space] = file
+        files[number] = file
     return files
 
 

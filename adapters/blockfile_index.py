@@ -1,8 +1,9 @@
 """Which blocks a block file holds, and in which slots: runs, and the file they are kept in.
 
 The file, all numbers little-endian and 64 bits wide: magic ``BKVI`` and format version, bytes
-of a block, number of spaces, number of runs; for each space its number, the end of its slots,
-its runs; for each run its first block, blocks, first slot; XXH3 of all that.
+of a block, number of spaces, number of runs; for each space its number, that of its file, the end
+of the file's slots, its runs; for each run its first block, blocks, first slot; XXH3 of all that.
+In format 1, which is still read, each space has a file of its own number.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ __all__ = [
     "NOTHING",
     "Runs",
     "Space",
+    "ends_of",
+    "free_slots",
     "overlaid",
     "overlap",
     "read_index",
     "runs_of",
-    "sync_directory",
     "write_index",
 ]
 
@@ -36,7 +38,7 @@ INDEX_FILE = "index"
 NEW_INDEX_FILE = "index.new"
 
 _MAGIC = int.from_bytes(b"BKVI", "little")
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _WORD = np.dtype("<u8")
 _HEADER_WORDS = 4
 _MOST_BLOCK_BYTES = 1 << 24
@@ -47,21 +49,42 @@ Runs = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Space:
-    """What one file holds.
+    """What of a file belongs to one space.
 
     Attributes
     ----------
+    file : int
+        The file's number; other spaces may share it.
     end_slot : int
-        Slots from here on were never given out.
+        Slots of the file from here on were never given out.
     runs : int64 array (n, 3)
         First block, blocks, first slot.
     """
 
+    file: int
     end_slot: int
     runs: Runs
 
 
-NOTHING = Space(0, np.empty((0, 3), np.int64))
+NOTHING: Runs = np.empty((0, 3), np.int64)
+
+
+def ends_of(*indexes: dict[int, Space]) -> dict[int, int]:
+    """Return for each file that these spaces lie in where its slots end, by all of them."""
+    ends: dict[int, int] = {}
+    for spaces in indexes:
+        for held in spaces.values():
+            ends[held.file] = max(ends.get(held.file, 0), held.end_slot)
+    return ends
+
+
+def free_slots(taken: Runs, end_slot: int) -> list[tuple[int, int]]:
+    """Return the slots below `end_slot` in which no run of `taken` lies: firsts and counts."""
+    taken = taken[np.argsort(taken[:, 2])]
+    firsts = np.append(0, taken[:, 2] + taken[:, 1])
+    counts = np.append(taken[:, 2], end_slot) - firsts
+    pairs = zip(firsts.tolist(), counts.tolist(), strict=True)
+    return [(first, count) for first, count in pairs if count > 0]
 
 
 def runs_of(blocks: npt.NDArray[np.int64], slot: int) -> Runs:
@@ -123,8 +146,10 @@ def write_index(directory: Path, block_bytes: int, spaces: dict[int, Space]) -> 
 
     The name is durable once the directory is synced.
     """
-    numbers = [(space, held.end_slot, len(held.runs)) for space, held in sorted(spaces.items())]
-    runs = [spaces[space].runs for space, _, _ in numbers]
+    numbers = [
+        (space, held.file, held.end_slot, len(held.runs)) for space, held in sorted(spaces.items())
+    ]
+    runs = [spaces[space].runs for space, *_ in numbers]
     header = [_MAGIC | _FORMAT_VERSION << 32, block_bytes, len(numbers), sum(map(len, runs))]
     words = np.concatenate([header, np.array(numbers, np.int64).reshape(-1), *map(np.ravel, runs)])
     raw = words.astype(_WORD).tobytes()
@@ -138,15 +163,6 @@ def write_index(directory: Path, block_bytes: int, spaces: dict[int, Space]) -> 
     except OSError:
         new.unlink(missing_ok=True)
         raise
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_index(handle: int) -> tuple[int, dict[int, Space]]:
@@ -168,28 +184,31 @@ def read_index(handle: int) -> tuple[int, dict[int, Space]]:
             f"({_FORMAT_VERSION}); upgrade bandana_kv"
         )
     _, block_bytes, space_count, run_count = header.view(_WORD).tolist()
-    if size != 8 * (_HEADER_WORDS + 3 * space_count + 3 * run_count + 1):
+    columns = 3 if version == 1 else 4
+    if size != 8 * (_HEADER_WORDS + columns * space_count + 3 * run_count + 1):
         raise AdapterError(f"{INDEX_FILE} is cut short or damaged: it is {size} bytes long")
     with open(handle, "rb", closefd=False) as file:
         raw = file.read()
     if raw[-8:] != _checksum(raw[:-8]):
         raise AdapterError(f"{INDEX_FILE} is damaged: its checksum does not match")
     words = np.frombuffer(raw, _WORD, offset=8 * _HEADER_WORDS).astype(np.int64)
-    numbers = words[: 3 * space_count].reshape(-1, 3)
-    runs = words[3 * space_count : -1].reshape(-1, 3)
+    numbers = words[: columns * space_count].reshape(-1, columns)
+    runs = words[columns * space_count : -1].reshape(-1, 3)
+    if version == 1:
+        numbers = numbers[:, [0, 0, 1, 2]]
     if not _is_consistent(block_bytes, numbers, runs):
         raise AdapterError(f"{INDEX_FILE} is damaged: its numbers contradict each other")
-    parts = np.split(runs, np.cumsum(numbers[:, 2])[:-1]) if space_count else []
+    parts = np.split(runs, np.cumsum(numbers[:, 3])[:-1]) if space_count else []
     spaces = {
-        space: Space(end, part)
-        for (space, end, _), part in zip(numbers.tolist(), parts, strict=True)
+        space: Space(file, end, part)
+        for (space, file, end, _), part in zip(numbers.tolist(), parts, strict=True)
     }
     return block_bytes, spaces
 
 
 def _is_consistent(block_bytes: int, numbers: Runs, runs: Runs) -> bool:
     """Return whether spaces rise, and their runs rise apart and end before their slots do."""
-    spaces, ends, counts = numbers.T
+    spaces, files, ends, counts = numbers.T
     if (
         not 0 < block_bytes <= _MOST_BLOCK_BYTES
         or (counts < 0).any()
@@ -197,6 +216,8 @@ def _is_consistent(block_bytes: int, numbers: Runs, runs: Runs) -> bool:
         or int(counts.sum()) != len(runs)
         or (np.diff(spaces, prepend=-1) <= 0).any()
         or (spaces > MAX_SPACE).any()
+        or (files < 0).any()
+        or (files > MAX_SPACE).any()
         or (ends < 0).any()
         or (ends > MAX_BLOCK).any()
     ):

@@ -5,7 +5,7 @@ a single thread, for half the CPU of as many threads that read one block each; c
 often forbid it, and then queue depth comes from threads.
 
 - Direct reads go to memory at a page's boundary. An array that does not lie there is filled
-  by way of memory that does, which costs a copy, 1 us a block.
+  by way of memory that does, which costs a copy.
 - Addresses of C functions must not be in cached machine code: the linker finds them by name.
 - A ring is shared memory with the kernel, also after a fork: a child must not touch it.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import mmap
 import os
 from typing import Any
@@ -23,15 +24,20 @@ import numpy as np
 import numpy.typing as npt
 from numba import extending
 
-from bandana_kv.compiled import kernel, signed
+from bandana_kv.adapters.blockfile_files import View
+from bandana_kv.adapters.contract import Reading
+from bandana_kv.kernels.addresses import uint32s_at, uint64s_at, words_at
+from bandana_kv.kernels.compile import foreign, inlined, kernel, signed
 
 __all__ = ["ABSENT", "BlockReads", "aligned_bytes"]
 
 ABSENT = 1 << 40  # in place of a length: no run has that key
+# Columns of reads.
+KEY, ADDRESS, FOUND = range(3)
+READ_WORDS = 4
 
 _PAGE_BYTES = 4096
 _DEPTH = 128
-_WIDEST_DEPTH_BYTES = 4 << 20
 # Waking for each completion costs more than it gains; for all of them, the device runs dry.
 _REAP = 16
 _MOST_RINGS = 8
@@ -51,10 +57,8 @@ intrinsic: Any = extending.intrinsic
 _int64 = types.int64
 _syscall: Any = types.ExternalFunction("syscall", _int64(*[_int64] * 7))
 _pread: Any = types.ExternalFunction("pread", _int64(types.int32, _int64, types.uint64, _int64))
+_usleep: Any = types.ExternalFunction("usleep", types.int32(types.uint32))
 _errno_at: Any = types.ExternalFunction("__errno_location", types.CPointer(types.int32)())
-
-Runs = npt.NDArray[np.uint64]
-"""(n, 4), rising and apart: first key, keys, byte offset of the first, file descriptor."""
 
 
 def aligned_bytes(count: int) -> npt.NDArray[np.uint8]:
@@ -114,51 +118,41 @@ def _run_of(runs: np.ndarray, key: np.uint64) -> int:
     return low - 1
 
 
-@kernel
-def _places(runs: np.ndarray, keys: np.ndarray, size: int, places: np.ndarray) -> int:
-    """Fill `places` (n, 2) with file descriptor and offset; return the first absent key, or -1."""
-    run = 0
-    for i in range(keys.size):
-        key = keys[i]
-        # Keys rise as a rule, and tables are a single run.
-        if run >= runs.shape[0] or key - runs[run, 0] >= runs[run, 1]:
-            run = _run_of(runs, key)
-            if run < 0:
-                return i
-        places[i, 0] = signed(runs[run, 3])
-        places[i, 1] = signed(runs[run, 2] + (key - runs[run, 0]) * np.uint64(size))
-    return -1
+@inlined
+def _place(runs: np.ndarray, run: int, key: np.uint64) -> int:
+    """Return the run that has `key`, `run` perhaps, or -1: keys rise, and tables are one run."""
+    if run >= 0 and key - runs[run, 0] < runs[run, 1]:
+        return run
+    return _run_of(runs, key)
 
 
 @kernel
-def _read_singly(
-    runs: np.ndarray, keys: np.ndarray, scratch: np.ndarray, out: np.ndarray
-) -> tuple[int, int]:
-    """Read one block after the other; returns as :meth:`BlockReads.read`."""
-    size = out.shape[1]
-    places = np.empty((keys.size, 2), np.int64)
-    absent = _places(runs, keys, size, places)
-    if absent >= 0:
-        return absent, ABSENT
-    straight = out.ctypes.data % _PAGE_BYTES == 0
-    for i in range(keys.size):
-        memory = out.ctypes.data + i * size if straight else scratch.ctypes.data
-        found = _pread(np.int32(places[i, 0]), memory, size, places[i, 1])
+def _read_singly(runs: np.ndarray, size: int, reads: np.ndarray) -> None:
+    """Read one block after the other; `reads` as :class:`~.contract.Reading` says."""
+    run = -1
+    for i in range(reads.shape[0]):
+        key = np.uint64(reads[i, KEY])
+        run = _place(runs, run, key)
+        if run < 0:
+            reads[i, FOUND] = ABSENT
+            continue
+        fd = np.int32(signed(runs[run, 3]))
+        offset = signed(runs[run, 2] + (key - runs[run, 0]) * np.uint64(size))
+        found = _pread(fd, reads[i, ADDRESS], size, offset)
         while found < 0 and _errno() == _EINTR:
-            found = _pread(np.int32(places[i, 0]), memory, size, places[i, 1])
-        if found != size:
-            return i, -_errno() if found < 0 else found
-        if not straight:
-            out[i] = scratch[0]
-    return -1, 0
+            found = _pread(fd, reads[i, ADDRESS], size, offset)
+        reads[i, FOUND] = -_errno() if found < 0 else found
 
 
-@kernel
-def _ask(sqe: np.ndarray, place: np.ndarray, memory: int, size: int, token: int) -> None:
+@inlined
+def _ask(
+    sqe: np.ndarray, runs: np.ndarray, run: int, read: np.ndarray, size: int, token: int
+) -> None:
     """Fill a submission queue entry."""
-    sqe[0] = np.uint64(_OP_READ) | np.uint64(place[0]) << np.uint64(32)
-    sqe[1] = np.uint64(place[1])
-    sqe[2] = np.uint64(memory)
+    offset = runs[run, 2] + (np.uint64(read[KEY]) - runs[run, 0]) * np.uint64(size)
+    sqe[0] = np.uint64(_OP_READ) | runs[run, 3] << np.uint64(32)
+    sqe[1] = offset
+    sqe[2] = np.uint64(read[ADDRESS])
     sqe[3] = np.uint64(size)
     sqe[4] = np.uint64(token)
 
@@ -171,79 +165,105 @@ def _read_by_ring(
     sqes: np.ndarray,
     cqes: np.ndarray,
     runs: np.ndarray,
-    keys: np.ndarray,
-    scratch: np.ndarray,
-    out: np.ndarray,
-) -> tuple[int, int, int]:
-    """Keep as many reads in flight as `scratch` has rows; returns as :meth:`BlockReads.read`.
+    size: int,
+    reads: np.ndarray,
+) -> None:
+    """Keep as many reads in flight as the ring has entries.
 
-    `at` says where in `words` are the heads and tails: of submissions, of completions. Third
-    in the answer are the reads still in flight: none, unless the ring itself has failed.
+    `at` says where in `words` are the heads and tails: of submissions, of completions. Nothing
+    is in flight any more when this returns, also where the ring failed.
     """
-    size = out.shape[1]
-    places = np.empty((keys.size, 2), np.int64)
-    bad = _places(runs, keys, size, places)
-    if bad >= 0:
-        return bad, ABSENT, 0
-    straight = out.ctypes.data % _PAGE_BYTES == 0
-    memory = out.ctypes.data if straight else scratch.ctypes.data
     sqe_mask, cqe_mask = np.uint32(sqes.shape[0] - 1), np.uint32(cqes.shape[0] - 1)
     tail = words[at[1]]
-    asked = min(keys.size, scratch.shape[0])
-    for i in range(asked):
-        row = i  # of `out` or of `scratch`: the same at first
-        _ask(sqes[signed(tail & sqe_mask)], places[i], memory + row * size, size, i << 16 | i)
-        tail = np.uint32(tail + np.uint32(1))
-    _store_release(words, at[1], tail)
-    fresh, in_flight = asked, 0
-    found = 0
-    while fresh + in_flight:
-        wanted = min(_REAP, fresh + in_flight)
-        taken = _syscall(_SYS_ENTER, ring, fresh, wanted, _ENTER_GETEVENTS, 0, 0)
+    asked, fresh, in_flight, run, failed = 0, 0, 0, -1, 0
+    while True:
+        while asked < reads.shape[0] and fresh + in_flight < sqes.shape[0]:
+            run = _place(runs, run, np.uint64(reads[asked, KEY]))
+            if failed or run < 0:
+                reads[asked, FOUND] = failed or ABSENT
+            else:
+                _ask(sqes[signed(tail & sqe_mask)], runs, run, reads[asked], size, asked)
+                tail = np.uint32(tail + np.uint32(1))
+                fresh += 1
+            asked += 1
+        _store_release(words, at[1], tail)
+        if fresh + in_flight == 0:
+            return
+        taken = 0
+        if not failed:
+            wanted = min(_REAP, fresh + in_flight)
+            taken = _syscall(_SYS_ENTER, ring, fresh, wanted, _ENTER_GETEVENTS, 0, 0)
+        else:
+            _usleep(np.uint32(1000))  # what is in flight still ends, and is to be waited for
         if taken < 0:
             reason = _errno()
             if reason != _EINTR and (in_flight == 0 or (reason != _EAGAIN and reason != _EBUSY)):
-                # Take back what was not submitted, and give up.
-                _store_release(words, at[1], _load_acquire(words, at[0]))
-                return max(bad, 0), -reason, in_flight
+                failed = -reason
+                # Take back what was not submitted.
+                head = _load_acquire(words, at[0])
+                while tail != head:
+                    tail = np.uint32(tail - np.uint32(1))
+                    reads[signed(sqes[signed(tail & sqe_mask), 4]), FOUND] = failed
+                _store_release(words, at[1], tail)
+                fresh = 0
             taken = 0  # interrupted, or short of memory until some reads have ended
         fresh -= taken
         in_flight += taken
         head, end = words[at[2]], _load_acquire(words, at[3])
         while head != end:
             cqe = cqes[signed(head & cqe_mask)]
-            token, result = signed(cqe[0]), signed(np.int32(cqe[1]))
-            i, slot = token >> 16, token & 0xFFFF
-            if result != size:
-                if bad < 0 or i < bad:
-                    bad, found = i, result
-            elif not straight:
-                out[i] = scratch[slot]
+            reads[signed(cqe[0]), FOUND] = signed(np.int32(cqe[1]))
             head = np.uint32(head + np.uint32(1))
             in_flight -= 1
-            if asked < keys.size and bad < 0:
-                row = asked if straight else slot
-                sqe = sqes[signed(tail & sqe_mask)]
-                _ask(sqe, places[asked], memory + row * size, size, asked << 16 | slot)
-                tail = np.uint32(tail + np.uint32(1))
-                asked += 1
-                fresh += 1
         _store_release(words, at[2], head)
-        _store_release(words, at[1], tail)
-    return bad, found, 0
+
+
+# Words of a reading: the function, of a view, and of a ring where there is one.
+_FUNCTION, _SIZE, _RUNS, _RUNS_COUNT, _RING, _RING_WORDS, _RING_AT, _SQES, _SQES_COUNT, _CQES = (
+    range(10)
+)
+
+
+@kernel
+def _read_reading(reading: np.ndarray, reads_at: int, count: int) -> int:
+    runs = uint64s_at(reading[_RUNS], 4 * reading[_RUNS_COUNT]).reshape(reading[_RUNS_COUNT], 4)
+    reads = words_at(reads_at, READ_WORDS * count).reshape(count, READ_WORDS)
+    if reading[_RING] < 0:
+        _read_singly(runs, reading[_SIZE], reads)
+        return 0
+    at = words_at(reading[_RING_AT], 4)
+    entries = reading[_SQES_COUNT]
+    _read_by_ring(
+        reading[_RING],
+        uint32s_at(reading[_RING_WORDS], at.max() + 1),
+        at,
+        uint64s_at(reading[_SQES], 8 * entries).reshape(entries, 8),
+        uint64s_at(reading[_CQES], 4 * entries).reshape(2 * entries, 2),
+        runs,
+        reading[_SIZE],
+        reads,
+    )
+    return 0
+
+
+@functools.cache
+def _function() -> Any:
+    """Return what :class:`~.contract.Reading` names; made when first needed."""
+
+    @foreign(_int64(_int64, _int64, _int64))
+    def read(reading_at: int, reads_at: int, count: int) -> int:
+        return _read_reading(words_at(reading_at, 10), reads_at, count)
+
+    return read
 
 
 # -- rings --------------------------------------------------------------------------------
 
 
-# Memory that the device may still write to, because a ring failed with reads in flight.
-_abandoned: list[object] = []
-
-
 class _Ring:
-    """An io_uring of one user at a time, with memory for reads into unaligned arrays."""
+    """An io_uring of one user at a time."""
 
-    def __init__(self, block_bytes: int) -> None:
+    def __init__(self) -> None:
         self._fd = -1
         self._fd, parameters = _set_up(_DEPTH)
         if parameters[5] & _FEATURES != _FEATURES:
@@ -260,17 +280,32 @@ class _Ring:
         cqes = np.frombuffer(shared, np.uint64, 2 * cq_entries, cqes_at).reshape(-1, 2)
         sqes = np.frombuffer(entries, np.uint64).reshape(-1, 8)
         self._arrays = words, at, sqes, cqes
-        depth = max(1, min(_DEPTH, _WIDEST_DEPTH_BYTES // block_bytes))
-        self._scratch = aligned_bytes(depth * block_bytes).reshape(depth, block_bytes)
+        self._reading: Reading | None = None
+        self._view: View | None = None
 
-    def read(
-        self, runs: Runs, keys: npt.NDArray[np.uint64], out: npt.NDArray[np.uint8]
-    ) -> tuple[int, int, int]:
-        return _read_by_ring(self._fd, *self._arrays, runs, keys, self._scratch, out)
+    def reading_of(self, view: View, block_bytes: int) -> Reading:
+        """Return what compiled code needs to read a view by this ring."""
+        if self._reading is None or self._view is not view:
+            self._view = view
+            words, at, sqes, cqes = self._arrays
+            ring = [self._fd, words.ctypes.data, at.ctypes.data]
+            ring += [sqes.ctypes.data, len(sqes), cqes.ctypes.data]
+            self._reading = Reading(_reading_words(view, block_bytes, ring), (self, view))
+        return self._reading
+
+    def forget_view(self) -> None:
+        """Refer to no files any more, nor to itself."""
+        self._reading = self._view = None
 
     def __del__(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
+
+
+def _reading_words(view: View, block_bytes: int, ring: list[int]) -> npt.NDArray[np.int64]:
+    runs = view.runs
+    address = _function().address
+    return np.array([address, block_bytes, runs.ctypes.data, len(runs), *ring], np.int64)
 
 
 def _set_up(entries: int) -> tuple[int, npt.NDArray[np.uint32]]:
@@ -302,6 +337,8 @@ class BlockReads:
     def __init__(self, block_bytes: int) -> None:
         self._block_bytes = block_bytes
         self._idle: list[_Ring] = []
+        self._single: Reading | None = None
+        _function()  # loaded now, not in the middle of a lookup
         self._to_make = _MOST_RINGS
         self._idle += self._new_ring()
         self.by_ring = bool(self._idle)
@@ -313,7 +350,7 @@ class BlockReads:
             return []
         self._to_make -= 1
         try:
-            return [_Ring(self._block_bytes)]
+            return [_Ring()]
         except OSError:
             self._to_make = 0
             return []
@@ -325,32 +362,51 @@ class BlockReads:
 
     def close(self) -> None:
         """Release the rings; no call may be running."""
+        for ring in self._idle:
+            ring.forget_view()
         self._idle = []
+        self._single = None
+
+    def reading(self, view: View, count: int) -> Reading:
+        """Return what compiled code needs to read `count` blocks of a view."""
+        ring = self._take() if count > 1 else None
+        if ring is not None:
+            return ring.reading_of(view, self._block_bytes)
+        single = self._single  # another thread may be here, with a view from before or after
+        if single is None or single.kept is not view:
+            words = _reading_words(view, self._block_bytes, [-1, 0, 0, 0, 0, 0])
+            self._single = single = Reading(words, view)
+        return single
+
+    def end_reading(self, reading: Reading) -> None:
+        """Take back what :meth:`reading` gave."""
+        if isinstance(reading.kept, tuple):
+            self._idle.append(reading.kept[0])
 
     def read(
-        self, runs: Runs, keys: npt.NDArray[np.uint64], out: npt.NDArray[np.uint8]
+        self, view: View, keys: npt.NDArray[np.uint64], out: npt.NDArray[np.uint8]
     ) -> tuple[int, int]:
         """Read the blocks of `keys` (n,) into `out` (n, block_bytes), without the GIL.
 
         Returns
         -------
         index, found
-            ``(-1, 0)``, or a key that could not be read, and why: :data:`ABSENT`, a
+            ``(-1, 0)``, or the first key that could not be read, and why: :data:`ABSENT`, a
             negated errno, or how many bytes there were.
         """
-        if not (keys.flags.c_contiguous and keys.flags.writeable and keys.flags.aligned):
-            keys = keys.copy()  # for other kinds of arrays the kernels would be compiled anew
-        ring = self._take() if len(keys) > 1 else None
-        if ring is None:
-            straight = out.ctypes.data % _PAGE_BYTES == 0
-            scratch = out[:1] if straight else aligned_bytes(self._block_bytes).reshape(1, -1)
-            return _read_singly(runs, keys, scratch, out)
-        at, found, in_flight = ring.read(runs, keys, out)
-        if in_flight:
-            _abandoned.append((ring, out))
-        else:
-            self._idle.append(ring)
-        return at, found
+        size = self._block_bytes
+        straight = out.ctypes.data % _PAGE_BYTES == 0
+        memory = out if straight else aligned_bytes(out.size).reshape(out.shape)
+        reads = np.zeros((len(keys), READ_WORDS), np.int64)
+        reads[:, KEY] = keys.view(np.int64) if keys.flags.c_contiguous else keys.astype(np.int64)
+        reads[:, ADDRESS] = memory.ctypes.data + size * np.arange(len(keys))
+        reading = self.reading(view, len(keys))
+        _read_reading(reading.words, reads.ctypes.data, len(keys))
+        self.end_reading(reading)
+        if not straight:
+            out[...] = memory
+        bad = np.flatnonzero(reads[:, FOUND] != size)
+        return (int(bad[0]), int(reads[bad[0], FOUND])) if bad.size else (-1, 0)
 
     def _take(self) -> _Ring | None:
         """Return a ring that no other thread uses, or None: with so many threads, no need."""

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Protocol, Self, TypeVar
+from typing import ClassVar, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,8 @@ from bandana_kv.errors import (
     DiskFullError,
     InputError,
 )
+from bandana_kv.system.ending import PATIENCE_S, end_engine_at_exit
+from bandana_kv.system.permission import check_permission, denied_by_engine
 
 __all__ = [
     "MAX_BLOCK",
@@ -42,6 +44,7 @@ __all__ = [
     "Capabilities",
     "Keys",
     "Payloads",
+    "Reading",
     "block_keys",
     "describe_key",
     "empty_payloads",
@@ -130,6 +133,25 @@ def empty_payloads(count: int, payload_bytes: int) -> Payloads:
     return held[start : start + count * payload_bytes].reshape(count, payload_bytes)
 
 
+class Reading(NamedTuple):
+    """What compiled code needs to read blocks of an engine; for one thread at a time.
+
+    Attributes
+    ----------
+    words : int64 array
+        The first is the address of a function of three int64: the address of these words, the
+        address of the reads, and their number. Each read is four int64: a key; the address of
+        memory for a block, at a page's boundary; written, how many bytes of it were found, or
+        what else :meth:`Adapter.why_unread` explains; and one that is not the engine's. Its
+        result means nothing. It is called without the GIL.
+    kept : object
+        What must not go away meanwhile.
+    """
+
+    words: npt.NDArray[np.int64]
+    kept: object
+
+
 @dataclass(frozen=True)
 class Capabilities:
     """What one opened adapter can do.
@@ -205,6 +227,7 @@ class Adapter(ABC):
         self._where = where
         self._read_only = read_only
         self._gate = Gate() if gate is None else gate
+        end_engine_at_exit(self)
         self._closed = False
         self.pages = pages
         self.payload_bytes = self.payload_of(pages)
@@ -336,6 +359,27 @@ class Adapter(ABC):
             self._call(lambda: None)
         return out
 
+    def reading(self, count: int) -> Reading | None:
+        """Return what compiled code needs to read `count` blocks of this engine, or None.
+
+        None: only :meth:`multi_get` can. :meth:`end_reading` gives it back.
+
+        Raises
+        ------
+        AdapterError
+            The adapter is closed.
+        """
+        del count
+        return None
+
+    def end_reading(self, reading: Reading) -> None:
+        """Take back what :meth:`reading` gave."""
+        del reading
+
+    def why_unread(self, key: int, found: int) -> BandanaError:
+        """Return the error for a block that was not found whole by compiled code."""
+        return self._wrong_length(key, found)
+
     def space_is_empty(self, space: int) -> bool:
         """Return whether no key of a space is stored. *Cost*: one seek."""
         first, last = space_bounds(space)
@@ -437,6 +481,17 @@ class Adapter(ABC):
             if self._closed:
                 return
             self._closed = True
+        self._released()
+
+    def end(self) -> None:
+        """Close it at the end of the interpreter, unless a call hangs."""
+        with self._gate.alone_soon(PATIENCE_S) as alone:
+            if self._closed or not alone:
+                return
+            self._closed = True
+        self._released()
+
+    def _released(self) -> None:
         try:
             self._close()
         except self.engine_errors as error:
@@ -468,6 +523,7 @@ class Adapter(ABC):
         except (FileExistsError, NotADirectoryError):
             taken = True
         except OSError as error:
+            check_permission(error, path)
             raise AdapterError(f"{cls.name} cannot make the directory {path}: {error}") from error
         if taken:
             raise InputError(f"cannot create a {cls.name} store at {path}: it exists")
@@ -475,6 +531,8 @@ class Adapter(ABC):
     @classmethod
     def _cannot_open(cls, where: str, error: Exception) -> BandanaError:
         """Return the library's error for what the engine raised at opening."""
+        if (denied := denied_by_engine(f"{cls.name} at {where}", error)) is not None:
+            return denied
         kind = DiskFullError if _is_full(error) else AdapterError
         return kind(f"{cls.name} at {where} cannot be opened: {error}")
 
@@ -496,6 +554,8 @@ class Adapter(ABC):
         """Return the library's error for one of the engine's."""
         if _is_full(error):
             return DiskFullError(f"{self.name} at {self._where}: no room for more: {error}")
+        if (denied := denied_by_engine(f"{self.name} at {self._where}", error)) is not None:
+            return denied
         return AdapterError(f"{self.name} at {self._where} failed: {error}")
 
     def _call(self, work: Callable[[], T]) -> T:

@@ -31,7 +31,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from bandana_kv.compiled import inlined, kernel, signed
+from bandana_kv.kernels.compile import inlined, kernel, signed
 
 __all__ = ["TreeReads"]
 

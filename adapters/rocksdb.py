@@ -2,16 +2,11 @@
 
 Traps this module steers around, all of them measured:
 
-- Reopening with ``Rdict(path, options)`` ignores the table options and adds a block cache
-  of 8 MiB: the options go into ``column_families`` as well.
-- The default mode of rocksdict pickles; only raw mode stores bytes as they are.
 - Only a *list* of keys becomes one MultiGet with the GIL released, and inside it reads
   follow one another: queue depth comes from threads.
 - A data block holds its values, 33 bytes of framing around each, and a trailer. One value
   per block, of just the right length, makes every block one device page at a page's
   boundary, so that a direct read moves that page and nothing else.
-- Opening read-only writes a configuration file and a log, fails on read-only media, and
-  creates a mistyped path. It is done here through a directory of links, removed at once.
 """
 
 from __future__ import annotations
@@ -22,7 +17,6 @@ import itertools
 import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -39,18 +33,24 @@ from bandana_kv.adapters.contract import (
     key_bytes,
 )
 from bandana_kv.adapters.gate import Gate, StaleHandleError
+from bandana_kv.adapters.rocksdb_files import newest_options
+from bandana_kv.adapters.rocksdb_links import Links
+from bandana_kv.adapters.rocksdb_open import (
+    BULK_PREFIX,
+    block_options,
+    open_to_read,
+    open_to_write,
+)
 from bandana_kv.errors import AdapterError, InputError, StoreNotFoundError
 
-__all__ = ["RocksdbAdapter", "open_to_read"]
+__all__ = ["RocksdbAdapter"]
 
 _KEY_BYTES = 8
 _SEQUENCE_BYTES = 8
 _RESTARTS_AND_TRAILER_BYTES = 4 + 4 + 5
 _FILE_BYTES = 256 << 20
-_WRITE_BUFFER_BYTES = 16 << 20
 _READ_CHUNK_BYTES = 4 << 20
 _DELETE_CHUNK = 4096
-_BULK_PREFIX = "bulk-load-"
 _bulk_numbers = itertools.count()
 
 
@@ -87,6 +87,7 @@ class RocksdbAdapter(Adapter):
         self._is_users = is_users
         self._process = os.getpid()
         self._unflushed = False
+        self._links: Links | None = None
         gate = Gate(after_fork_in_child=self._after_fork_in_child)
         super().__init__(path, pages=pages, read_only=read_only, gate=gate)
 
@@ -108,10 +109,12 @@ class RocksdbAdapter(Adapter):
     def _on_path(cls, path: Path, *, read_only: bool, pages: int) -> Self:
         where = str(path.resolve())
         try:
-            handle = open_to_read(where) if read_only else _open_to_write(where)
+            handle, links = open_to_read(where) if read_only else (open_to_write(where), None)
         except Exception as error:
             raise cls._cannot_open(where, error) from error
-        return cls(handle, where, pages=pages, read_only=read_only)
+        opened = cls(handle, where, pages=pages, read_only=read_only)
+        opened._links = links
+        return opened
 
     @classmethod
     def on(
@@ -197,7 +200,7 @@ class RocksdbAdapter(Adapter):
             return False
         with self._gate.alone():
             if self._process != os.getpid():
-                self._handle = open_to_read(self._path)
+                self._handle, self._links = open_to_read(self._path)
                 self._process = os.getpid()
         return True
 
@@ -316,6 +319,8 @@ class RocksdbAdapter(Adapter):
                 self._handle.flush()  # else every read-only open replays the log
         with contextlib.suppress(Exception):
             self._handle.close()
+        if self._links is not None:
+            self._links.remove()
 
 
 class _Writer:
@@ -323,7 +328,7 @@ class _Writer:
 
     def __init__(self, handle: rocksdict.Rdict, path: str, payload_bytes: int) -> None:
         self._handle = handle
-        self._folder = Path(path) / f"{_BULK_PREFIX}{os.getpid()}-{next(_bulk_numbers)}"
+        self._folder = Path(path) / f"{BULK_PREFIX}{os.getpid()}-{next(_bulk_numbers)}"
         self._folder.mkdir()
         self._keys_per_file = max(1, _FILE_BYTES // payload_bytes)
         self._files: list[str] = []
@@ -341,7 +346,7 @@ class _Writer:
 
     def _begin_file(self) -> rocksdict.SstFileWriter:
         path = str(self._folder / f"{len(self._files):06d}.sst")
-        file = rocksdict.SstFileWriter(_options(direct=False))
+        file = rocksdict.SstFileWriter(block_options(direct=False))
         file.open(path)
         self._files.append(path)
         return file
@@ -365,78 +370,6 @@ class _Writer:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _options(*, direct: bool) -> rocksdict.Options:
-    """Return the options under which one block is one device read of its pages."""
-    table = rocksdict.BlockBasedOptions()
-    table.set_block_size(PAGE_BYTES)  # no block takes a second value
-    table.disable_cache()  # the store's own cache holds rows, not blocks
-    table.set_cache_index_and_filter_blocks(False)
-    # Updated blocks lie above older ones: the filter spares a read in the wrong file.
-    table.set_bloom_filter(10, False)
-    options = rocksdict.Options(raw_mode=True)
-    options.set_block_based_table_factory(table)
-    options.set_compression_type(rocksdict.DBCompressionType.none())
-    options.set_use_direct_reads(direct)
-    options.set_max_open_files(-1)  # every file's index stays in memory
-    options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
-    options.set_bytes_per_sync(1 << 20)
-    options.set_skip_stats_update_on_db_open(True)
-    options.set_stats_dump_period_sec(0)
-    options.set_keep_log_file_num(2)
-    options.create_if_missing(True)
-    return options
-
-
-def _open(
-    path: str, access: rocksdict.AccessType, names: tuple[str, ...] = ("default",)
-) -> rocksdict.Rdict:
-    def attempt(direct: bool) -> rocksdict.Rdict:
-        families = {name: _options(direct=direct) for name in names}
-        return rocksdict.Rdict(path, _options(direct=direct), families, access)
-
-    try:
-        return attempt(True)
-    except Exception as error:
-        # Some file systems (tmpfs before Linux 6.6) have no direct reads.
-        if "invalid argument" not in str(error).lower():
-            raise
-        return attempt(False)
-
-
-def _open_to_write(path: str) -> rocksdict.Rdict:
-    handle = _open(path, rocksdict.AccessType.read_write())
-    # What a killed load left; the lock that opening took says no other load is running.
-    for litter in Path(path).glob(f"{_BULK_PREFIX}*"):
-        shutil.rmtree(litter, ignore_errors=True)
-    return handle
-
-
-def open_to_read(path: str, families: tuple[str, ...] = ("default",)) -> rocksdict.Rdict:
-    """Open without writing to `path`, through links to its files in a directory elsewhere.
-
-    The engine opens every file at once and keeps it open, so that the links can go, and
-    files that a writer deletes later stay readable.
-    """
-    attempts = 5
-    while True:
-        attempts -= 1
-        try:
-            with tempfile.TemporaryDirectory(prefix="bandana-kv-") as links:
-                _link_files(path, links)
-                return _open(links, rocksdict.AccessType.read_only(False), families)
-        except Exception as error:
-            # A writer may replace files between the listing and the opening.
-            if not attempts or "no such file" not in str(error).lower():
-                raise
-
-
-def _link_files(path: str, links: str) -> None:
-    for entry in os.scandir(path):
-        own = entry.name == "LOCK" or entry.name.startswith(("LOG", "rocksdict-config"))
-        if entry.is_file() and not own:
-            Path(links, entry.name).symlink_to(entry.path)
-
-
 def _is_raw(column_family: rocksdict.Rdict) -> bool:
     """Return whether keys are taken as bytes only, which is how raw mode shows."""
     try:
@@ -455,17 +388,7 @@ def _column_family_name(column_family: rocksdict.Rdict) -> str:
 
 def _unfit_options(path: str, family: str, pages: int) -> list[str]:
     """Return what in the newest options file makes a block cost more than its pages."""
-    written = sorted(Path(path).glob("OPTIONS-*[0-9]"), key=lambda file: file.name)
-    if not written:
-        return []
-    sections: dict[str, dict[str, str]] = {}
-    section: dict[str, str] = {}
-    for line in written[-1].read_text().splitlines():
-        if line.startswith("["):
-            section = sections.setdefault(line.strip(), {})
-        elif "=" in line:
-            name, _, value = line.strip().partition("=")
-            section[name] = value
+    sections = newest_options(Path(path))
     database = sections.get("[DBOptions]", {})
     columns = sections.get(f'[CFOptions "{family}"]', {})
     table = sections.get(f'[TableOptions/BlockBasedTable "{family}"]', {})

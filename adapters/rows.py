@@ -1,7 +1,8 @@
 """Rows stored one by one under keys of their own, as many already have them in an engine.
 
 They serve as a fallback, as the source of a repair, and where a table moves in from. Nothing is
-ever written, and nothing unpickled: a value is the numbers of one row, little-endian.
+ever written, and nothing unpickled: a value is the numbers of one row, in the byte order that its
+dtype says. What comes out is little-endian, as in every table.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
+from numpy.typing import NDArray
 
 from bandana_kv.adapters.codecs import KEY_CODECS, Codec, KeyCodec
 from bandana_kv.errors import (
@@ -26,10 +28,12 @@ from bandana_kv.errors import (
     MissingExtraError,
     RowMissingError,
 )
+from bandana_kv.system.permission import permission_named
 
 __all__ = [
     "ENGINES",
     "KEY_CODECS",
+    "MAX_AGE_S",
     "Codec",
     "KeyCodec",
     "KeyedRows",
@@ -50,6 +54,9 @@ ENGINES = {
 }
 
 
+MAX_AGE_S = 5.0
+"""So old what lookups see of a database that others write may be, if nothing else is said."""
+
 Pairs = list[tuple[bytes, bytes]]
 """Keys with their values."""
 
@@ -64,7 +71,7 @@ class KeyedRows(ABC):
     key
         One of :data:`KEY_CODECS`, or a function ``(table, ids)`` that returns keys.
     dtype
-        Of the numbers in a value.
+        Of the numbers in a value, byte order included.
     inner
         The column family or sub-database, None for the main one.
     prefix
@@ -73,7 +80,9 @@ class KeyedRows(ABC):
     Attributes
     ----------
     dtype : numpy.dtype
-        Of the numbers, little-endian.
+        Of the rows that are given, little-endian.
+    value_dtype : numpy.dtype
+        Of the numbers in a value: the same, or of the other byte order.
     key : str
         The codec's name; of a function of one's own, what Python calls it.
     inner : str or None
@@ -103,9 +112,10 @@ class KeyedRows(ABC):
         if not callable(key):
             raise InputError(f"key {key!r} is neither a codec's name nor a function (table, ids)")
         try:
-            self.dtype = np.dtype(dtype).newbyteorder("<")
+            self.value_dtype = np.dtype(dtype)
         except TypeError as error:
             raise InputError(f"dtype {dtype!r} is none of numpy's") from error
+        self.dtype = self.value_dtype.newbyteorder("<")
         if self.dtype.kind not in _KINDS:
             raise InputError(f"dtype {self.dtype} is not numeric; tables hold numbers")
         if not isinstance(prefix, bytes):
@@ -138,7 +148,7 @@ class KeyedRows(ABC):
     def close(self) -> None:
         """Release what was opened; a second call does nothing."""
 
-    def rows(self, table: str, ids: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    def rows(self, table: str, ids: NDArray[np.int64]) -> NDArray[Any]:
         """Return the rows of `ids` (n,): (n, dim).
 
         Raises
@@ -180,7 +190,12 @@ class KeyedRows(ABC):
                 f"table {table!r}: values in {self.name} at {self._where} are "
                 f"{', '.join(map(str, sorted(lengths)))} bytes long, not rows of {self.dtype}"
             )
-        return np.frombuffer(b"".join(found), self.dtype).reshape(ids.size, -1)
+        return self.numbers(found).reshape(ids.size, -1)
+
+    def numbers(self, values: Sequence[bytes]) -> NDArray[Any]:
+        """Return the numbers of values, one after the other, in one array of :attr:`dtype`."""
+        stored = np.frombuffer(bytearray().join(values), self.value_dtype)
+        return stored.astype(self.dtype, copy=False)
 
     def scan(
         self, table: str, after: bytes | None = None
@@ -213,7 +228,7 @@ class KeyedRows(ABC):
         except Exception as error:
             raise AdapterError(f"{self.name} at {self._where} failed: {error}") from error
 
-    def ids_of(self, table: str, keys: Sequence[bytes]) -> npt.NDArray[np.int64]:
+    def ids_of(self, table: str, keys: Sequence[bytes]) -> NDArray[np.int64]:
         """Return the ids of keys that a scan of `table` gave, int64 (n,); -1: it is of none.
 
         Raises
@@ -242,7 +257,7 @@ class KeyedRows(ABC):
             "inner": self.inner or "",
             "key": self.key,
             "prefix": self.prefix.hex(),
-            "dtype": self.dtype.str,
+            "dtype": self.value_dtype.str,
             **self.state(),
         }
 
@@ -268,6 +283,7 @@ def batch_size(before: Pairs) -> int:
     return max(1, min(_SCANNED_KEYS, _SCANNED_BYTES // mean_bytes))
 
 
+@permission_named()
 def open_rows(
     engine: str,
     path: str | os.PathLike[str],
@@ -276,6 +292,7 @@ def open_rows(
     dtype: npt.DTypeLike = "float32",
     inner: str | None = None,
     prefix: bytes = b"",
+    max_age_s: float = MAX_AGE_S,
 ) -> KeyedRows:
     """Open rows by key, to read only; nothing is created.
 
@@ -284,16 +301,22 @@ def open_rows(
     engine
         ``"lmdb"`` or ``"rocksdb"``.
     path
-        The database's directory; for LMDB also its file.
+        The database's directory; of an LMDB environment without one (``subdir=False``) its file,
+        under the name by which others open it.
     key
         One of :data:`KEY_CODECS`, or a function ``(table, ids)`` that returns keys; or a
         :class:`Codec`, which can read ids back.
     dtype
-        Of the numbers in a value.
+        Of the numbers in a value, in their byte order: ``">f4"`` for big-endian ones, as Java
+        writes them. Rows are given little-endian.
     inner
         The column family, or the sub-database; by default the main one.
     prefix
         What stands before what the codec makes, as in ``emb:user:123``.
+    max_age_s
+        Lookups see what others had written this long ago, at the latest: a RocksDB is opened anew
+        where it has changed, in the thread that looks up then. 0 looks every time. LMDB shows
+        what was committed before each lookup anyhow.
 
     Returns
     -------
@@ -313,6 +336,8 @@ def open_rows(
     """
     if engine not in ENGINES:
         raise InputError(f"rows by key are not read from {engine!r}, but {', '.join(ENGINES)}")
+    if not max_age_s >= 0:
+        raise InputError(f"max_age_s {max_age_s!r} is not a number of seconds from 0 up")
     module, attribute, package = ENGINES[engine]
     try:
         found = getattr(importlib.import_module(module), attribute)
@@ -320,5 +345,12 @@ def open_rows(
         raise MissingExtraError(
             f"rows in {engine} need a package: pip install {package} ({error})"
         ) from error
-    opened: KeyedRows = found(Path(path), key=key, dtype=dtype, inner=inner, prefix=prefix)
+    opened: KeyedRows = found(
+        Path(path).absolute(),
+        key=key,
+        dtype=dtype,
+        inner=inner,
+        prefix=prefix,
+        max_age_s=max_age_s,
+    )
     return opened

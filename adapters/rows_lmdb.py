@@ -13,13 +13,15 @@ import lmdb
 import numpy.typing as npt
 
 from bandana_kv.adapters.gate import StaleHandleError
-from bandana_kv.adapters.lmdb import acquire, release
+from bandana_kv.adapters.lmdb_environment import DATA_FILE, acquire, release
 from bandana_kv.adapters.rows import KeyCodec, KeyedRows, Pairs, batch_size
 from bandana_kv.errors import AdapterError, InputError, StoreNotFoundError
+from bandana_kv.system.permission import check_permission, denied_by_engine
 
 __all__ = ["LmdbRows"]
 
-_DATA_FILE = "data.mdb"
+_MAGIC = b"\xde\xc0\xef\xbe"
+_META_BYTES = 64
 
 
 class LmdbRows(KeyedRows):
@@ -39,21 +41,25 @@ class LmdbRows(KeyedRows):
         dtype: npt.DTypeLike,
         inner: str | None = None,
         prefix: bytes = b"",
+        max_age_s: float = 0,
     ) -> None:
+        del max_age_s  # each lookup has a transaction of its own
         super().__init__(str(path), key, dtype, inner, prefix)
-        if path.is_file():
-            raise InputError(f"{path}: name the environment's directory")
-        if not (path / _DATA_FILE).is_file():
+        file = path if path.is_file() else path / DATA_FILE
+        if not file.is_file():
             raise StoreNotFoundError(f"no {self.name} environment at {path}")
+        _refuse_others(file)
         self._inner = None if inner is None else inner.encode()
         self._closed = False
-        self._path = path.resolve()
         self._snapshot: lmdb.Transaction[bytes] | None = None
         self._scanned_txn: int | None = None
         try:
             self._environment = acquire(path, read_only=True, map_bytes=0)
         except (lmdb.Error, OSError) as error:
-            raise AdapterError(f"{self.name} at {path} cannot be opened: {error}") from error
+            where = f"{self.name} at {path}"
+            raise denied_by_engine(where, error) or AdapterError(
+                f"{where} cannot be opened: {error}"
+            ) from error
         try:
             self._values([])
         except lmdb.NotFoundError as error:
@@ -116,7 +122,7 @@ class LmdbRows(KeyedRows):
         """Refuse a database with several values a key, or whose order tears prefixes apart."""
         handle = self._environment.handle
         flags = handle.open_db(self._inner, txn=txn, create=False).flags(txn)  # type: ignore[call-arg]
-        where = f"{self.name} at {self._path}"
+        where = f"{self.name} at {self._where}"
         if flags["dupsort"]:
             raise InputError(f"{where}: the database has several values a key (dupsort)")
         if prefix and (flags["reverse_key"] or flags["integerkey"]):
@@ -126,14 +132,16 @@ class LmdbRows(KeyedRows):
     def _scanned(self) -> Iterator[lmdb.Transaction[bytes]]:
         """Give the transaction of all scans, while the environment cannot be closed."""
         if self._living() is None:
-            self._values([])  # opens the environment again, or with a map that has grown
+            # Takes a slot of a dead reader, opens it again, or with a map that has grown.
+            self._values([])
         with self._environment.gate:
             self._environment.check()
             txn = self._snapshot = self._living() or self._begin(self._environment.handle)
             if self._scanned_txn not in (None, txn.id()):
                 raise AdapterError(
-                    f"{self.name} at {self._path}: somebody has written, and the rows of the first "
-                    "scan are gone: the process has forked, or looked rows up in a map that grew"
+                    f"{self.name} at {self._where}: somebody has written, and the rows of the "
+                    "first scan are gone: the process has forked, or looked rows up in a map that "
+                    "grew"
                 )
             self._scanned_txn = txn.id()
             yield txn
@@ -151,7 +159,7 @@ class LmdbRows(KeyedRows):
         """Return the file's inode and the number of the last transaction."""
         with self._scanned() as txn:
             number = txn.id()
-        return {"inode": (self._path / _DATA_FILE).stat().st_ino, "transaction": number}
+        return {"inode": self._environment.data_file.stat().st_ino, "transaction": number}
 
     def count(self) -> int:
         """Return how many keys there are."""
@@ -166,3 +174,15 @@ class LmdbRows(KeyedRows):
             if (txn := self._living()) is not None:
                 txn.abort()
             release(self._environment)
+
+
+def _refuse_others(file: Path) -> None:
+    """Refuse what is no environment's: opening it would leave a lock file beside it."""
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(_META_BYTES)
+    except OSError as error:
+        check_permission(error, file)
+        raise AdapterError(f"lmdb at {file} cannot be opened: {error}") from error
+    if _MAGIC not in head:
+        raise AdapterError(f"lmdb at {file} cannot be opened: it is no environment's file")

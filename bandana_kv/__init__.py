@@ -5,15 +5,23 @@ store; a small DRAM cache admits the rows that earn their place. Implements the 
 Bandana (Eisenman et al., MLSys 2019).
 """
 
+import sys
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 from bandana_kv import rollout
-from bandana_kv.access_log import AccessLog
+from bandana_kv.care.repair import repair
+from bandana_kv.care.verification import verify
+from bandana_kv.care.versions import Version, rollback, versions
+from bandana_kv.disk.budget import set_write_budget
 from bandana_kv.errors import BandanaError
-from bandana_kv.history import Version, rollback, versions
-from bandana_kv.ledger import set_write_budget
-from bandana_kv.loader import load
-from bandana_kv.repairs import repair
-from bandana_kv.store import EmbeddingStore, open
-from bandana_kv.verification import verify
+from bandana_kv.load.loader import load
+from bandana_kv.logs.access_log import AccessLog
+from bandana_kv.serve.store import EmbeddingStore, open
+from bandana_kv.version import __version__
 
 __all__ = [
     "AccessLog",
@@ -31,4 +39,44 @@ __all__ = [
     "versions",
 ]
 
-__version__ = "0.1.0"
+
+# Documented modules, by the names that users import them under.
+_PUBLIC = {
+    f"{__name__}.blocks": "bandana_kv.disk.blocks",
+    f"{__name__}.drift": "bandana_kv.care.drift",
+    f"{__name__}.exporter": "bandana_kv.metrics.exporter",
+    f"{__name__}.performance": "bandana_kv.assess.performance",
+    f"{__name__}.policy": "bandana_kv.cache.policy",
+    f"{__name__}.recording": "bandana_kv.logs.recording",
+}
+
+
+class _PublicNames(MetaPathFinder, Loader):
+    """Imports a room's module under the name that users know, so that rooms may be rebuilt."""
+
+    def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
+        """Return how to import one of :data:`_PUBLIC`; None for all other names."""
+        return ModuleSpec(fullname, self) if fullname in _PUBLIC else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Put the room's own module in the place of `module`."""
+        sys.modules[module.__name__] = import_module(_PUBLIC[module.__name__])
+
+
+# Before the others: a directory that an older version left behind must not be taken instead.
+sys.meta_path.insert(0, _PublicNames())
+
+if TYPE_CHECKING:
+    from bandana_kv.assess import performance as performance
+    from bandana_kv.cache import policy as policy
+    from bandana_kv.care import drift as drift
+    from bandana_kv.disk import blocks as blocks
+    from bandana_kv.logs import recording as recording
+    from bandana_kv.metrics import exporter as exporter
+else:
+
+    def __getattr__(name: str) -> ModuleType:
+        """Import one of :data:`_PUBLIC` when it is asked for."""
+        if f"{__name__}.{name}" in _PUBLIC:
+            return import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

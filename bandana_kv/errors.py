@@ -14,6 +14,7 @@ __all__ = [
     "BlockMissingError",
     "DeadlineError",
     "DiskFullError",
+    "DurabilityError",
     "FallbackError",
     "FormatError",
     "IdError",
@@ -21,11 +22,14 @@ __all__ = [
     "LoadInProgressError",
     "MigrationError",
     "MissingExtraError",
+    "NoPermissionError",
     "PartitionerError",
     "RolloutError",
     "RowMissingError",
+    "StoreChangedError",
     "StoreNotFoundError",
     "TableNotFoundError",
+    "ThreadError",
     "UpdateInProgressError",
     "WriteBudgetError",
 ]
@@ -49,6 +53,14 @@ class TableNotFoundError(BandanaError, LookupError):
 
 class StoreNotFoundError(BandanaError, FileNotFoundError):
     """The path holds no store."""
+
+
+class StoreChangedError(BandanaError, RuntimeError):
+    """Another store, or none, is at the path of one that is open."""
+
+
+class NoPermissionError(BandanaError, PermissionError):
+    """A file or directory that this user may not read, write or enter; the message names it."""
 
 
 class FormatError(BandanaError, ValueError):
@@ -79,12 +91,20 @@ class DiskFullError(BandanaError, OSError):
     """The device has no room for what was to be written."""
 
 
+class DurabilityError(BandanaError, OSError):
+    """The device failed to make something durable; says what is known of it, and what is not."""
+
+
 class LoadInProgressError(BandanaError, RuntimeError):
     """Another process is loading into the same store."""
 
 
 class UpdateInProgressError(BandanaError, RuntimeError):
     """Another process updates rows of the same store."""
+
+
+class ThreadError(BandanaError, RuntimeError):
+    """No thread could be started for what needs one."""
 
 
 class WriteBudgetError(BandanaError, RuntimeError):

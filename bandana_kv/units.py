@@ -8,11 +8,18 @@ from bandana_kv.errors import InputError
 
 __all__ = ["parse_size", "size_text"]
 
-_UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
+_UNITS = {"": 1, "b": 1}
+for _power, _letter in enumerate("kmgt", 1):
+    # A letter alone is taken as most tools take it (dd, systemd, ulimit): in powers of 1,024.
+    _UNITS |= dict.fromkeys((_letter, f"{_letter}i", f"{_letter}ib"), 1024**_power)
+    _UNITS[f"{_letter}b"] = 1000**_power
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes that `text` means: a number, with KiB, MiB, GiB or TiB behind it or not.
+    """Return the bytes that `text` means: a number, and a unit behind it or none.
+
+    KiB, Ki and K, in any case, are 1,024 bytes, and so on to TiB; kB, MB, GB and TB are powers of
+    1,000.
 
     Raises
     ------
@@ -23,7 +30,8 @@ def parse_size(text: str) -> int:
     unit = None if found is None else _UNITS.get(found[2])
     if found is None or unit is None:
         raise InputError(
-            f"{text!r} is not a size; give bytes, or a number with KiB, MiB, GiB or TiB behind it"
+            f"{text!r} is not a size; give bytes, or a number with KiB, MiB, GiB or TiB behind it, "
+            "or KB, MB, GB or TB for powers of 1,000"
         )
     return int(float(found[1]) * unit)
 

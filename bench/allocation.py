@@ -28,12 +28,12 @@ import click
 from common import report, surroundings
 
 from bandana_kv import AccessLog
+from bandana_kv.cache.heat import heat_by_position
+from bandana_kv.cache.policy import Policy
 from bandana_kv.cache.state import cache_bytes_of, capacity_for
-from bandana_kv.heat import heat_by_position
 from bandana_kv.placement import Placement
 from bandana_kv.plan import Choice, choose_plan
 from bandana_kv.plan.choose import Base, Subject, choose
-from bandana_kv.policy import Policy
 from bandana_kv.progress import Progress
 from bandana_kv.simulate import replay
 from bandana_kv.tools.console import by_table

@@ -19,10 +19,10 @@ measured_reads
     measured. `one_caller`: the same without that share, and what one caller read who asks in the
     log's order; `replayed_reads` is what a replay of the whole counts, which should be equal.
 predicted_rows_per_second, predicted_p50_us, predicted_p99_us
-    By :mod:`bandana_kv.performance`: the costs of this machine, measured by asking a small store
-    of the same engine in the same directory; the device's curve; what a replay says each request
-    needs. Costs are measured and requests served in turn, --rounds times, since other programs
-    slow both down; the medians are compared. Both run before other programs where that is
+    By :mod:`bandana_kv.assess.performance`: the costs of this machine, measured by asking a small
+    store of the same engine in the same directory; the device's curve; what a replay says each
+    request needs. Costs are measured and requests served in turn, --rounds times, since other
+    programs slow both down; the medians are compared. Both run before other programs where that is
     allowed. What the bench's clients take for a request, beside the answer, is part of either
     (`client_us_per_request`).
 predicted_cpu_us_per_lookup
@@ -48,14 +48,14 @@ from serve import TRAIN, Bench, Planned
 from serving import OURS, WARM_SHARE
 
 from bandana_kv import AccessLog
+from bandana_kv.assess.performance import Costs, Load, calibrate, predict
+from bandana_kv.cache.heat import heat_by_position
 from bandana_kv.cache.state import capacity_for
 from bandana_kv.device import DeviceProfile, profile
-from bandana_kv.heat import heat_by_position
-from bandana_kv.performance import Costs, Load, calibrate, predict
-from bandana_kv.placement.measure import layout_of
+from bandana_kv.device.priority import preferred
+from bandana_kv.disk.placement import layout_of
 from bandana_kv.plan.choose import Subject
 from bandana_kv.plan.outlook import outlook
-from bandana_kv.priority import preferred
 from bandana_kv.progress import Progress
 from bandana_kv.simulate import Estimate, PerRequest, estimate, per_request
 from bandana_kv.simulate.replay import stream_of

@@ -18,7 +18,7 @@ import numpy as np
 from common import report, surroundings
 
 import bandana_kv
-from bandana_kv.tools.cold import device_bytes_read, drop_page_cache
+from bandana_kv.device.page_cache import device_bytes_read, drop_page_cache
 
 ADAPTERS = ("lmdb", "rocksdb")
 ROWS_PER_BLOCK = 31
@@ -68,7 +68,7 @@ def main(directory: Path, blocks: int, batch: int, seed: int, keep: bool) -> Non
     result = {
         "bench": "cold_reads",
         "batch": batch,
-        "readers": bandana_kv.store.DEFAULT_READERS,
+        "readers": bandana_kv.serve.store.DEFAULT_READERS,
         "adapters": results,
         "surroundings": surroundings(seed),
     }

@@ -24,13 +24,13 @@ from common import report, surroundings
 from numpy.typing import NDArray
 
 import bandana_kv
+from bandana_kv.cache.policy import Policy
 from bandana_kv.device import DeviceProfile
 from bandana_kv.device.engine import Shape
 from bandana_kv.device.fio import Fio
+from bandana_kv.device.page_cache import device_bytes_read, drop_page_cache
 from bandana_kv.device.workfile import work_file
-from bandana_kv.policy import Policy
 from bandana_kv.progress import Progress
-from bandana_kv.tools.cold import device_bytes_read, drop_page_cache
 
 BATCH, ROUNDS = 4096, 3
 FIO_BYTES, FIO_MILLISECONDS = 1 << 30, 3000

@@ -41,12 +41,12 @@ from common import report, surroundings
 from drift_generator import VISITS_A_DAY, drifting
 
 from bandana_kv import AccessLog
-from bandana_kv.drift import Served as How
-from bandana_kv.drift import advise
-from bandana_kv.heat import count_lookups, heat_of_counts
+from bandana_kv.cache.heat import count_lookups, heat_of_counts
+from bandana_kv.care.drift import Served as How
+from bandana_kv.care.drift import advise
+from bandana_kv.disk.placement import layout_of
 from bandana_kv.placement import Placement
 from bandana_kv.placement.incremental import Replacing, blocks_changed
-from bandana_kv.placement.measure import layout_of
 from bandana_kv.plan import Choice
 from bandana_kv.plan.choose import Subject, choose
 from bandana_kv.progress import Progress

@@ -26,11 +26,11 @@ import msgspec
 from common import report, surroundings
 
 from bandana_kv import AccessLog
-from bandana_kv.heat import heat_by_position
+from bandana_kv.cache.heat import heat_by_position
+from bandana_kv.cache.policy import Admission, Policy
 from bandana_kv.placement import place
 from bandana_kv.placement.replication import replicate as add_copies
 from bandana_kv.plan.choose import Subject, choose
-from bandana_kv.policy import Admission, Policy
 from bandana_kv.progress import Progress
 from bandana_kv.simulate import lower_bound, replay
 from bandana_kv.simulate.miniature import in_threads

@@ -24,7 +24,7 @@ from common import report, surroundings
 from numpy.typing import NDArray
 
 import bandana_kv
-from bandana_kv.policy import Admission, Policy
+from bandana_kv.cache.policy import Admission, Policy
 
 ROWS, DIM = 1_000_000, 32
 BATCHES = (1, 16, 256, 1024, 4096, 16384)

@@ -41,8 +41,8 @@ from common import report, surroundings
 
 import bandana_kv
 from bandana_kv import adapters
-from bandana_kv.policy import Policy
-from bandana_kv.tools.cold import drop_page_cache
+from bandana_kv.cache.policy import Policy
+from bandana_kv.device.page_cache import drop_page_cache
 
 ROW_BYTES, PIECE_BYTES = 128, 8 << 20
 DIM = ROW_BYTES // 4

@@ -30,11 +30,11 @@ from common import report, surroundings
 from numpy.typing import NDArray
 
 from bandana_kv import AccessLog
-from bandana_kv.heat import heat_by_position
-from bandana_kv.layout import Layout
+from bandana_kv.cache.heat import heat_by_position
+from bandana_kv.cache.policy import Policy
+from bandana_kv.disk.placement import layout_of
+from bandana_kv.kernels.layout import Layout
 from bandana_kv.placement import Placement, place
-from bandana_kv.placement.measure import layout_of
-from bandana_kv.policy import Policy
 from bandana_kv.simulate import curve, replay
 from bandana_kv.simulate.miniature import in_threads, rate_for
 from bandana_kv.simulate.race import candidates, race

@@ -37,7 +37,7 @@ from common import report, surroundings
 from switch import ADAPTERS, POLICY, Traffic, draw_requests, fill, percentiles, write_rows
 
 import bandana_kv
-from bandana_kv import ledger, manifest
+from bandana_kv.disk import ledger, manifest
 from bandana_kv.placement import Placement
 
 ROW_BYTES = 128

@@ -29,7 +29,7 @@ from common import report, surroundings
 from numpy.typing import NDArray
 
 from bandana_kv import AccessLog
-from bandana_kv.compiled import kernel
+from bandana_kv.kernels.compile import kernel
 from bandana_kv.placement import fanout, methods, place
 from bandana_kv.placement.randomness import scramble
 

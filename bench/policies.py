@@ -14,9 +14,9 @@ import click
 from common import report, surroundings
 
 from bandana_kv import AccessLog
-from bandana_kv.heat import heat_by_position
+from bandana_kv.cache.heat import heat_by_position
+from bandana_kv.cache.policy import Policy
 from bandana_kv.placement import place
-from bandana_kv.policy import Policy
 from bandana_kv.simulate import lower_bound, replay
 from bandana_kv.simulate.miniature import in_threads
 from bandana_kv.simulate.race import candidates

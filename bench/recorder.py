@@ -33,9 +33,9 @@ from common import report, surroundings
 
 import bandana_kv
 from bandana_kv import AccessLog
+from bandana_kv.cache.policy import Admission, Policy
+from bandana_kv.logs.recording.bursts import Bursts
 from bandana_kv.placement import place
-from bandana_kv.policy import Admission, Policy
-from bandana_kv.recording.bursts import Bursts
 from bandana_kv.simulate import replay
 
 DIM = 32

@@ -16,13 +16,13 @@ import click
 from common import report, surroundings
 
 from bandana_kv import AccessLog
+from bandana_kv.cache.heat import heat_by_position
+from bandana_kv.cache.policy import Policy
 from bandana_kv.cache.state import cache_bytes_of, capacity_for
-from bandana_kv.heat import heat_by_position
 from bandana_kv.placement import Placement, fanout, place
 from bandana_kv.placement.measure import blocks_per_request
 from bandana_kv.placement.replication import replicate
 from bandana_kv.plan.points import LEARN_SHARE, judged, scaled
-from bandana_kv.policy import Policy
 from bandana_kv.simulate.race import candidates, race
 from bandana_kv.simulate.replay import replay
 

@@ -22,7 +22,7 @@ import numpy as np
 from common import report, surroundings
 
 import bandana_kv
-from bandana_kv.policy import Admission, Policy
+from bandana_kv.cache.policy import Admission, Policy
 
 ROWS, DIM = 4_000_000, 32
 CACHE_BYTES = 64 << 20

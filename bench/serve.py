@@ -68,10 +68,10 @@ from serving import OURS, SMALL_ROWS, Run, expected_rows, serve
 
 import bandana_kv
 from bandana_kv import AccessLog, adapters
-from bandana_kv.packed import words_for
+from bandana_kv.device.page_cache import drop_page_cache
+from bandana_kv.kernels.bitpack import words_for
 from bandana_kv.placement import Placement, place
 from bandana_kv.plan import Choice, Plan, choose_plan
-from bandana_kv.tools.cold import drop_page_cache
 
 TRAIN = 0.7
 PAGE_BYTES, BLOCK_OVERHEAD_BYTES = 4096, 96

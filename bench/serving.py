@@ -17,7 +17,7 @@ from limited import Group
 from numpy.typing import NDArray
 
 import bandana_kv
-from bandana_kv.tools.cold import device_bytes_read
+from bandana_kv.device.page_cache import device_bytes_read
 
 __all__ = ["OURS", "SMALL_ROWS", "WARM_SHARE", "Run", "expected_rows", "serve"]
 

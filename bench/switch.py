@@ -38,8 +38,8 @@ import numpy as np
 from common import report, surroundings
 
 import bandana_kv
-from bandana_kv.policy import Admission, Policy
-from bandana_kv.tools.cold import drop_page_cache
+from bandana_kv.cache.policy import Admission, Policy
+from bandana_kv.device.page_cache import drop_page_cache
 
 ADAPTERS = ("blockfile", "lmdb", "rocksdb")
 DIM, IDS, EXPONENT = 32, 16, 1.1

@@ -25,7 +25,7 @@ import numpy as np
 from common import report, surroundings
 
 import bandana_kv
-from bandana_kv.policy import Admission, Policy
+from bandana_kv.cache.policy import Admission, Policy
 
 DIM, IDS, EXPONENT = 32, 16, 1.1
 STAMP, ID, UPDATE = 0, 1, 2

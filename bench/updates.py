@@ -30,7 +30,7 @@ import numpy as np
 from common import report, surroundings
 
 import bandana_kv
-from bandana_kv.policy import Policy
+from bandana_kv.cache.policy import Policy
 
 ROW_BYTES, DIM = 128, 32
 EXPONENT = 1.1

@@ -1,1 +1,4 @@
-"""Command lines: arguments in, library calls, a table or a picture out."""
+"""Command lines: arguments in, library calls, a table or a picture out.
+
+Imports any room; no room imports it.
+"""

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from bandana_kv import AccessLog
 from bandana_kv.assess import (
     DEVICE_CLASSES,
     PUBLISHED,
@@ -22,12 +21,14 @@ from bandana_kv.assess import (
 )
 from bandana_kv.assess.data import write_text
 from bandana_kv.assess.page import check_extras, render
+from bandana_kv.assess.performance import calibrate
+from bandana_kv.care.inspection import Rating
 from bandana_kv.device import DeviceProfile
 from bandana_kv.device.record import check_writable
 from bandana_kv.errors import InputError
-from bandana_kv.inspection import Rating
-from bandana_kv.performance import calibrate
+from bandana_kv.logs.options import LogOptions
 from bandana_kv.tools.console import Bar, errors_named, out, shapes, size, table_options
+from bandana_kv.tools.logs import log_options, read_logs
 
 __all__ = ["main"]
 
@@ -106,6 +107,7 @@ _ADAPTER = "blockfile"
 )
 @click.option("--out", "page", type=Path, required=True, help="Where the page goes, as .html.")
 @click.option("--json", "numbers", type=Path, help="Where its numbers go, as JSON.")
+@log_options
 @errors_named
 def main(
     logs: dict[str, str],
@@ -131,6 +133,7 @@ def main(
     seed: int,
     page: Path,
     numbers: Path | None,
+    how: LogOptions,
 ) -> None:
     """Say whether tables should be served from NVM, what it gains and costs, and how sure that is.
 
@@ -140,7 +143,7 @@ def main(
     _check_outputs(page, numbers)
     profile, name, source = _device(device, kind)
     drive = _drive(drive_capacity, rating_dwpd, rating_tbw, warranty_years, device, kind)
-    read = {table: AccessLog.read(path) for table, path in logs.items()}
+    read = read_logs(logs, how)
     sizes = shapes(read, tables, row_bytes, rows)
     question = Question(
         tables={table: Table(read[table], *sizes[table]) for table in read},

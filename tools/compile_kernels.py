@@ -10,8 +10,8 @@ import numpy as np
 
 import bandana_kv
 from bandana_kv import AccessLog
+from bandana_kv.cache.policy import Admission, Policy
 from bandana_kv.placement import Placement
-from bandana_kv.policy import Admission, Policy
 from bandana_kv.tools.console import errors_named, out
 
 __all__ = ["main"]

@@ -14,10 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 
 from bandana_kv import adapters
-from bandana_kv.access_log import AccessLog
 from bandana_kv.errors import BandanaError, InputError
+from bandana_kv.logs.access_log import AccessLog
 from bandana_kv.progress import Progress
-from bandana_kv.sources import open_rows
+from bandana_kv.rows.files import open_rows
 from bandana_kv.units import parse_size
 
 __all__ = [
@@ -35,21 +35,22 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Tables are made for 100 columns where there is no terminal to ask, as in a log file.
-out = Console() if sys.stdout.isatty() else Console(width=100)
+# Names of tables and paths are printed as they are: markup would take [a] for a style.
+out = Console(markup=False) if sys.stdout.isatty() else Console(markup=False, width=100)
 
 
 class Bar(Progress):
     """Draws one bar per stage on standard error; quiet where that is no terminal."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, markup=False)
         self._bars: Bars | None = None
 
     def start(self, label: str, total: int, unit: str) -> None:
         """Draw a new bar."""
         self.finish()
         self._bars = Bars(
-            TextColumn("{task.description:<20}"),
+            TextColumn("{task.description:<20}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[unit]}"),

@@ -17,12 +17,14 @@ from rich.table import Table
 
 import bandana_kv
 from bandana_kv import AccessLog
+from bandana_kv.cache.policy import Policy
 from bandana_kv.cache.state import cache_bytes_of
+from bandana_kv.device.page_cache import device_bytes_read, drop_page_cache
 from bandana_kv.errors import InputError
-from bandana_kv.policy import Policy
+from bandana_kv.logs.options import LogOptions
 from bandana_kv.progress import Progress
-from bandana_kv.tools.cold import device_bytes_read, drop_page_cache
 from bandana_kv.tools.console import Bar, errors_named, out
+from bandana_kv.tools.logs import log_options, read_log
 from bandana_kv.tools.stdlib_log import stdlib_log
 
 __all__ = ["Served", "main"]
@@ -68,6 +70,7 @@ class Served:
     type=click.Path(path_type=Path, file_okay=False),
     help="Where results go; stores are made there too, on the device to be measured.",
 )
+@log_options
 @errors_named
 def main(
     log_path: Path | None,
@@ -76,6 +79,7 @@ def main(
     train: float,
     seed: int,
     directory: Path,
+    how: LogOptions,
 ) -> None:
     """Serve the held-out part of an access log in three ways on two engines.
 
@@ -83,7 +87,7 @@ def main(
     definition looks up its identifiers.
     """
     bar = Bar()
-    log = stdlib_log(bar) if log_path is None else AccessLog.read(log_path)
+    log = stdlib_log(bar) if log_path is None else read_log(log_path, how)
     if not 0 < cache_fraction <= 1:
         raise InputError(f"--cache {cache_fraction} is not a share of the rows above 0, up to 1")
     learn, test = log.split(train=train, ordered=ordered, seed=seed)

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import bandana_kv
-from bandana_kv.inspection import Inspection, Rating, TableSummary, inspect
+from bandana_kv.care.inspection import Inspection, Rating, TableSummary, inspect
 from bandana_kv.tools.console import errors_named, out, size
 from bandana_kv.units import parse_size, size_text
 

@@ -8,11 +8,13 @@ from typing import get_args
 import click
 
 import bandana_kv
-from bandana_kv.advice import DEFAULT_DEPTH, NO_PROFILE, PROFILE_FILE
+from bandana_kv.cache.policy import Rule
+from bandana_kv.device.advice import DEFAULT_DEPTH, NO_PROFILE, PROFILE_FILE
+from bandana_kv.logs.options import LogOptions
 from bandana_kv.placement import methods
 from bandana_kv.plan import Plan
-from bandana_kv.policy import Rule
 from bandana_kv.tools.console import Bar, adapter_option, by_table, errors_named, out
+from bandana_kv.tools.logs import log_options, read_logs
 
 __all__ = ["main"]
 
@@ -60,6 +62,7 @@ __all__ = ["main"]
 @click.option("--threshold", type=int, help="For --admission threshold: lookups in the log.")
 @click.option("--seed", default=0, show_default=True, help="Of placement and simulation.")
 @click.option("--keep", default=2, show_default=True, help="Versions that stay.")
+@log_options
 @errors_named
 def main(
     directory: Path,
@@ -74,13 +77,14 @@ def main(
     threshold: int | None,
     seed: int,
     keep: int,
+    how: LogOptions,
 ) -> None:
     """Load tables into the store in DIRECTORY as a new version, and switch to it.
 
     Tables of the store that are not named stay as they are. If anything fails, or this
     command is stopped, the version that was served before goes on being served.
     """
-    read = {name: bandana_kv.AccessLog.read(path) for name, path in logs.items()}
+    read = read_logs(logs, how)
     plan = None if planned is None else Plan.read(planned)
     with Bar() as progress:
         version = bandana_kv.load(

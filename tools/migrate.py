@@ -8,11 +8,12 @@ from pathlib import Path
 import click
 import msgspec
 
-import bandana_kv
 from bandana_kv.adapters.rows import ENGINES, KEY_CODECS, open_rows
+from bandana_kv.logs.options import LogOptions
 from bandana_kv.migration import Migrated, migrate
 from bandana_kv.plan import Plan
 from bandana_kv.tools.console import Bar, adapter_option, errors_named, out
+from bandana_kv.tools.logs import log_options, read_log
 from bandana_kv.units import size_text
 
 __all__ = ["main"]
@@ -30,7 +31,7 @@ __all__ = ["main"]
 @click.option("--key", default="uint64-be", show_default=True, type=click.Choice(list(KEY_CODECS)))
 @click.option("--prefix", help="What stands before it, such as emb:user: for emb:user:123.")
 @click.option("--prefix-hex", help="The same in hexadecimal.")
-@click.option("--dtype", default="float32", show_default=True, help="Of the numbers in a value.")
+@click.option("--dtype", default="float32", show_default=True, help="Of a value; >f4: big-endian.")
 @click.option("--dim", type=click.IntRange(1), help="Numbers of a row.  [default: the first's]")
 @click.option("--rows", type=click.IntRange(1), help="Of the table.  [default: largest id + 1]")
 @click.option(
@@ -54,6 +55,7 @@ __all__ = ["main"]
 @click.option("--keep", default=2, show_default=True, help="Versions that stay.")
 @click.option("--restart", is_flag=True, help="Read all anew, whatever was brought in before.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+@log_options
 @errors_named
 def main(
     source: Path,
@@ -77,6 +79,7 @@ def main(
     keep: int,
     restart: bool,
     as_json: bool,
+    how: LogOptions,
 ) -> None:
     """Move a table from SOURCE, a database with a row per key, into the store in STORE.
 
@@ -86,7 +89,7 @@ def main(
     """
     inner = _inner(engine, column_family, database)
     before = _prefix(prefix, prefix_hex)
-    read = None if log is None else bandana_kv.AccessLog.read(log)
+    read = None if log is None else read_log(log, how, table)
     plan = None if planned is None else Plan.read(planned)
     with (
         open_rows(engine, source, key=key, dtype=dtype, inner=inner, prefix=before) as opened,

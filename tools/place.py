@@ -12,11 +12,13 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from bandana_kv import AccessLog
+from bandana_kv.logs.options import LogOptions
 from bandana_kv.placement import Placement, methods, place
 from bandana_kv.placement.measure import blocks_per_request
 from bandana_kv.placement.registry import QUALITIES
 from bandana_kv.placement.replication import replicate
 from bandana_kv.tools.console import Bar, errors_named, out
+from bandana_kv.tools.logs import log_options, read_log
 
 __all__ = ["main"]
 
@@ -35,6 +37,7 @@ __all__ = ["main"]
 @click.option("--seed", default=0, show_default=True, help="Of split and placement.")
 @click.option("--out", "saved", type=Path, required=True, help="Where the placement goes.")
 @click.option("--picture", type=Path, help="Draw blocks per request before and after, as .png.")
+@log_options
 @errors_named
 def main(
     log_path: Path,
@@ -50,12 +53,13 @@ def main(
     seed: int,
     saved: Path,
     picture: Path | None,
+    how: LogOptions,
 ) -> None:
     """Learn a placement from part of a log, and show what the rest of the log makes of it.
 
     Load it with bandana_kv.load(..., placement={table: Placement.load(path)}).
     """
-    log = AccessLog.read(log_path)
+    log = read_log(log_path, how)
     learn, test = log.split(train=train, ordered=ordered, seed=seed)
     table_rows = log.rows if rows is None else rows
     bar = Bar()

@@ -8,8 +8,10 @@ from pathlib import Path
 import click
 
 import bandana_kv
+from bandana_kv.logs.options import LogOptions
 from bandana_kv.placement import Placement
 from bandana_kv.tools.console import Bar, errors_named, out
+from bandana_kv.tools.logs import log_options, read_log
 
 __all__ = ["main"]
 
@@ -31,9 +33,15 @@ __all__ = ["main"]
     help="The access log that the placement was learnt from, for the heat of rows.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+@log_options
 @errors_named
 def main(
-    directory: Path, table: str, placement_path: Path, log_path: Path | None, as_json: bool
+    directory: Path,
+    table: str,
+    placement_path: Path,
+    log_path: Path | None,
+    as_json: bool,
+    how: LogOptions,
 ) -> None:
     """Place the rows of one table of the store in DIRECTORY anew.
 
@@ -41,7 +49,7 @@ def main(
     this command out: there, call place_anew of the store itself.
     """
     placement = Placement.load(placement_path)
-    log = None if log_path is None else bandana_kv.AccessLog.read(log_path)
+    log = None if log_path is None else read_log(log_path, how, table)
     with bandana_kv.open(directory, cache_bytes=0) as store, Bar() as bar:
         blocks = store.placement(table).blocks
         done = store.place_anew(table, placement, log=log, progress=bar)

@@ -11,11 +11,12 @@ import click
 from rich.box import SIMPLE
 from rich.table import Table
 
-from bandana_kv import AccessLog
 from bandana_kv.cache.state import cache_bytes_of
 from bandana_kv.errors import InputError, MissingExtraError
+from bandana_kv.logs.options import LogOptions
 from bandana_kv.plan import Choice, Plan, choose_plan
 from bandana_kv.tools.console import Bar, errors_named, out, shapes, size, table_options
+from bandana_kv.tools.logs import log_options, read_logs
 from bandana_kv.units import parse_size
 
 __all__ = ["main", "parse_size"]
@@ -39,6 +40,7 @@ _STYLES = (("-", "o"), ("--", "s"), ("-.", "D"), (":", "^"))
 )
 @click.option("--out", "saved", type=Path, required=True, help="Where the plan goes, as JSON.")
 @click.option("--picture", type=Path, help="Draw block reads against DRAM: .png, .pdf or .svg.")
+@log_options
 @errors_named
 def main(
     logs: dict[str, str],
@@ -50,6 +52,7 @@ def main(
     seed: int,
     saved: Path,
     picture: Path | None,
+    how: LogOptions,
 ) -> None:
     """Share DRAM among tables, and choose each one's placement and cache policy by simulation.
 
@@ -57,7 +60,7 @@ def main(
     load_tables.py --plan, or bandana_kv.load(..., plan=Plan.read(path)).
     """
     _check_outputs(saved, picture)
-    read = {name: AccessLog.read(path) for name, path in logs.items()}
+    read = read_logs(logs, how)
     found = shapes(read, tables, row_bytes, rows)
     begun = time.perf_counter()
     with Bar() as progress:

@@ -12,13 +12,14 @@ import click
 from rich.box import SIMPLE
 from rich.table import Table
 
-from bandana_kv import AccessLog
 from bandana_kv.device import Cell, DeviceProfile, profile
 from bandana_kv.device.profiler import ENGINES
 from bandana_kv.device.record import check_writable, curve
 from bandana_kv.device.sweep import DEPTHS
 from bandana_kv.errors import MissingExtraError
+from bandana_kv.logs.options import LogOptions
 from bandana_kv.tools.console import Bar, errors_named, out
+from bandana_kv.tools.logs import log_options, read_log
 
 __all__ = ["main"]
 
@@ -45,6 +46,7 @@ _PAGE_BYTES = 4096
     show_default=True,
     help="Where the profile goes; the picture goes beside it, as .png.",
 )
+@log_options
 @errors_named
 def main(
     directory: Path,
@@ -56,6 +58,7 @@ def main(
     engine: str,
     writes: bool,
     saved: Path,
+    how: LogOptions,
 ) -> None:
     """Measure random reads on the device under DIRECTORY, and say how to read from it.
 
@@ -66,7 +69,7 @@ def main(
     picture = saved.with_suffix(".png")
     for path in (saved, picture):
         check_writable(path)
-    log = AccessLog.read(log_path) if log_path is not None else None
+    log = read_log(log_path, how) if log_path is not None else None
     try:
         with Bar() as progress:
             found = profile(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bandana_kv.access_log import AccessLog
+from bandana_kv.logs.access_log import AccessLog
 from bandana_kv.progress import Progress
 
 __all__ = ["stdlib_log"]

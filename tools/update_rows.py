@@ -8,7 +8,8 @@ import click
 import numpy as np
 
 import bandana_kv
-from bandana_kv.errors import InputError
+from bandana_kv.errors import BandanaError, InputError
+from bandana_kv.serve.arguments import check_update_ids, checked_ids, checked_numbers
 from bandana_kv.tools.console import errors_named, out
 
 __all__ = ["main"]
@@ -30,8 +31,9 @@ _ROWS_AT_ONCE = 1 << 16
 def main(directory: Path, table: str, ids_path: Path, rows_path: Path, flush: bool) -> None:
     """Replace rows of TABLE in the store in DIRECTORY.
 
-    Up to 65,536 rows at once are replaced all or none. Processes that serve the store follow with
-    their next refresh; one that updates rows itself must do all of it.
+    All ids and rows are checked before anything is written; then 65,536 rows at once are replaced
+    all or none, and an error says how many were. Processes that serve the store follow with their
+    next refresh; one that updates rows itself must do all of it.
     """
     ids, rows = _read(ids_path), _read(rows_path)
     if ids.ndim != 1 or rows.ndim != 2 or len(ids) != len(rows):
@@ -39,12 +41,37 @@ def main(directory: Path, table: str, ids_path: Path, rows_path: Path, flush: bo
             f"{ids_path} is {ids.shape} and {rows_path} is {rows.shape}: not (n,) and (n, dim)"
         )
     with bandana_kv.open(directory, cache_bytes=0) as store:
-        for first in range(0, len(ids), _ROWS_AT_ONCE):
-            part = slice(first, first + _ROWS_AT_ONCE)
-            store.update(table, ids[part], rows[part])
+        parts = [slice(first, first + _ROWS_AT_ONCE) for first in range(0, len(ids), _ROWS_AT_ONCE)]
+        _check(store, table, ids, rows, parts)
+        for part in parts:
+            try:
+                store.update(table, ids[part], rows[part])
+            except (BandanaError, OSError) as error:
+                if not part.start:
+                    raise
+                click.echo(
+                    f"{directory}: the first {part.start} rows were replaced, and no others",
+                    err=True,
+                )
+                raise error from None
         if flush:
             store.flush()
     out.print(f"{directory}: {len(ids)} rows of {table} are new")
+
+
+def _check(
+    store: bandana_kv.EmbeddingStore,
+    table: str,
+    ids: np.ndarray,
+    rows: np.ndarray,
+    parts: list[slice],
+) -> None:
+    """See that the table can take all of it; raises as :meth:`bandana_kv.EmbeddingStore.update`."""
+    (table_rows, dim), dtype = store.shape(table), store.dtype(table)
+    checked = checked_ids(table, ids)
+    check_update_ids(table, table_rows, checked)
+    for part in parts:
+        checked_numbers(table, checked[part], dim, dtype, rows[part])
 
 
 def _read(path: Path) -> np.ndarray:

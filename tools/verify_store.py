@@ -11,12 +11,12 @@ import click
 import msgspec
 
 import bandana_kv
-from bandana_kv import manifest
 from bandana_kv.adapters.rows import KEY_CODECS, open_rows
-from bandana_kv.fallback import FileRows, Source
-from bandana_kv.sources import open_rows as open_file
+from bandana_kv.care.verification import Report
+from bandana_kv.disk import manifest
+from bandana_kv.rows.files import open_rows as open_file
+from bandana_kv.rows.source import FileRows, Source
 from bandana_kv.tools.console import Bar, by_table, errors_named, out
-from bandana_kv.verification import Report
 
 __all__ = ["main"]
 
@@ -41,6 +41,7 @@ __all__ = ["main"]
 )
 @click.option("--key", default="uint64-be", show_default=True, type=click.Choice(list(KEY_CODECS)))
 @click.option("--inner", help="The column family or the sub-database.")
+@click.option("--dtype", help="Of the numbers in a value, such as >f4.  [default: the table's]")
 @click.option("--readers", type=click.IntRange(1), help="Reads in flight.")
 @errors_named
 def main(
@@ -52,6 +53,7 @@ def main(
     from_lmdb: Path | None,
     key: str,
     inner: str | None,
+    dtype: str | None,
     readers: int | None,
 ) -> None:
     """Check the store in DIRECTORY; the status is 1 if anything is bad.
@@ -67,7 +69,7 @@ def main(
         )
     with Bar() as progress, ExitStack() as stack:
         if repair:
-            source = _source(stack, directory, files, named, key, inner)
+            source = _source(stack, directory, files, named, key, inner, dtype)
             report = bandana_kv.repair(directory, source, readers=readers, progress=progress)
         else:
             report = bandana_kv.verify(directory, readers=readers, progress=progress)
@@ -85,6 +87,7 @@ def _source(
     named: list[tuple[str, Path]],
     key: str,
     inner: str | None,
+    dtype: str | None,
 ) -> dict[str, Source]:
     """Return where the rows of each table come from."""
     tables = manifest.read_current(directory).tables
@@ -94,7 +97,9 @@ def _source(
         return dict.fromkeys(files, rows)
     engine, path = named[0]
     return {
-        name: stack.enter_context(open_rows(engine, path, key=key, dtype=table.dtype, inner=inner))
+        name: stack.enter_context(
+            open_rows(engine, path, key=key, dtype=dtype or table.dtype, inner=inner)
+        )
         for name, table in tables.items()
     }
 

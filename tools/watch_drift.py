@@ -15,7 +15,7 @@ import msgspec
 from rich.box import SIMPLE
 from rich.table import Table
 
-from bandana_kv.drift import Advice, Watch
+from bandana_kv.care.drift import Advice, Watch
 from bandana_kv.errors import BandanaError
 from bandana_kv.tools.console import Bar, by_table, errors_named, out
 from bandana_kv.units import parse_size, size_text
@@ -71,7 +71,7 @@ def main(
     watch = Watch(store, logs, cache_bytes=sizes, hook=shlex.split(hook))
     with contextlib.ExitStack() as stack:
         if port is not None:
-            from bandana_kv.exporter import serve
+            from bandana_kv.metrics.exporter import serve
 
             stack.enter_context(serve(port, watch))
         _look(watch, as_json)

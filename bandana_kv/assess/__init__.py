@@ -1,4 +1,7 @@
-"""Before the decision: whether a log's tables should be served from NVM, in numbers."""
+"""Before the decision: whether a log's tables should be served from NVM, in numbers.
+
+Imports whatever predicts; nothing but command lines imports it.
+"""
 
 from bandana_kv.assess.cost import Prices
 from bandana_kv.assess.data import Assessment

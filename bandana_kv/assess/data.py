@@ -15,6 +15,7 @@ import msgspec
 from bandana_kv.assess.table_data import Recommendation, Spread, TableReport
 from bandana_kv.device.record import check_writable
 from bandana_kv.errors import InputError
+from bandana_kv.system.permission import check_permission
 
 __all__ = [
     "REPORT_FORMAT",
@@ -286,6 +287,7 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
     except OSError as error:
+        check_permission(error, path)
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
         partial.unlink(missing_ok=True)

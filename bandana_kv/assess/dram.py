@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bandana_kv.assess.data import DramPoint
+from bandana_kv.cache.allocation import hull
 from bandana_kv.plan import allocate
-from bandana_kv.plan.allocate import hull
 from bandana_kv.units import size_text
 
 __all__ = ["HEADROOM", "Budget", "Curves", "budgets", "choose_budget", "reads_at"]

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from bandana_kv.assess.data import Endurance, SmallestDrive
-from bandana_kv.inspection import Rating
+from bandana_kv.care.inspection import Rating
 
 __all__ = ["Drive", "Retraining", "endurance_of"]
 

@@ -13,19 +13,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bandana_kv.access_log import AccessLog
+from bandana_kv.assess.performance import Load
+from bandana_kv.cache.heat import heat_by_position
+from bandana_kv.cache.policy import Admission, Policy
 from bandana_kv.cache.state import cache_bytes_of, capacity_for
-from bandana_kv.heat import heat_by_position
-from bandana_kv.layout import Layout
-from bandana_kv.packed import words_for
-from bandana_kv.performance import Load
+from bandana_kv.disk.placement import layout_of
+from bandana_kv.kernels.bitpack import words_for
+from bandana_kv.kernels.layout import Layout
+from bandana_kv.logs.access_log import AccessLog
 from bandana_kv.placement import Placement, place
-from bandana_kv.placement.measure import layout_of
 from bandana_kv.plan import Choice, PlannedPoint, TablePlan
 from bandana_kv.plan.choose import Base, Subject, choose
 from bandana_kv.plan.outlook import Outlook, outlook
 from bandana_kv.plan.points import best_points, capacities_of, joined, judged
-from bandana_kv.policy import Admission, Policy
 from bandana_kv.simulate import per_request
 from bandana_kv.simulate.bound import lower_bound
 from bandana_kv.simulate.miniature import Miniature, in_threads, miniature, rate_for, whole

@@ -9,7 +9,7 @@ import msgspec
 
 from bandana_kv.assess import figures
 from bandana_kv.assess.data import Assessment
-from bandana_kv.assess.shown import at, shown
+from bandana_kv.assess.notation import at, shown
 from bandana_kv.errors import MissingExtraError
 
 __all__ = ["check_extras", "render"]
@@ -36,7 +36,7 @@ def render(assessment: Assessment) -> str:
     """Return the page.
 
     Every figure on it is an element with ``data-key``, which says where it lies in the JSON, and
-    is written by :func:`bandana_kv.assess.shown.shown`.
+    is written by :func:`bandana_kv.assess.notation.shown`.
 
     Raises
     ------

@@ -6,8 +6,6 @@ import datetime as dt
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import bandana_kv
-from bandana_kv.access_log import AccessLog
 from bandana_kv.assess import verdict
 from bandana_kv.assess.cost import Memory, Prices, cost_of
 from bandana_kv.assess.data import (
@@ -24,18 +22,20 @@ from bandana_kv.assess.devices import PUBLISHED
 from bandana_kv.assess.dram import HEADROOM, Budget, Curves, budgets, choose_budget, reads_at
 from bandana_kv.assess.endurance import Drive, Retraining, endurance_of
 from bandana_kv.assess.gain import Gained, Learnt, Point
+from bandana_kv.assess.performance import Costs, Load
 from bandana_kv.assess.service import Server, dram_only_rate, together
 from bandana_kv.assess.table import Block, curve_of, report_of, spread_of
 from bandana_kv.assess.table_data import TableReport
 from bandana_kv.assess.workload import unseen_share
 from bandana_kv.device import DeviceProfile
 from bandana_kv.errors import InputError
-from bandana_kv.performance import Costs, Load
+from bandana_kv.logs.access_log import AccessLog
 from bandana_kv.plan.choose import Subject
 from bandana_kv.plan.points import LEAST_REQUESTS
 from bandana_kv.progress import Progress
 from bandana_kv.simulate import per_request
 from bandana_kv.units import size_text
+from bandana_kv.version import __version__
 
 __all__ = ["LEAST_LOG", "TRAIN", "Question", "Table", "assess"]
 
@@ -126,7 +126,7 @@ def assess(question: Question, costs: Costs, progress: Progress | None = None) -
     question
         Logs, device, prices, and what is wanted.
     costs
-        Of this machine, from :func:`bandana_kv.performance.calibrate`.
+        Of this machine, from :func:`bandana_kv.assess.performance.calibrate`.
     progress
         Told of every stage.
 
@@ -184,7 +184,7 @@ class _Work:
         return Assessment(
             format=REPORT_FORMAT,
             created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-            version=bandana_kv.__version__,
+            version=__version__,
             recommendation=found.recommendation,
             suited=found.suited,
             verdict=_sentence(found, cost, throughput, tables),

@@ -12,8 +12,8 @@ import numpy as np
 
 from bandana_kv.assess.data import Latency, Throughput
 from bandana_kv.assess.dram import HEADROOM
+from bandana_kv.assess.performance import Costs, Load, Performance, at_rate, predict
 from bandana_kv.device import DeviceProfile
-from bandana_kv.performance import Costs, Load, Performance, at_rate, predict
 
 __all__ = ["Server", "dram_only_rate", "together"]
 

@@ -8,7 +8,6 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from bandana_kv.access_log import AccessLog
 from bandana_kv.assess.gain import PARTS, SEEDS, Gained, Learnt, Point, bookkeeping_of, part_edges
 from bandana_kv.assess.table_data import (
     Ageing,
@@ -24,6 +23,7 @@ from bandana_kv.assess.table_data import (
 from bandana_kv.assess.verdict import Found, judge_table
 from bandana_kv.assess.workload import describe, seen_rows
 from bandana_kv.errors import InputError
+from bandana_kv.logs.access_log import AccessLog
 from bandana_kv.placement import fanout
 from bandana_kv.simulate.replay import Replayed
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bandana_kv.assess.data import Cost, Endurance, Inputs, Latency, Throughput
+from bandana_kv.assess.performance import Costs
 from bandana_kv.assess.table_data import Recommendation, TableReport, Workload
-from bandana_kv.performance import Costs
 from bandana_kv.units import size_text
 
 __all__ = ["Found", "Verdict", "judge", "judge_table", "warnings_of"]

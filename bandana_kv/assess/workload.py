@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.access_log import AccessLog
 from bandana_kv.assess.table_data import Workload
-from bandana_kv.heat import count_lookups
+from bandana_kv.cache.heat import count_lookups
+from bandana_kv.logs.access_log import AccessLog
 from bandana_kv.placement import Placement, fanout
 from bandana_kv.placement.measure import blocks_per_request
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bandana_kv.cache.ageing import random32
+from bandana_kv.cache.live_heat import random32
 from bandana_kv.cache.queues import (
     COUNT,
     NEWER,
@@ -37,7 +37,7 @@ from bandana_kv.cache.state import (
     SIEVE,
     TINYLFU,
 )
-from bandana_kv.compiled import inlined, signed
+from bandana_kv.kernels.compile import inlined, signed
 
 __all__ = ["mark_used", "settle", "unsettle", "used", "victim"]
 

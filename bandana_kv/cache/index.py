@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.compiled import inlined, signed
+from bandana_kv.kernels.compile import inlined, signed
 
 __all__ = ["NOWHERE", "bucket_count", "find", "index", "make_buckets", "unindex"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.compiled import inlined
+from bandana_kv.kernels.compile import inlined
 
 __all__ = [
     "COUNT",

@@ -11,16 +11,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.cache.ageing import seeded
-from bandana_kv.cache.index import bucket_count, find, make_buckets
-from bandana_kv.cache.queues import empty_queues, slots_of
-from bandana_kv.cache.remembered import (
+from bandana_kv.cache.ghosts import (
     Remembered,
     check_remembered,
     make_remembered,
     remembered_bytes,
 )
-from bandana_kv.policy import Policy
+from bandana_kv.cache.index import bucket_count, find, make_buckets
+from bandana_kv.cache.live_heat import seeded
+from bandana_kv.cache.policy import Policy
+from bandana_kv.cache.queues import empty_queues, slots_of
 
 __all__ = [
     "CacheState",
@@ -85,7 +85,7 @@ class CacheState(NamedTuple):
         a row was evicted; victims drawn; and of ageing: lookups seen when it was last
         done, steps done, and what was left over of a step.
     live : uint8 (rows,), or (0,) where no rule looks at it
-        Live heat by position; see :mod:`bandana_kv.cache.ageing`.
+        Live heat by position; see :mod:`bandana_kv.cache.live_heat`.
     ghost, shadow : Remembered
         Positions that S3-FIFO's small queue let go; positions asked for lately.
     """

@@ -1,4 +1,7 @@
-"""What a device can do: measured once, kept as a profile, asked by whatever plans reads."""
+"""What a device can do: measured once, kept as a profile, and what it means for blocks and reads.
+
+Imports placement, to choose a block size by a log; opens no store.
+"""
 
 from bandana_kv.device.mount import Mount
 from bandana_kv.device.profiler import profile

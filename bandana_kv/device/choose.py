@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from bandana_kv.access_log import AccessLog
 from bandana_kv.device.record import BlockSize, Cell, curve
 from bandana_kv.errors import InputError
+from bandana_kv.logs.access_log import AccessLog
 from bandana_kv.placement import fanout, place
 from bandana_kv.progress import Progress
 

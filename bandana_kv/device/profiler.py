@@ -8,7 +8,6 @@ import platform
 import time
 from pathlib import Path
 
-from bandana_kv.access_log import AccessLog
 from bandana_kv.device import choose
 from bandana_kv.device.engine import Engine, Shape
 from bandana_kv.device.fio import IO_ENGINES, Fio, find_fio
@@ -17,6 +16,7 @@ from bandana_kv.device.sweep import BLOCK_SIZES, FULL, QUICK, Effort, Sweep
 from bandana_kv.device.threads import Threads
 from bandana_kv.device.workfile import WorkFile, check_place, work_file
 from bandana_kv.errors import InputError
+from bandana_kv.logs.access_log import AccessLog
 from bandana_kv.progress import Progress
 
 __all__ = ["ENGINES", "profile"]

@@ -14,7 +14,9 @@ import msgspec
 import numpy as np
 
 from bandana_kv.device.mount import Mount
-from bandana_kv.errors import DiskFullError, FormatError, InputError
+from bandana_kv.errors import DiskFullError, DurabilityError, FormatError, InputError
+from bandana_kv.system.durable import sync_directory, sync_file
+from bandana_kv.system.permission import check_permission
 
 __all__ = [
     "FORMAT_VERSION",
@@ -164,6 +166,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         try:
             text = path.read_bytes()
         except OSError as error:
+            check_permission(error, path)
             raise InputError(
                 f"{path}: cannot be read ({error.strerror}); tools/profile_device.py makes one"
             ) from error
@@ -200,9 +203,13 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             with open(partial, "wb") as file:
                 file.write(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
                 file.flush()
-                os.fsync(file.fileno())
+                sync_file(file.fileno(), path)
             partial.replace(path)
+            sync_directory(path.parent)
+        except DurabilityError:
+            raise
         except OSError as error:
+            check_permission(error, path)
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskFullError(f"{path}: no room on the device") from error
             raise InputError(f"{path}: cannot be written ({error.strerror})") from error

@@ -14,9 +14,9 @@ import numpy as np
 
 from bandana_kv.device import choose
 from bandana_kv.device.engine import Engine, Measured, Shape
+from bandana_kv.device.priority import preferred
 from bandana_kv.device.record import Cell, curve
 from bandana_kv.device.workfile import WorkFile
-from bandana_kv.priority import preferred
 from bandana_kv.progress import Progress
 
 __all__ = ["BLOCK_SIZES", "DEPTHS", "FULL", "QUICK", "Effort", "Sweep"]

@@ -1,5 +1,8 @@
-"""Tables moved out of an engine with a row per key, resumably, every row compared at the end."""
+"""Tables moved out of an engine with a row per key, resumably, every row compared at the end.
 
-from bandana_kv.migration.moving import Migrated, migrate
+Imports load, the read path, and rows by key of adapters; changes the old engine never.
+"""
+
+from bandana_kv.migration.run import Migrated, migrate
 
 __all__ = ["Migrated", "migrate"]

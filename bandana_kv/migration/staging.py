@@ -23,10 +23,17 @@ import xxhash
 from numba import types
 from numpy.typing import NDArray
 
-from bandana_kv.compiled import kernel, signed
-from bandana_kv.errors import InputError, LoadInProgressError, MigrationError
-from bandana_kv.manifest import sync_directory, write_durably
-from bandana_kv.migration.reading import Batch
+from bandana_kv.errors import BandanaError, InputError, LoadInProgressError, MigrationError
+from bandana_kv.kernels.compile import kernel, signed
+from bandana_kv.migration.extraction import Batch
+from bandana_kv.system.durable import (
+    NO_ROOM,
+    make_directory,
+    sync_directory,
+    sync_file,
+    write_durably,
+)
+from bandana_kv.system.permission import check_permission
 
 __all__ = ["Staging", "State", "staged"]
 
@@ -216,8 +223,8 @@ class Staging:
         state.skipped += self._held_skipped
         state.last_key = self._last_key or state.last_key
         self._held, self._held_bytes, self._held_skipped = [], 0, 0
-        os.fdatasync(self._rows)
-        os.fdatasync(self._ids)
+        sync_file(self._rows, self.path)
+        sync_file(self._ids, self._directory / "ids")
         write_durably(self._directory / "state.json", msgspec.json.encode(state))
 
     def _write(self, ids: NDArray[np.int64], rows: NDArray[np.uint8]) -> None:
@@ -248,7 +255,7 @@ class Staging:
         assert header.tell() == _HEADER_BYTES
         os.pwrite(self._rows, header.getvalue(), 0)
         os.ftruncate(self._rows, _HEADER_BYTES + rows * self.state.row_bytes)
-        os.fdatasync(self._rows)
+        sync_file(self._rows, self.path)
 
     def close(self) -> None:
         """Close the files; where nothing is durable, nothing stays."""
@@ -288,7 +295,8 @@ def staged(
     try:
         handle = _locked(directory)
     except OSError as error:
-        if isinstance(error, LoadInProgressError) or error.errno in (errno.ENOSPC, errno.EDQUOT):
+        check_permission(error, root)
+        if isinstance(error, BandanaError) or error.errno in NO_ROOM:
             raise
         raise InputError(f"{root}: cannot be made a store directory ({error.strerror})") from error
     try:
@@ -310,9 +318,9 @@ def staged(
 def _locked(directory: Path) -> int:
     """Make the directory and lock it; another process may just be removing it."""
     while True:
-        directory.mkdir(parents=True, exist_ok=True)
         handle = -1
         try:
+            make_directory(directory)
             handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(handle), directory.stat()):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.compiled import kernel
+from bandana_kv.kernels.compile import kernel
 
 __all__ = ["Group", "cross", "group_of", "regain", "unit_bits"]
 

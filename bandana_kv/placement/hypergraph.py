@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.compiled import kernel
+from bandana_kv.kernels.compile import kernel
 
 __all__ = ["Hypergraph", "RequestCounts", "build_hypergraph", "count_requests"]
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.access_log import AccessLog
+from bandana_kv.cache.policy import Policy
+from bandana_kv.disk.placement import Placement, layout_of
 from bandana_kv.errors import InputError
-from bandana_kv.placement.core import Placement, validated_log
-from bandana_kv.placement.measure import layout_of
-from bandana_kv.placement.moves import blocks_worth_writing
+from bandana_kv.logs.access_log import AccessLog
+from bandana_kv.logs.requests import validated_log
 from bandana_kv.placement.registry import place
+from bandana_kv.placement.rewrites import blocks_worth_writing
 from bandana_kv.placement.subset import kept_lookups, without_rows
-from bandana_kv.policy import Policy
 from bandana_kv.progress import Progress
 from bandana_kv.simulate.replay import missed_lookups, stream_of
 
@@ -191,9 +191,9 @@ def place_incrementally(
     -----
     A replay says which lookups are read from blocks; these are placed from scratch, which
     costs no writes, to see what each block could save; then the blocks whose rows together save
-    most (:mod:`bandana_kv.placement.moves`) are placed anew among themselves. Whether it is worth
-    writing is for :func:`bandana_kv.drift.advise` to say, on requests that were not learnt from.
-    Cost: a replay, a placement of the missed lookups, and one of the chosen blocks.
+    most (:mod:`bandana_kv.placement.rewrites`) are placed anew among themselves. Whether it is
+    worth writing is for :func:`bandana_kv.care.drift.advise` to say, on requests that were not
+    learnt from. Cost: a replay, a placement of the missed lookups, and one of the chosen blocks.
     """
     return Replacing.of(
         log,

@@ -27,13 +27,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bandana_kv.disk.placement import Placement
 from bandana_kv.errors import InputError, MissingExtraError
-from bandana_kv.placement.core import Placement, RequestLog, validated_log
-from bandana_kv.placement.counting import lookups_of_id, positions_of_order
+from bandana_kv.logs.requests import RequestLog, validated_log
+from bandana_kv.placement.counts import lookups_of_id, positions_of_order
 from bandana_kv.placement.registry import Job, Values, opened_values, register
 from bandana_kv.placement.values import Floats
 from bandana_kv.progress import Progress
-from bandana_kv.sources import RowSource
+from bandana_kv.rows.files import RowSource
 
 __all__ = ["arrange_unseen"]
 

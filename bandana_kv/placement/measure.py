@@ -1,34 +1,20 @@
-"""How many blocks each request touches."""
+"""How good a placement is: how many blocks each request touches, and fanout, their mean."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.compiled import kernel
-from bandana_kv.layout import Layout, cover
-from bandana_kv.placement.core import Placement, RequestLog, readable, validated_log
+from bandana_kv.disk.placement import Placement, layout_of
+from bandana_kv.kernels.compile import kernel
+from bandana_kv.kernels.layout import Layout, cover
+from bandana_kv.kernels.views import readable
+from bandana_kv.logs.requests import RequestLog, validated_log
 
-__all__ = ["blocks_per_request", "layout_of"]
-
-
-def layout_of(placement: Placement, heat: NDArray[np.uint8]) -> Layout:
-    """Return a placement as the kernels take it.
-
-    Parameters
-    ----------
-    placement
-        Of the table.
-    heat
-        uint8 (rows,), by position.
-    """
-    original_of = np.zeros(0, np.uint32)
-    if placement.replicas is not None:
-        original_of = placement.position_of_id[placement.replicas]
-    by_position = np.argsort(original_of).astype(np.uint32)
-    return Layout(placement.rows_per_block, heat, original_of, by_position)
+__all__ = ["blocks_per_request", "fanout", "layout_of"]
 
 
 @kernel
@@ -73,3 +59,55 @@ def blocks_per_request(log: RequestLog, placement: Placement) -> NDArray[np.int6
     offsets, ids = validated_log(log, placement.rows)
     layout = layout_of(placement, np.zeros(placement.rows, np.uint8))
     return _count(offsets, ids, readable(placement.position_of_id), layout)
+
+
+@kernel
+def _blocks_touched(
+    offsets: NDArray[np.int64],
+    ids: NDArray[Any],
+    position_of_id: NDArray[np.uint32],
+    rows_per_block: int,
+) -> int:
+    blocks = (position_of_id.size + rows_per_block - 1) // rows_per_block
+    last_request = np.full(blocks, -1, np.int64)
+    touched = 0
+    for request in range(offsets.size - 1):
+        for at in range(offsets[request], offsets[request + 1]):
+            block = np.int64(position_of_id[ids[at]]) // rows_per_block
+            if last_request[block] != request:
+                last_request[block] = request
+                touched += 1
+    return touched
+
+
+def fanout(log: RequestLog, placement: Placement) -> float:
+    """Return the mean number of distinct blocks that a request of `log` touches.
+
+    Parameters
+    ----------
+    log
+        The requests to count, as a rule held-out ones. Empty requests count, with no block.
+    placement
+        A placement of the table that the log looks up.
+
+    Returns
+    -------
+    float
+        Blocks per request; 0.0 for a log without requests.
+
+    Raises
+    ------
+    InputError
+        The log looks up an id that the placement does not have.
+
+    Notes
+    -----
+    Cost: two passes over the lookups, some 2 ns each, without the GIL; 8 bytes a block.
+    """
+    offsets, ids = validated_log(log, placement.rows)
+    requests = offsets.size - 1
+    if requests == 0:
+        return 0.0
+    count: Callable[..., int] = _blocks_touched
+    touched = count(offsets, ids, readable(placement.position_of_id), placement.rows_per_block)
+    return touched / requests

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.compiled import kernel
+from bandana_kv.kernels.compile import kernel
 from bandana_kv.placement.randomness import scramble
 
 __all__ = ["group_blocks", "touched_blocks"]

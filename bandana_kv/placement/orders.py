@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.placement.counting import lookups_of_id, positions_of_order
+from bandana_kv.placement.counts import lookups_of_id, positions_of_order
 from bandana_kv.placement.registry import Job, register
 
 

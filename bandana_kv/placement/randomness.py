@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bandana_kv.compiled import kernel
+from bandana_kv.kernels.compile import kernel
 
 __all__ = ["salted", "scramble"]
 

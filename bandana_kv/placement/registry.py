@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bandana_kv.disk.placement import Placement
 from bandana_kv.errors import InputError
-from bandana_kv.placement.core import Placement, RequestLog, validated_log
-from bandana_kv.placement.counting import lookups_of_id, positions_of_order
+from bandana_kv.logs.requests import RequestLog, validated_log
+from bandana_kv.placement.counts import lookups_of_id, positions_of_order
 from bandana_kv.placement.subset import KeptRows, resident_mask, sampled_requests, without_rows
 from bandana_kv.progress import Progress
-from bandana_kv.sources import RowSource, open_rows
+from bandana_kv.rows.files import RowSource, open_rows
 
 __all__ = [
     "QUALITIES",

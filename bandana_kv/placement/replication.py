@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.compiled import kernel
+from bandana_kv.disk.placement import Placement
 from bandana_kv.errors import InputError
-from bandana_kv.placement.core import Placement, RequestLog, readable, validated_log
-from bandana_kv.placement.counting import lookups_of_id
+from bandana_kv.kernels.compile import kernel
+from bandana_kv.kernels.views import readable
+from bandana_kv.logs.requests import RequestLog, validated_log
+from bandana_kv.placement.counts import lookups_of_id
 from bandana_kv.placement.registry import place
 from bandana_kv.placement.subset import kept_lookups, without_rows
 from bandana_kv.progress import Progress

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from bandana_kv.disk.placement import Placement
+from bandana_kv.logs.requests import RequestLog, validated_log
 from bandana_kv.placement.bisection import Recipe
-from bandana_kv.placement.core import Placement, RequestLog, validated_log
-from bandana_kv.placement.counting import lookups_of_id, positions_of_order
+from bandana_kv.placement.counts import lookups_of_id, positions_of_order
 from bandana_kv.placement.hypergraph import build_hypergraph, count_requests
 from bandana_kv.placement.parallel import Workers
 from bandana_kv.placement.refine import Schedule, refine

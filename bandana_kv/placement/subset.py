@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.compiled import kernel
 from bandana_kv.errors import InputError
-from bandana_kv.placement.core import RequestLog, readable
-from bandana_kv.placement.counting import lookups_of_id
-from bandana_kv.sources import RowSource
+from bandana_kv.kernels.compile import kernel
+from bandana_kv.kernels.views import readable, refuse_masked
+from bandana_kv.logs.requests import RequestLog
+from bandana_kv.placement.counts import lookups_of_id
+from bandana_kv.rows.files import RowSource
 
 __all__ = [
     "KeptRows",
@@ -113,6 +114,7 @@ def resident_mask(
     InputError
         Neither a share from 0 to 1 nor a mask of the table's rows; a share without a log.
     """
+    refuse_masked("resident", resident)
     if isinstance(resident, np.ndarray):
         if resident.dtype != np.bool_ or resident.shape != (rows,):
             raise InputError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.compiled import kernel
+from bandana_kv.kernels.compile import kernel
 from bandana_kv.placement.groups import Group, cross, group_of, regain
 from bandana_kv.placement.randomness import scramble
 

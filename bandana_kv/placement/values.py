@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.sources import RowSource
+from bandana_kv.rows.files import RowSource
 
 __all__ = ["Floats"]
 

@@ -1,8 +1,11 @@
-"""What `load` builds and `open` obeys, and how it is chosen."""
+"""What `load` builds and `open` obeys, and how it is chosen.
 
-from bandana_kv.plan.allocate import allocate
+Imports placement and simulate to choose; the plan itself is data of disk, which serving reads.
+"""
+
+from bandana_kv.cache.allocation import allocate
+from bandana_kv.disk.plan import Choice, Plan, PlannedPoint, Predicted, TablePlan
 from bandana_kv.plan.choose import choose_plan
-from bandana_kv.plan.data import Choice, Plan, PlannedPoint, Predicted, TablePlan
 
 __all__ = [
     "Choice",

@@ -12,13 +12,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.access_log import AccessLog
+from bandana_kv.cache.allocation import allocate
+from bandana_kv.cache.policy import Admission, Policy
 from bandana_kv.cache.state import cache_bytes_of, capacity_for
+from bandana_kv.disk.plan import PLAN_FORMAT, Choice, Plan, Predicted, TablePlan
 from bandana_kv.errors import InputError
-from bandana_kv.layout import Layout
+from bandana_kv.kernels.layout import Layout
+from bandana_kv.logs.access_log import AccessLog
 from bandana_kv.placement import Placement, place
-from bandana_kv.plan.allocate import allocate
-from bandana_kv.plan.data import PLAN_FORMAT, Choice, Plan, Predicted, TablePlan
 from bandana_kv.plan.points import (
     LEAST_REQUESTS,
     best_points,
@@ -27,13 +28,12 @@ from bandana_kv.plan.points import (
     scaled,
     split,
 )
-from bandana_kv.policy import Admission, Policy
 from bandana_kv.progress import Progress
+from bandana_kv.rows.files import open_rows
 from bandana_kv.simulate.bound import lower_bound
 from bandana_kv.simulate.miniature import in_threads
 from bandana_kv.simulate.race import candidates, race
 from bandana_kv.simulate.replay import Replayed, Stream, replay, run, run_parts
-from bandana_kv.sources import open_rows
 
 __all__ = ["Base", "Subject", "choose", "choose_plan"]
 

@@ -7,9 +7,9 @@ import math
 import msgspec
 import numpy as np
 
+from bandana_kv.disk.plan import Choice
 from bandana_kv.errors import InputError
 from bandana_kv.plan.choose import Subject
-from bandana_kv.plan.data import Choice
 from bandana_kv.plan.points import LEAST_REQUESTS, judged, scaled
 from bandana_kv.simulate.replay import Replayed, run_parts
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from bandana_kv.access_log import AccessLog
-from bandana_kv.heat import heat_by_position
-from bandana_kv.layout import Layout
+from bandana_kv.cache.heat import heat_by_position
+from bandana_kv.cache.policy import Policy
+from bandana_kv.disk.placement import layout_of
+from bandana_kv.disk.plan import PlannedPoint
+from bandana_kv.kernels.layout import Layout
+from bandana_kv.logs.access_log import AccessLog
 from bandana_kv.placement import Placement
-from bandana_kv.placement.measure import layout_of
-from bandana_kv.plan.data import PlannedPoint
-from bandana_kv.policy import Policy
 from bandana_kv.progress import Progress
 from bandana_kv.simulate.race import candidates, race
 from bandana_kv.simulate.replay import Stream, stream_of

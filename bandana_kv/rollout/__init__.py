@@ -1,4 +1,7 @@
-"""From an old source of rows to a store by stages, and back by itself when something is wrong."""
+"""From an old source of rows to a store by stages, and back by itself when something is wrong.
+
+Imports serve, rows and metrics; no other room knows of stages.
+"""
 
 from bandana_kv.rollout.data import (
     Difference,
@@ -9,7 +12,7 @@ from bandana_kv.rollout.data import (
     Stage,
     Transition,
 )
-from bandana_kv.rollout.serving import Rollout
+from bandana_kv.rollout.rollout import Rollout
 
 __all__ = [
     "Difference",

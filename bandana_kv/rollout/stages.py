@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from bandana_kv.errors import RolloutError
-from bandana_kv.quiet import QuietLog
+from bandana_kv.metrics.quiet_log import QuietLog
 from bandana_kv.rollout.data import (
     STAGES,
     Shares,
@@ -21,7 +21,7 @@ from bandana_kv.rollout.data import (
     checked_share,
     checked_stage,
 )
-from bandana_kv.rollout.observed import Breach, Observed
+from bandana_kv.rollout.observations import Breach, Observed
 from bandana_kv.rollout.state import read_state, write_state
 
 __all__ = ["Stages", "Standing"]

@@ -11,8 +11,9 @@ from pathlib import Path
 import msgspec
 
 from bandana_kv.errors import FormatError, InputError, RolloutError
-from bandana_kv.manifest import write_durably
 from bandana_kv.rollout.data import Stage, checked_share
+from bandana_kv.system.durable import write_durably
+from bandana_kv.system.permission import check_permission
 
 __all__ = ["State", "read_state", "write_state"]
 
@@ -58,6 +59,7 @@ def read_state(path: Path) -> State | None:
     except FileNotFoundError:
         return None
     except OSError as error:
+        check_permission(error, path)
         raise InputError(f"{path}: the stage cannot be read ({error})") from error
     way_out = "remove it to begin with the stage that is asked for"
     try:
@@ -87,7 +89,7 @@ def write_state(path: Path, stage: Stage, fraction: float, time: float, reason: 
     except OSError as error:
         raise RolloutError(
             f"{path}: the stage is {stage!r} now, but that could not be written down ({error}); "
-            "a process that starts again begins with the stage before"
+            "a process that starts again may begin with the stage before"
         ) from error
 
 

@@ -1,4 +1,7 @@
-"""The cache's own kernels run without data: what a log would cost."""
+"""The cache's own kernels run without data: what a log would cost.
+
+Imports cache, and logs and placements as plain data; never the methods that place, nor a store.
+"""
 
 from bandana_kv.simulate.bound import lower_bound
 from bandana_kv.simulate.estimate import Estimate, estimate

@@ -12,9 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.compiled import kernel, signed
+from bandana_kv.disk.placement import Placement
 from bandana_kv.errors import InputError
-from bandana_kv.placement.core import Placement, RequestLog, readable, validated_log
+from bandana_kv.kernels.compile import kernel, signed
+from bandana_kv.kernels.views import readable
+from bandana_kv.logs.requests import RequestLog, validated_log
 
 __all__ = ["lower_bound"]
 

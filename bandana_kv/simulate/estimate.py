@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bandana_kv.layout import Layout
-from bandana_kv.policy import Policy
+from bandana_kv.cache.policy import Policy
+from bandana_kv.kernels.layout import Layout
 from bandana_kv.simulate.miniature import in_threads, miniature, rate_for
 from bandana_kv.simulate.replay import Stream, run
 

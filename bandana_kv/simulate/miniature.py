@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from bandana_kv.cache.policy import Policy
+from bandana_kv.disk.placement import layout_of
 from bandana_kv.errors import InputError
-from bandana_kv.layout import Layout
-from bandana_kv.placement.measure import layout_of
-from bandana_kv.policy import Policy
+from bandana_kv.kernels.layout import Layout
 from bandana_kv.simulate.replay import Replayed, Stream, run, stream_of
 
 if TYPE_CHECKING:
-    from bandana_kv.access_log import AccessLog
-    from bandana_kv.placement import Placement
+    from bandana_kv.disk.placement import Placement
+    from bandana_kv.logs.access_log import AccessLog
 
 __all__ = ["Curve", "Miniature", "curve", "in_threads", "miniature", "rate_for", "whole"]
 

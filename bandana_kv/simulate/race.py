@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bandana_kv.layout import Layout
-from bandana_kv.policy import Admission, Policy
+from bandana_kv.cache.policy import Admission, Policy
+from bandana_kv.kernels.layout import Layout
 from bandana_kv.simulate.miniature import Miniature, in_threads, miniature, rate_for, whole
 from bandana_kv.simulate.replay import Replayed, Stream, run
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.cache.batch import (
+from bandana_kv.cache.policy import Policy
+from bandana_kv.cache.request import (
     BLOCK_READS,
     COUNTERS,
     admit,
@@ -18,16 +19,15 @@ from bandana_kv.cache.batch import (
     new_counters,
 )
 from bandana_kv.cache.state import CacheState, make_state
-from bandana_kv.compiled import kernel
+from bandana_kv.disk.placement import layout_of
 from bandana_kv.errors import InputError
-from bandana_kv.layout import Layout, cover
-from bandana_kv.placement.measure import layout_of
-from bandana_kv.policy import Policy
+from bandana_kv.kernels.compile import kernel
+from bandana_kv.kernels.layout import Layout, cover
 from bandana_kv.simulate.crowd import ALONE, Crowd, reads_left
 
 if TYPE_CHECKING:
-    from bandana_kv.access_log import AccessLog
-    from bandana_kv.placement import Placement
+    from bandana_kv.disk.placement import Placement
+    from bandana_kv.logs.access_log import AccessLog
 
 __all__ = [
     "NOT_NOTED",
@@ -262,7 +262,7 @@ def replay(
     policy
         What the cache evicts and admits; LRU without neighbours by default.
     heat
-        uint8 (rows,), by position, :func:`bandana_kv.heat.heat_by_position` of the training
+        uint8 (rows,), by position, :func:`bandana_kv.cache.heat.heat_by_position` of the training
         log: what thresholds compare and live heat begins with. By default no row has any.
     coalesce
         Read a block once for a request, as the store does. False reads one block per
@@ -282,7 +282,7 @@ def replay(
     Notes
     -----
     Equal, hit by hit, to a store that serves the same requests from one thread: both run
-    :mod:`bandana_kv.cache.batch`. Cost: 50 to 200 ns a lookup, without the GIL; 4 bytes a
+    :mod:`bandana_kv.cache.request`. Cost: 50 to 200 ns a lookup, without the GIL; 4 bytes a
     lookup, and the bookkeeping of `capacity_rows` rows.
     """
     if capacity_rows < 0:

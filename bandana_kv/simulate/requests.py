@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.cache.batch import new_counters
+from bandana_kv.cache.policy import Policy
+from bandana_kv.cache.request import new_counters
 from bandana_kv.errors import InputError
-from bandana_kv.layout import Layout
-from bandana_kv.policy import Policy
+from bandana_kv.kernels.layout import Layout
 from bandana_kv.simulate.crowd import crowd_of
 from bandana_kv.simulate.replay import NOT_NOTED, Stream, cold, replay_requests
 

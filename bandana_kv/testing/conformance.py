@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import threading
@@ -150,6 +151,34 @@ class AdapterConformance:
         np.testing.assert_array_equal(larger[1:3], _expected(loaded, keys))
         assert not larger[0].any()
         assert not larger[3].any()
+
+    def test_compiled_reading_equals_multi_get(self, loaded: Adapter) -> None:
+        """Where compiled code can read, it finds the same, and says what is not there."""
+        for blocks in ([7], [0, 3, 98, 99], [99, 5, 5, 1000, 0]):
+            keys = block_keys(3, np.array(blocks))
+            reading = loaded.reading(len(keys))
+            if reading is None:
+                return
+            room = np.zeros((len(keys) + 1) * loaded.payload_bytes, np.uint8)
+            first = -room.ctypes.data % PAGE_BYTES
+            reads = np.zeros((len(keys), 4), np.int64)
+            reads[:, 0] = keys.view(np.int64)
+            reads[:, 1] = room.ctypes.data + first
+            reads[:, 1] += loaded.payload_bytes * np.arange(len(keys))
+            read = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 3)(int(reading.words[0]))
+            read(reading.words.ctypes.data, reads.ctypes.data, len(keys))
+            loaded.end_reading(reading)
+            for at, block in enumerate(blocks):
+                begins = first + at * loaded.payload_bytes
+                if block < 100:
+                    assert reads[at, 2] == loaded.payload_bytes
+                    payload = room[begins : begins + loaded.payload_bytes]
+                    np.testing.assert_array_equal(payload, loaded.get(int(keys[at])))
+                else:
+                    found = int(reads[at, 2])
+                    assert found != loaded.payload_bytes
+                    error = loaded.why_unread(int(keys[at]), found)
+                    assert isinstance(error, BlockMissingError)
 
     def test_multi_get_refuses_an_unfit_out(self, loaded: Adapter) -> None:
         keys = block_keys(3, [1, 2])

@@ -40,17 +40,18 @@ import numpy as np
 import xxhash
 
 import bandana_kv
-from bandana_kv import adapters, manifest
-from bandana_kv.blocks import HEADER_BYTES
-from bandana_kv.checksum import xxh64
+from bandana_kv import adapters
 from bandana_kv.device import DeviceProfile
 from bandana_kv.device.mount import Mount
 from bandana_kv.device.record import BlockSize, Cell
+from bandana_kv.disk import manifest
+from bandana_kv.disk.blocks import HEADER_BYTES
+from bandana_kv.disk.plan import PLAN_FORMAT
 from bandana_kv.errors import BandanaError
+from bandana_kv.kernels.checksum import xxh64
 from bandana_kv.placement import Placement, fanout
 from bandana_kv.plan import Plan
-from bandana_kv.plan.data import PLAN_FORMAT
-from bandana_kv.sources import open_rows
+from bandana_kv.rows.files import open_rows
 from bandana_kv.testing.mutation import mutated_bytes, mutated_json
 
 __all__ = ["Kind", "kinds", "main", "run"]
@@ -105,7 +106,7 @@ def _manifest(raw: bytes, rng: random.Random) -> tuple[bytes, bool]:
 
 
 def _array(raw: bytes, rng: random.Random) -> tuple[bytes, bool]:
-    """Damage a file of :mod:`bandana_kv.arrays`."""
+    """Damage a file of :mod:`bandana_kv.disk.arrays`."""
     changed = mutated_bytes(raw, rng)
     if len(changed) < 64 or rng.random() < 0.4:
         return changed, False
@@ -116,7 +117,7 @@ def _array(raw: bytes, rng: random.Random) -> tuple[bytes, bool]:
 
 
 def _placement(raw: bytes, rng: random.Random) -> tuple[bytes, bool]:
-    """Damage a file of :mod:`bandana_kv.placement.storage`."""
+    """Damage a file of :mod:`bandana_kv.disk.placement_file`."""
     changed = mutated_bytes(raw, rng)
     if len(changed) < 128 or rng.random() < 0.4:
         return changed, False

@@ -38,10 +38,11 @@ import click
 import numpy as np
 
 import bandana_kv
-from bandana_kv import manifest
+from bandana_kv.disk import manifest
 from bandana_kv.errors import BandanaError, StoreNotFoundError
 from bandana_kv.placement import Placement
-from bandana_kv.testing.expected import (
+from bandana_kv.testing.faults import Faults, injecting
+from bandana_kv.testing.oracle import (
     ROWS,
     TABLES,
     Candidate,
@@ -50,7 +51,6 @@ from bandana_kv.testing.expected import (
     Floors,
     rows_of,
 )
-from bandana_kv.testing.faulty import Faults, injecting
 
 __all__ = ["BAD", "main", "run"]
 

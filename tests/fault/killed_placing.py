@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 import bandana_kv
-from bandana_kv import manifest, placing
+from bandana_kv.disk import manifest
 from bandana_kv.placement import Placement
-from bandana_kv.testing.faulty import Faults, injecting
+from bandana_kv.serve import replacement
+from bandana_kv.testing.faults import Faults, injecting
 
 ROWS = np.random.default_rng(0).random((200, 64), np.float32)
 UPDATED = np.arange(0, 200, 7)
@@ -109,7 +110,7 @@ def kill_in_engine(path: Path, number: int) -> None:
 
 def main() -> None:
     path, adapter = Path(sys.argv[1]), sys.argv[2]
-    placing._WRITTEN_AT_ONCE = 3
+    replacement._WRITTEN_AT_ONCE = 3
     # Here, so that children need not compile, and without an engine that has threads.
     in_memory = path.with_name("in-memory")
     bandana_kv.load(in_memory, {"t": ROWS}, adapter="memory", placement="shuffled")

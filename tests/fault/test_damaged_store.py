@@ -15,8 +15,8 @@ import bandana_kv
 from bandana_kv.adapters import block_keys
 from bandana_kv.adapters.lmdb import LmdbAdapter
 from bandana_kv.adapters.memory import MemoryAdapter
+from bandana_kv.disk.manifest import FORMAT_VERSION
 from bandana_kv.errors import BlockCorruptError, BlockMissingError, FormatError
-from bandana_kv.manifest import FORMAT_VERSION
 
 PER_BLOCK = 31
 ROWS = np.random.default_rng(0).random((PER_BLOCK * 8 + 5, 32), np.float32)

@@ -99,7 +99,7 @@ def test_a_failure_after_the_switch_keeps_the_new_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bandana_kv.load(tmp_path, {"user": ROWS}, adapter="lmdb")
-    sync = bandana_kv.manifest.sync_directory
+    sync = bandana_kv.system.durable.sync_directory
 
     def fails_at_last(path: Path) -> None:
         sync(path)
@@ -107,7 +107,7 @@ def test_a_failure_after_the_switch_keeps_the_new_version(
             raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(bandana_kv.manifest, "sync_directory", fails_at_last)
+        patch.setattr(bandana_kv.system.durable, "sync_directory", fails_at_last)
         with pytest.raises(OSError, match="Input/output"):
             bandana_kv.load(tmp_path, {"user": ROWS + 1}, adapter="lmdb")
     assert_serves(tmp_path, ROWS + 1)

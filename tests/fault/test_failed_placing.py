@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 import bandana_kv
-from bandana_kv import block_map, manifest, placing
+from bandana_kv.disk import block_map, manifest
 from bandana_kv.errors import BandanaError, DiskFullError
 from bandana_kv.placement import Placement
-from bandana_kv.testing.faulty import Faults, injecting
+from bandana_kv.serve import replacement
+from bandana_kv.testing.faults import Faults, injecting
 
 ROWS = np.random.default_rng(0).random((300, 64), np.float32)
 EVERY = np.arange(300)
@@ -44,8 +45,8 @@ def full(*_: object) -> None:
 def test_every_operation_of_the_engine_fails_in_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: str, kind: str
 ) -> None:
-    monkeypatch.setattr(placing, "_WRITTEN_AT_ONCE", 4)
-    monkeypatch.setattr(placing, "_READ_AT_ONCE", 6)
+    monkeypatch.setattr(replacement, "_WRITTEN_AT_ONCE", 4)
+    monkeypatch.setattr(replacement, "_READ_AT_ONCE", 6)
     path = tmp_path / "s"
     bandana_kv.load(path, {"t": ROWS}, adapter=adapter, placement="shuffled")
     expected = ROWS.copy()
@@ -97,7 +98,7 @@ def test_a_step_that_fails_leaves_what_was_served(
         store.multi_get("t", EVERY)
         with monkeypatch.context() as patch:
             patch.setattr(
-                placing, step, lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full"))
+                replacement, step, lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full"))
             )
             with pytest.raises(DiskFullError):
                 store.place_anew("t", shuffled(store, 0))

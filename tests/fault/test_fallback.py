@@ -28,6 +28,7 @@ from bandana_kv.errors import (
     InputError,
     RowMissingError,
 )
+from bandana_kv.serve.words import LOCK
 
 PER_BLOCK = 31
 BLOCKS = 40
@@ -142,7 +143,7 @@ def test_only_the_rows_of_bad_blocks_come_from_the_fallback(
     counts = store.stats()["user"]
     assert (counts["bad_blocks"], counts["late_blocks"]) == (6, 0)
     assert counts["fallback_rows"] == 4 * len(bad)
-    assert not store._tables["user"]._in_flight._readings
+    assert not store._tables["user"]._in_flight.count
     engine.unreadable.clear()
     if damage is break_block:
         store.check()
@@ -177,9 +178,9 @@ def test_rows_of_a_late_block_come_from_the_fallback_in_time(engine: Sick, opene
     counts = store.stats()["user"]
     assert counts["late_blocks"] >= 1
     assert counts["bad_blocks"] == 0
-    assert len(store._tables["user"]._in_flight._readings) > 0  # it goes on
+    assert store._tables["user"]._in_flight.count > 0  # it goes on
     engine.let_go.set()
-    wait_for(lambda: not store._tables["user"]._in_flight._readings)
+    wait_for(lambda: not store._tables["user"]._in_flight.count)
     before = store.stats()["user"]["fallback_rows"]
     assert np.array_equal(store.multi_get("user", ids), ROWS[ids])
     assert store.stats()["user"]["fallback_rows"] == before
@@ -191,7 +192,7 @@ def test_a_late_block_enters_the_cache_when_it_comes(engine: Sick, opened: Any) 
     engine.stuck = {5}
     assert np.array_equal(store.get("user", 5 * 31), ROWS[5 * 31])
     engine.let_go.set()
-    wait_for(lambda: not store._tables["user"]._in_flight._readings)
+    wait_for(lambda: not store._tables["user"]._in_flight.count)
     before = engine.reads
     assert np.array_equal(store.get("user", 5 * 31), ROWS[5 * 31])
     assert engine.reads == before
@@ -207,7 +208,7 @@ def test_memory_that_the_caller_got_is_never_written_again(engine: Sick, opened:
     answered = out.copy()
     out.fill(7)
     engine.let_go.set()
-    wait_for(lambda: not store._tables["user"]._in_flight._readings)
+    wait_for(lambda: not store._tables["user"]._in_flight.count)
     assert (out == 7).all()
     assert not answered[4:35].any()  # the fallback's zeros: the late block's bytes are nowhere
 
@@ -232,7 +233,7 @@ def test_reads_that_no_thread_has_begun_are_given_up(engine: Sick, opened: Any) 
     assert engine.reads <= 8  # two threads, with a slice each
     engine.let_go.set()
     engine.stuck.clear()
-    wait_for(lambda: not store._tables["user"]._in_flight._readings)
+    wait_for(lambda: not store._tables["user"]._in_flight.count)
     assert np.array_equal(store.multi_get("user", np.arange(100)), ROWS[:100])
 
 
@@ -396,6 +397,24 @@ def test_a_child_forked_while_the_parent_counts_goes_on(engine: Sick, opened: An
     assert os.waitpid(child, 0)[1] == 0
 
 
+def test_a_late_block_gets_its_answer_though_the_table_is_locked_when_it_comes(
+    engine: Sick, opened: Any
+) -> None:
+    store = opened(fallback=Asked(), deadline_ms=5)
+    table = store._tables["user"]
+    engine.stuck = {3}
+    assert np.array_equal(store.multi_get("user", [100]), ROWS[[100]])
+    table.words[LOCK] += 1  # as a lookup in another thread does
+    ended = engine.ended
+    engine.let_go.set()
+    wait_for(lambda: engine.ended > ended)
+    time.sleep(0.05)  # whoever gave up has done so by now
+    table.words[LOCK] -= 1
+    wait_for(lambda: not table._in_flight.count)
+    assert store.multi_get("user", [100])[0, 0] == ROWS[100, 0]
+    assert store.stats()["user"]["hits"] == 1
+
+
 def test_sixteen_threads_beside_a_device_that_stumbles_get_their_rows(
     engine: Sick, opened: Any
 ) -> None:
@@ -429,6 +448,6 @@ def test_sixteen_threads_beside_a_device_that_stumbles_get_their_rows(
         stop.set()
         stumbling.join()
     engine.stuck, engine.unreadable = set(), set()
-    wait_for(lambda: not store._tables["user"]._in_flight._readings)
+    wait_for(lambda: not store._tables["user"]._in_flight.count)
     assert store.stats()["user"]["fallback_rows"] > 0
     store.check()

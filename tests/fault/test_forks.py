@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import bandana_kv
-from bandana_kv import ledger, manifest
-from bandana_kv.drift.stores import served_table
+from bandana_kv.care.drift.stores import served_table
+from bandana_kv.disk import ledger
+from bandana_kv.disk.lock import writer_lock
 from bandana_kv.errors import InputError
 from bandana_kv.placement import Placement
-from bandana_kv.updates import Follower, replay
+from bandana_kv.serve.updates import Follower, replay
 
 ROWS, DIM = 2000, 16
 ADAPTERS = ("blockfile", "lmdb", "rocksdb")
@@ -79,7 +80,7 @@ def test_a_child_follows_what_its_parent_places_anew(
 
 def test_a_child_keeps_no_lock_of_its_parent(tmp_path: Path, rows: np.ndarray) -> None:
     bandana_kv.load(tmp_path / "s", {"t": rows}, adapter="lmdb")
-    with manifest.writer_lock(tmp_path / "s"), ledger._appending(tmp_path / "s" / "ledger.jsonl"):
+    with writer_lock(tmp_path / "s"), ledger._appending(tmp_path / "s" / "ledger.jsonl"):
         _, finish = in_child(lambda: True)
     # The child lives; neither a load nor a line of the ledger waits for it.
     assert bandana_kv.load(tmp_path / "s", {"t": rows}, adapter="lmdb") == 2
@@ -94,11 +95,11 @@ def test_updates_that_went_into_blocks_while_they_were_replayed_are_noticed(
         writer.update("t", [7], -rows[7:8])
 
         def late(*arguments: object) -> None:
-            monkeypatch.setattr("bandana_kv.updates.replay", replay)
+            monkeypatch.setattr("bandana_kv.serve.updates.replay", replay)
             writer.flush()
             replay(*arguments)  # type: ignore[arg-type]
 
-        monkeypatch.setattr("bandana_kv.updates.replay", late)
+        monkeypatch.setattr("bandana_kv.serve.updates.replay", late)
         reader.refresh()
         assert np.array_equal(reader.get("t", 7), -rows[7])
         assert not Follower(tmp_path / "s").has_news()

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,11 +20,14 @@ import xxhash
 from click.testing import CliRunner
 
 import bandana_kv
-from bandana_kv import arrays, blocks, reader
 from bandana_kv.adapters.blockfile_index import Space, read_index, write_index
-from bandana_kv.arrays import map_array, write_array
+from bandana_kv.disk import arrays, blocks
+from bandana_kv.disk.arrays import map_array, write_array
 from bandana_kv.errors import AdapterError, FormatError, InputError
 from bandana_kv.placement import Placement
+from bandana_kv.serve import reader
+from bandana_kv.serve.table import ServedTable
+from bandana_kv.serve.words import SOUND
 from bandana_kv.testing import malformed
 
 ROWS = np.random.default_rng(0).random((100, 8), np.float32)
@@ -50,6 +54,13 @@ def test_an_input_is_found_again_by_its_number() -> None:
 
 
 def test_the_harness_sees_blocks_that_are_not_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = ServedTable._read_and_answer
+
+    def unverified(self: ServedTable, reader: object, scratch: np.ndarray, *rest: Any) -> int:
+        scratch[SOUND] = 1  # as if somebody else had verified its blocks
+        return answer(self, reader, scratch, *rest)
+
+    monkeypatch.setattr(ServedTable, "_read_and_answer", unverified)
     monkeypatch.setattr(blocks, "bad_blocks", lambda *_: {})
     assert reader.block_format is blocks
     found = malformed.run(200, seed=0)
@@ -189,7 +200,7 @@ def test_a_placement_that_is_no_permutation_is_refused(tmp_path: Path) -> None:
 def test_runs_that_contradict_each_other_are_refused(
     runs: list[tuple[int, int, int]], tmp_path: Path
 ) -> None:
-    write_index(tmp_path, 4096, {1: Space(10, np.array(runs, np.int64))})
+    write_index(tmp_path, 4096, {1: Space(1, 10, np.array(runs, np.int64))})
     with open(tmp_path / "index", "rb") as file, pytest.raises(AdapterError, match="contradict"):
         read_index(file.fileno())
 

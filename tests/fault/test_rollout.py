@@ -19,7 +19,7 @@ import pytest
 import bandana_kv
 from bandana_kv.errors import FallbackError, RolloutError
 from bandana_kv.rollout import Limits, Rollout, Shares, Stage
-from bandana_kv.testing.faulty import Faults, injecting
+from bandana_kv.testing.faults import Faults, injecting
 
 ROWS = np.random.default_rng(0).random((2000, 32), np.float32)
 ITEMS = np.random.default_rng(1).random((500, 8), np.float32)

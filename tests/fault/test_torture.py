@@ -15,7 +15,7 @@ import pytest
 import bandana_kv
 from bandana_kv.progress import Progress
 from bandana_kv.testing import torture
-from bandana_kv.testing.expected import Expected, rows_of
+from bandana_kv.testing.oracle import Expected, rows_of
 
 Run = Callable[..., dict[str, Any]]
 ADAPTERS = ["blockfile", "lmdb", "rocksdb"]

@@ -16,10 +16,12 @@ import pytest
 from click.testing import CliRunner
 
 import bandana_kv
-from bandana_kv import adapters, manifest
+from bandana_kv import adapters
 from bandana_kv.adapters import block_keys
 from bandana_kv.adapters.memory import MemoryAdapter
-from bandana_kv.arrays import write_array
+from bandana_kv.disk import manifest
+from bandana_kv.disk.arrays import write_array
+from bandana_kv.disk.lock import writer_lock
 from bandana_kv.errors import (
     FallbackError,
     InputError,
@@ -27,7 +29,7 @@ from bandana_kv.errors import (
     RowMissingError,
     StoreNotFoundError,
 )
-from bandana_kv.packed import pack
+from bandana_kv.kernels.bitpack import pack
 from bandana_kv.tools.verify_store import main
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "verify_store.py"
@@ -142,7 +144,7 @@ def test_a_source_with_other_rows_is_refused(
     with pytest.raises(RowMissingError, match="'user'"):
         bandana_kv.repair(store, rows_of(store, 100))
     with (
-        manifest.writer_lock(store),
+        writer_lock(store),
         pytest.raises(LoadInProgressError),
     ):
         bandana_kv.repair(store, lambda _, ids: USER[ids])

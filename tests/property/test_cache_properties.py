@@ -9,9 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bandana_kv.cache.batch import COUNTERS, admit, look_up, missing, new_counters
-from bandana_kv.cache.queues import empty_queues, link_middle, link_newest, slots_of, unlink
-from bandana_kv.cache.remembered import (
+from bandana_kv.cache.ghosts import (
     check_remembered,
     forget,
     make_remembered,
@@ -19,9 +17,11 @@ from bandana_kv.cache.remembered import (
     remembered_bytes,
     remembers,
 )
+from bandana_kv.cache.policy import Admission, Eviction, Policy, Rule
+from bandana_kv.cache.queues import empty_queues, link_middle, link_newest, slots_of, unlink
+from bandana_kv.cache.request import COUNTERS, admit, look_up, missing, new_counters
 from bandana_kv.cache.state import check, make_state, positions
-from bandana_kv.layout import Layout, cover
-from bandana_kv.policy import Admission, Eviction, Policy, Rule
+from bandana_kv.kernels.layout import Layout, cover
 
 ROWS = 60
 

@@ -7,10 +7,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bandana_kv.performance import Load, Parts
-from bandana_kv.performance.costs import Costs
-from bandana_kv.performance.curve import DeviceCurve
-from bandana_kv.performance.model import Demand, Machine, closed_rate
+from bandana_kv.assess.performance import Load, Parts
+from bandana_kv.assess.performance.costs import Costs
+from bandana_kv.assess.performance.curve import DeviceCurve
+from bandana_kv.assess.performance.model import Demand, Machine, closed_rate
 
 US = st.floats(0.01, 1000.0)
 PARTS = st.builds(Parts, US, US, st.floats(0, 10), st.floats(0, 10), st.floats(0, 10))

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import bandana_kv
-from bandana_kv import block_map, manifest, retention
+from bandana_kv.cache.policy import Admission, Policy
+from bandana_kv.disk import block_map, manifest, retention
 from bandana_kv.placement import Placement
 from bandana_kv.plan import PlannedPoint, TablePlan
-from bandana_kv.policy import Admission, Policy
-from bandana_kv.testing.expected import rows_of, wrong_among
+from bandana_kv.testing.oracle import rows_of, wrong_among
 
 SIZES = {"user": 230, "item": 100}  # fifteen rows a block
 STAMP, SEQUENCE = 0, 3  # columns of a row

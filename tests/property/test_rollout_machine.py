@@ -16,7 +16,7 @@ import bandana_kv
 from bandana_kv.errors import FallbackError, RolloutError
 from bandana_kv.rollout import Limits, Rollout, Shares
 from bandana_kv.rollout.data import STAGES
-from bandana_kv.testing.faulty import READ_FAULTS, Faults, injecting
+from bandana_kv.testing.faults import READ_FAULTS, Faults, injecting
 
 PATIENCE_S = 30.0
 FRACTIONS = st.sampled_from([0.0, 0.3, 1.0])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import bandana_kv
-from bandana_kv.policy import Admission, Eviction, Policy, Rule
+from bandana_kv.cache.policy import Admission, Eviction, Policy, Rule
 
 NAMES = ["user", "item", "Straße 7"]
 SHAPES = {

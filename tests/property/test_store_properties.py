@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bandana_kv
-from bandana_kv.policy import Admission, Eviction, Policy, Rule
+from bandana_kv.cache.policy import Admission, Eviction, Policy, Rule
 
 DTYPES = ["<f4", "<f2", "<f8", "i1", "u1", "<i8", ">f4", "<c16", "?"]
 

@@ -38,8 +38,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv.errors import InputError, MissingExtraError
-from bandana_kv.placement.core import validated_log
-from bandana_kv.placement.counting import lookups_of_id, positions_of_order
+from bandana_kv.logs.requests import validated_log
+from bandana_kv.placement.counts import lookups_of_id, positions_of_order
 from bandana_kv.placement.outside.nets import Nets, build_nets
 from bandana_kv.placement.outside.process import Partitioner, partition
 from bandana_kv.placement.outside.repair import fill_blocks

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.compiled import kernel
+from bandana_kv.kernels.compile import kernel
 
 __all__ = ["Nets", "build_nets", "transposed", "write_hmetis"]
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.compiled import kernel
+from bandana_kv.kernels.compile import kernel
 from bandana_kv.placement.outside.nets import Nets, transposed
 from bandana_kv.progress import Progress
 

@@ -1,0 +1,174 @@
+"""What a load is asked to do, with all that is wrong with it found before anything is written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bandana_kv import adapters
+from bandana_kv.adapters.contract import PAGE_BYTES
+from bandana_kv.disk import blocks, manifest
+from bandana_kv.disk.plan import Plan, TablePlan
+from bandana_kv.errors import InputError
+from bandana_kv.placement import Placement, methods
+from bandana_kv.placement.registry import needs_values
+from bandana_kv.rows.files import RowSource, open_rows
+
+if TYPE_CHECKING:
+    from bandana_kv.adapters.contract import Adapter
+    from bandana_kv.logs.access_log import AccessLog
+
+__all__ = [
+    "Job",
+    "check_seed",
+    "checked_jobs",
+    "held_adapter",
+    "with_spaces",
+]
+
+_MOST_ROW_BYTES = 1 << 20
+# What a block costs beside its rows, at most: our header, and the engine's own.
+_OVERHEAD_BYTES = blocks.HEADER_BYTES + 64
+_FIRST_SPACES = 1 << 23
+
+
+@dataclass(frozen=True)
+class Job:
+    """One table to load, after everything that can be checked beforehand was checked."""
+
+    name: str
+    source: RowSource
+    log: AccessLog | None
+    placement: str | Placement
+    plan: TablePlan | None
+    space: int
+    pages: int
+
+    @property
+    def device_bytes(self) -> int:
+        """About what the table will take on the device."""
+        per_block = max(1, (self.pages * PAGE_BYTES - _OVERHEAD_BYTES) // self.source.row_bytes)
+        return -(-self.source.rows // per_block) * self.pages * PAGE_BYTES + 5 * self.source.rows
+
+
+def check_seed(seed: int) -> None:
+    """Refuse what cannot seed a generator."""
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise InputError(f"seed {seed!r} is not a whole number from 0 up")
+
+
+def held_adapter(adapter: str | Adapter) -> Adapter | None:
+    """Return the adapter that the caller holds, or None for a name, which is checked."""
+    if isinstance(adapter, str):
+        adapters.adapter_class(adapter)
+        return None
+    if not isinstance(adapter, adapters.Adapter):
+        raise InputError(f"adapter {adapter!r} is neither a name nor an open adapter")
+    return adapter
+
+
+def checked_jobs(
+    stack: contextlib.ExitStack,
+    tables: Mapping[str, str | os.PathLike[str] | NDArray[Any]],
+    logs: Mapping[str, AccessLog],
+    placement: str | Mapping[str, str | Placement],
+    plan: Plan | None,
+    least_pages: int,
+    held: Adapter | None,
+) -> list[Job]:
+    """Return what is to be loaded; all that is wrong with it is found here."""
+    if not tables:
+        raise InputError("no tables to load; name at least one")
+    named = {} if isinstance(placement, str) else placement
+    planned = {} if plan is None else plan.tables
+    for what, names in (("log", logs), ("placement", named), ("plan", planned)):
+        for name in names:
+            if name not in tables:
+                raise InputError(f"a {what} is given for table {name!r}, which is not loaded")
+    jobs = []
+    for name, rows in tables.items():
+        _check_table_name(name)
+        source = stack.enter_context(open_rows(name, rows))
+        log = logs.get(name)
+        if log is not None:
+            _check_log(name, log, source.rows)
+        wanted = placement if isinstance(placement, str) else named.get(name, "shp")
+        fitting = -(-(source.row_bytes + _OVERHEAD_BYTES) // PAGE_BYTES)
+        pages = held.pages if held else max(least_pages, fitting)
+        of_table = planned.get(name)
+        if of_table is not None and of_table.choice is not None and name not in named:
+            wanted = of_table.choice.placement
+        if of_table is not None and log is None:
+            raise InputError(
+                f"table {name!r}: its plan places rows by a log; give the log it was made from"
+            )
+        job = Job(name, source, log, _checked_placement(wanted, log), of_table, 0, pages)
+        _check_row_bytes(job, held)
+        jobs.append(job)
+    return jobs
+
+
+def _check_log(name: str, log: AccessLog, rows: int) -> None:
+    # A path is a likely mistake here.
+    if not hasattr(log, "validate"):
+        raise InputError(
+            f"table {name!r}: its log is a {type(log).__name__}, not an AccessLog; "
+            "read it with AccessLog.read"
+        )
+    log.validate(rows=rows)
+
+
+def _check_table_name(name: str) -> None:
+    # What is printable can be encoded, so the order of these matters.
+    if not isinstance(name, str) or not name.isprintable() or not 0 < len(name.encode()) <= 255:
+        raise InputError(f"{name!r} cannot name a table: use 1 to 255 printable bytes")
+
+
+def _checked_placement(wanted: str | Placement, log: AccessLog | None) -> str | Placement:
+    if isinstance(wanted, str):
+        if wanted not in methods():
+            raise InputError(
+                f"placement {wanted!r} is unknown; choose one of {', '.join(methods())}"
+            )
+        if log is None and wanted not in ("identity", "shuffled") and not needs_values(wanted):
+            return "identity"
+    elif not isinstance(wanted, Placement):
+        raise InputError(f"placement {wanted!r} is neither a method's name nor a Placement")
+    return wanted
+
+
+def _check_row_bytes(job: Job, held: Adapter | None) -> None:
+    if job.source.row_bytes > _MOST_ROW_BYTES:
+        raise InputError(
+            f"table {job.name!r}: rows of {job.source.row_bytes} bytes; "
+            f"a row has at most {_MOST_ROW_BYTES}"
+        )
+    if held is not None:
+        blocks.rows_per_block(held.payload_bytes, job.source.row_bytes)
+
+
+def with_spaces(
+    jobs: list[Job], old: manifest.Manifest | None, held: Adapter | None, first: int
+) -> list[Job]:
+    """Give each table a key space of its own from `first` on: never used before, and empty.
+
+    A user may hold several engines and mistake one for another. So that the blocks of
+    another store are neither served nor deleted then, a store's first space in such an
+    engine is drawn by lot.
+    """
+    if held is not None and (old is None or all(each.owned for each in old.segments.values())):
+        first = max(first, 1 + secrets.randbelow(_FIRST_SPACES))
+    spaced = []
+    for job in jobs:
+        while held is not None and not held.space_is_empty(first):
+            first += 1
+        spaced.append(replace(job, space=first))
+        first += 1
+    return spaced

@@ -1,0 +1,453 @@
+"""Rows + plan -> a version in a store directory."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import errno
+import os
+import shutil
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bandana_kv import adapters
+from bandana_kv.adapters.contract import empty_payloads
+from bandana_kv.cache.heat import heat_by_position
+from bandana_kv.cache.policy import Policy, asked_policy
+from bandana_kv.device import DeviceProfile
+from bandana_kv.device.advice import PROFILE_FILE, given_profile, pages_of
+from bandana_kv.disk import blocks, budget, ledger, manifest, retention
+from bandana_kv.disk.journal_files import journal_files, read_records
+from bandana_kv.disk.lock import writer_lock
+from bandana_kv.disk.placement import check_fits, check_permutation
+from bandana_kv.disk.plan import Plan, PlannedPoint, TablePlan
+from bandana_kv.disk.table_files import write_arrays
+from bandana_kv.errors import BandanaError, DiskFullError, FormatError, InputError
+from bandana_kv.load.jobs import Job, check_seed, checked_jobs, held_adapter, with_spaces
+from bandana_kv.placement import Placement, place
+from bandana_kv.placement.replication import replicate as add_copies
+from bandana_kv.plan.points import best_points, capacities_of, judged, split
+from bandana_kv.progress import Progress
+from bandana_kv.system.durable import disk_full_named, make_directory, sync_directory
+from bandana_kv.system.permission import permission_named
+from bandana_kv.system.threads import threads_named
+
+if TYPE_CHECKING:
+    from bandana_kv.adapters.contract import Adapter, Keys, Payloads
+    from bandana_kv.logs.access_log import AccessLog
+
+__all__ = ["load"]
+
+_CHUNK_BYTES = 16 << 20
+# Rows in the order of a placement lie anywhere in their source. Of a sixteenth of them, several
+# lie close together there, and are read at once.
+_WINDOWS, _LEAST_WINDOW_BYTES, _MOST_WINDOW_BYTES = 16, 64 << 20, 256 << 20
+_Batch: TypeAlias = "tuple[Keys, Payloads]"
+
+
+@dataclass(frozen=True)
+class _Load:
+    """What the stages of one load share."""
+
+    root: Path
+    version: int
+    seed: int
+    replicate: float
+    policy: Policy | None
+    progress: Progress
+
+
+@permission_named()
+@threads_named()
+def load(
+    path: str | os.PathLike[str],
+    tables: Mapping[str, str | os.PathLike[str] | NDArray[Any]],
+    logs: Mapping[str, AccessLog] | None = None,
+    *,
+    adapter: str | Adapter = "lmdb",
+    placement: str | Mapping[str, str | Placement] = "shp",
+    plan: Plan | None = None,
+    replicate: float = 0.0,
+    policy: Policy | None = None,
+    admission: str | None = None,
+    threshold: int | None = None,
+    profile: DeviceProfile | str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    keep: int = 2,
+    progress: Progress | None = None,
+    check: Callable[[manifest.Manifest], None] | None = None,
+) -> int:
+    """Load tables into the store at `path`, as a new version that then is the one served.
+
+    Parameters
+    ----------
+    path
+        The store's directory; made if it is not there.
+    tables
+        Rows by table name: an array (rows, dim), or the path of a ``.npy`` file of any size.
+        An array that is mapped from a file, or any slice of one, is read as a file is; masked
+        ones are refused. Tables of the store that are not named stay as they are.
+    logs
+        Training log by table name. A table without one is placed by ``identity`` unless
+        `placement` names a method that needs none.
+    adapter
+        The engine: a name, for an engine directory inside the store, or an adapter on
+        handles that you hold.
+    placement
+        A method of :func:`bandana_kv.placement.methods`, for all tables or by table; or by
+        table a :class:`~bandana_kv.placement.Placement` made before.
+    plan
+        What :func:`bandana_kv.plan.choose_plan` made of the same logs: it names each table's
+        placement, policy and DRAM, and `open` obeys it. A placement that is named by table
+        goes before it.
+    replicate
+        Share of extra blocks, 0 to 1, for second copies of rows that requests find alone in
+        their block. Only for placements learnt here, from a log.
+    policy
+        How every table's cache is run. By default simulation on a part of the training log
+        that the placement has not seen decides, for several amounts of DRAM.
+    admission, threshold
+        Short for LRU with that :class:`~bandana_kv.cache.policy.Admission`.
+    profile
+        What ``tools/profile_device.py`` found, or the path of it. Blocks then are as long as it
+        advises, whole pages, and the store keeps it: `open` obeys its queue depth. Without
+        one, neither now nor kept from before, blocks are the pages that a row needs.
+    seed
+        Of placement and simulation.
+    keep
+        How many versions stay, the new one included, to roll back to. What some process
+        still serves stays beside them until a later load.
+    progress
+        Told of every stage.
+    check
+        Called with the new version's manifest when all of it is written, before it is served;
+        what it raises ends the load as any failure does.
+
+    Returns
+    -------
+    int
+        The number of the new version.
+
+    Raises
+    ------
+    InputError
+        A table, log or option is wrong; found before anything is written.
+    LoadInProgressError
+        Another load holds the store.
+    WriteBudgetError
+        More would be written in 24 hours than :func:`bandana_kv.set_write_budget` allows;
+        found before anything is written.
+    DiskFullError
+        No room. This and every other failure leaves the version served before in place and
+        removes what was begun.
+
+    Notes
+    -----
+    Cost: each row is read once, each block written once; a placed table is read in up to 16
+    passes of its file's pages. Resident memory is some 25 bytes a row, what placement takes (it
+    grows with the log), and 100 to 300 MiB, whatever the size of the rows.
+    """
+    root = Path(path).absolute()
+    check_seed(seed)
+    if not isinstance(keep, (int, np.integer)) or keep < 1:
+        raise InputError(f"keep {keep!r} is not a number of versions from 1 up")
+    if not 0 <= replicate <= 1:
+        raise InputError(f"replicate {replicate!r} is not a share of the blocks from 0 to 1")
+    fixed = asked_policy(policy, admission, threshold)
+    held = held_adapter(adapter)
+    advice = given_profile(profile)
+
+    def forget(segment: int) -> bool:
+        return retention.forget_blocks(root, segment, held)
+
+    with contextlib.ExitStack() as stack:
+        jobs = checked_jobs(
+            stack, tables, logs or {}, placement, plan, pages_of(root, advice), held
+        )
+        stack.enter_context(disk_full_named(root))
+        still_there = stack.enter_context(writer_lock(root))
+        # Before anything is dropped, so that no number is given twice.
+        version, first_space = manifest.next_version(root), _next_space(root)
+        wanted_bytes = int((1 + replicate) * sum(job.device_bytes for job in jobs))
+        budget.check_budget(root, wanted_bytes)
+        if manifest.has_store(root):
+            manifest.settle_current(root)
+        retention.drop_unused(root, keep, forget)
+        old = manifest.read_current(root) if manifest.has_store(root) else None
+        jobs = with_spaces(jobs, old, held, first_space)
+        _check_room(root, wanted_bytes, held)
+        begun = _Load(root, version, seed, replicate, fixed, progress or Progress())
+        meter = ledger.Meter()
+        try:
+            new = _write_segment(begun, jobs, adapter, old)
+            if check is not None:
+                check(new)
+            still_there()
+            if advice is not None:
+                advice.write(root / PROFILE_FILE)
+            manifest.switch_to(root, new)
+        except BaseException:
+            still_there()  # what lies here otherwise is not for this load to clear up
+            if manifest.has_store(root):
+                lost_bytes = manifest.disk_bytes(manifest.segment_path(root, version))
+                ledger.note(root, meter.entry("load", None, tables, lost_bytes))
+            retention.discard(root, version, forget)
+            raise
+        ledger.note(root, meter.entry("load", version, tables, _handed_bytes(root, new)))
+        # The new version is served; what cannot be dropped now, the next load drops.
+        with contextlib.suppress(OSError, BandanaError):
+            retention.drop_unused(root, keep, forget)
+    return version
+
+
+def _check_room(root: Path, need: int, held: Adapter | None) -> None:
+    """Refuse early what cannot fit; a device that fills up later is caught as well."""
+    free = shutil.disk_usage(root).free
+    if held is None and need > free:
+        raise DiskFullError(
+            errno.ENOSPC,
+            f"{root}: the load needs about {need >> 20} MiB and {free >> 20} MiB are free; "
+            "free some and load again, nothing was lost",
+        )
+
+
+def _handed_bytes(root: Path, new: manifest.Manifest) -> int:
+    """Return what a load gave to its engines and wrote beside them."""
+    written = new.segments[new.version]
+    beside = manifest.segment_path(root, new.version).iterdir()
+    return sum(path.stat().st_size for path in beside if path.is_file()) + sum(
+        table.blocks * written.payload_bytes[table.pages]
+        for table in new.tables.values()
+        if table.segment == new.version
+    )
+
+
+def _write_segment(
+    begun: _Load, jobs: list[Job], adapter: str | Adapter, old: manifest.Manifest | None
+) -> manifest.Manifest:
+    """Write the tables' blocks and arrays; return the manifest that makes them a version."""
+    directory = manifest.segment_path(begun.root, begun.version)
+    make_directory(directory)
+    payload_bytes: dict[int, int] = {}
+    tables = dict(old.tables) if old else {}
+    if not isinstance(adapter, str):
+        spaces = (job.space for job in jobs)
+        retention.note_held_spaces(begun.root, begun.version, adapter.name, spaces)
+    for pages in sorted({job.pages for job in jobs}):
+        alike = [job for job in jobs if job.pages == pages]
+        with _engine(begun, alike, adapter) as engine:
+            payload_bytes[pages] = engine.payload_bytes
+            for job in alike:
+                tables[job.name] = _write_table(begun, job, engine)
+    sync_directory(directory)
+    sync_directory(directory.parent)
+    name = adapter if isinstance(adapter, str) else adapter.name
+    segments = {
+        begun.version: manifest.Segment(name, isinstance(adapter, str), payload_bytes),
+        **{
+            table.segment: old.segments[table.segment]
+            for table in tables.values()
+            if old and table.segment != begun.version
+        },
+    }
+    now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+    next_space = 1 + max(job.space for job in jobs)
+    return manifest.Manifest(
+        manifest.FORMAT_VERSION,
+        begun.version,
+        now,
+        next_space,
+        segments,
+        tables,
+        (old.store if old else "") or manifest.new_identity(),
+        manifest.new_identity(),
+    )
+
+
+@contextlib.contextmanager
+def _engine(begun: _Load, jobs: list[Job], adapter: str | Adapter) -> Iterator[Adapter]:
+    if not isinstance(adapter, str):
+        yield adapter
+        return
+    path = manifest.engine_path(begun.root, begun.version, jobs[0].pages)
+    size_bytes = int((1 + begun.replicate) * sum(job.device_bytes for job in jobs))
+    with adapters.create(adapter, path, size_hint_bytes=size_bytes, pages=jobs[0].pages) as engine:
+        yield engine
+
+
+def _write_table(begun: _Load, job: Job, engine: Adapter) -> manifest.Table:
+    source = job.source
+    per_block = blocks.rows_per_block(engine.payload_bytes, source.row_bytes)
+    placement, plan = _placed_and_planned(begun, job, per_block)
+    check_permutation(job.name, source.rows, placement)
+    heat = np.zeros(source.rows, np.uint8)
+    touched = source.rows
+    if job.log is not None:
+        heat = heat_by_position(job.log.ids, placement.position_of_id)
+        touched = int(np.count_nonzero(heat)) or source.rows
+    copies = write_arrays(begun.root, begun.version, job.space, placement, heat)
+    count = placement.blocks + -(-copies // per_block)
+    begun.progress.start(f"load {job.name}", count, "blocks")
+    sealed = _sealed_blocks(begun, job, placement, engine.payload_bytes)
+    with contextlib.closing(_one_ahead(sealed)) as batches:
+        engine.bulk_load(batches, count)
+    begun.progress.finish()
+    return manifest.Table(
+        segment=begun.version,
+        space=job.space,
+        pages=job.pages,
+        rows=source.rows,
+        dim=source.dim,
+        dtype=source.dtype.str,
+        rows_per_block=per_block,
+        copies=copies,
+        placement=placement.method,
+        looked_up_rows=touched,
+        plan=plan,
+    )
+
+
+def _placed_and_planned(begun: _Load, job: Job, per_block: int) -> tuple[Placement, TablePlan]:
+    """Return the placement from the whole log, and the plan from a part held back from it."""
+    rows = job.source.rows
+
+    def placed(log: AccessLog | None) -> Placement:
+        if not isinstance(job.placement, str):
+            check_fits(job.name, rows, per_block, job.placement)
+            return job.placement
+        found = place(
+            log,
+            rows=rows,
+            rows_per_block=per_block,
+            method=job.placement,
+            seed=begun.seed,
+            resident=_resident_share(job),
+            values=job.source,
+            progress=begun.progress,
+        )
+        if log is None or not begun.replicate:
+            return found
+        return add_copies(log, found, begun.replicate, seed=begun.seed, progress=begun.progress)
+
+    if begun.policy is not None:
+        # One choice for any amount of DRAM; no simulation says what it would read.
+        return placed(job.log), TablePlan((PlannedPoint(rows, begun.policy, None),))
+    if job.log is None:
+        return placed(None), TablePlan()
+    if job.plan is not None:
+        return placed(job.log), job.plan
+    parts = split(job.log)
+    if parts is None:
+        return placed(job.log), TablePlan()
+    stream, layout = judged(*parts, placed(parts[0]))
+    points = best_points(stream, layout, capacities_of(rows), begun.seed, begun.progress, job.name)
+    return placed(job.log), TablePlan(points, job.log.lookups)
+
+
+def _resident_share(job: Job) -> float | None:
+    """Return the share of the rows that the plan expects DRAM to hold all the time."""
+    if job.plan is None or job.plan.choice is None or not job.plan.choice.resident_rows:
+        return None
+    return min(1.0, job.plan.choice.resident_rows / job.source.rows)
+
+
+def _one_ahead(batches: Iterator[_Batch]) -> Generator[_Batch]:
+    """Make each batch while the engine still writes the one before."""
+    with ThreadPoolExecutor(1, thread_name_prefix="bandana-kv-seal") as thread:
+        coming = thread.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, batches, None)
+            yield batch
+
+
+def _sealed_blocks(
+    begun: _Load, job: Job, placement: Placement, payload_bytes: int
+) -> Iterator[_Batch]:
+    """Seal the table's blocks, then those of copies, in the order of their keys."""
+    ids = placement.id_of_position()
+    yield from _sealed_run(begun, job, placement, payload_bytes, 0, ids)
+    if placement.replicas is not None:
+        copies = placement.replicas
+        yield from _sealed_run(begun, job, placement, payload_bytes, placement.blocks, copies)
+
+
+def _sealed_run(
+    begun: _Load,
+    job: Job,
+    placement: Placement,
+    payload_bytes: int,
+    first_block: int,
+    ids: NDArray[np.uint32],
+) -> Iterator[_Batch]:
+    """Gather rows `ids` into blocks from `first_block` on, and seal them."""
+    per_block = placement.rows_per_block
+    in_order = placement.method == "identity"
+    chunk = max(1, _CHUNK_BYTES // payload_bytes)
+    window_bytes = ids.size * job.source.row_bytes // _WINDOWS
+    window_bytes = min(max(window_bytes, _LEAST_WINDOW_BYTES), _MOST_WINDOW_BYTES)
+    window = chunk if in_order else max(chunk, window_bytes // payload_bytes)
+    # New memory for each batch would cost as much as filling it. One is written meanwhile.
+    held = [empty_payloads(chunk, payload_bytes) for _ in range(2)]
+    held_rows = np.empty((window * per_block, job.source.row_bytes), np.uint8)
+    copies = 0 if placement.replicas is None else placement.replicas.size
+    turn = 0
+    for first in range(0, -(-ids.size // per_block), window):
+        of_window = ids[first * per_block : (first + window) * per_block]
+        rows = _gathered(job, of_window, held_rows, per_block)
+        for at in range(0, len(rows), chunk):
+            part = rows[at : at + chunk]
+            payloads, turn = held[turn][: len(part)], 1 - turn
+            _fill(payloads, part)
+            numbers = np.arange(len(part), dtype=np.int64) + first_block + first + at
+            blocks.seal(
+                payloads,
+                job.space,
+                numbers,
+                job.source.rows,
+                copies,
+                per_block,
+                job.source.row_bytes,
+            )
+            yield adapters.block_keys(job.space, numbers), payloads
+            begun.progress.advance(len(part))
+
+
+def _gathered(
+    job: Job, ids: NDArray[np.uint32], held: NDArray[np.uint8], per_block: int
+) -> NDArray[np.uint8]:
+    """Return the rows of `ids` by block, zeros behind the last: uint8 (blocks, bytes of rows)."""
+    count = -(-ids.size // per_block)
+    job.source.gather(ids, held[: ids.size])
+    held[ids.size : count * per_block] = 0
+    return held[: count * per_block].reshape(count, -1)
+
+
+def _fill(payloads: NDArray[np.uint8], rows: NDArray[np.uint8]) -> None:
+    end = blocks.HEADER_BYTES + rows.shape[1]
+    payloads[:, : blocks.HEADER_BYTES] = 0
+    payloads[:, blocks.HEADER_BYTES : end] = rows
+    payloads[:, end:] = 0
+
+
+def _next_space(root: Path) -> int:
+    """Return a key space above all that a version, or the litter of a load, has used.
+
+    After a rollback the current version does not know of later ones, and their blocks may
+    still lie in an engine that the user holds, and their updates in the journal.
+    """
+    first = 1
+    for version in manifest.numbers_in(root / "manifests"):
+        with contextlib.suppress(FormatError):
+            first = max(first, manifest.read_version(root, version).next_space)
+    for segment in manifest.numbers_in(root / "segments"):
+        first = max([first, *(1 + space for _, space in retention.held_spaces(root, segment))])
+    for path in journal_files(root):
+        with contextlib.suppress(FormatError, FileNotFoundError):
+            first = max([first, *(1 + record.space for record, _ in read_records(path))])
+    return first

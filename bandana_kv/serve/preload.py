@@ -1,0 +1,74 @@
+"""Machine code of serving, loaded before anybody is served.
+
+numba loads a kernel's machine code at its first call. In the middle of a lookup that is a wait of
+milliseconds, and an interrupt (Ctrl-C) that comes meanwhile can end the process. So :func:`open`
+loads all that serving can need, and holds interrupts back while it does.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numba
+
+from bandana_kv.disk import blocks
+from bandana_kv.serve import answer, inflight, lookup, pooling, tables, words
+from bandana_kv.system.interrupts import without_interrupts
+
+__all__ = ["load_kernels"]
+
+types: Any = numba.types
+_word = types.int64
+_words = types.int64[::1]
+_bytes = types.uint8[:, ::1]
+_keys = types.uint64[::1]
+
+# Kernels that Python calls while serving, and what with.
+_KERNELS: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
+    (lookup.look_up_few, (_words, _words, _words, _bytes)),
+    (lookup.look_up_many, (_words, _words, _words, _bytes)),
+    (lookup.ask_few, (_words, _words, _words, _words, _bytes)),
+    (lookup.claim_few, (_words, _words, _words, _word)),
+    (lookup.claim_many, (_words, _words, _words, _word)),
+    (lookup.place_reads, (_words, _word, _word)),
+    (answer.answer_many, (_words, _words, _words, _bytes)),
+    (answer.read_and_answer, (_words, _words, _words, _bytes, _words)),
+    (answer.wait_for_others, (_words, _words, _word)),
+    (answer.give_up_waiting, (_words, _words)),
+    (answer.abandon, (_words, _words)),
+    (answer.take_payloads, (_words, _bytes, _word)),
+    (answer.part_late, (_words, _words, types.boolean[::1])),
+    (answer.absent, (_words, _words, _words)),
+    (answer.claim_ahead, (_words, _words, _words, _words, _words, _word)),
+    (answer.deliver_ahead, (_words, _words, _bytes)),
+    (tables._ask_few, (types.int64[:, ::1], _words, _words, _words)),
+    (tables._ask_many, (types.int64[:, ::1], _words, _words, _words, _word)),
+    (
+        tables._read_and_answer,
+        (types.int64[:, ::1], _words, _words, _word, _words, types.int64[:, ::1]),
+    ),
+    (words.lock_table, (_words, _words)),
+    (words.unlock_table, (_words, _words)),
+    (blocks._first_bad, (_bytes, _word, _words, _word, _word, _word, _word)),
+    *(
+        (pooling._pool, (rows[:, ::1], _words, _word, rows[::1], rows[:, ::1]))
+        for rows in (types.float32, types.float64)
+    ),
+    (inflight._forget, (_words, _keys)),
+    (inflight._drop_ahead, (_words, _words, _keys)),
+)
+
+
+def load_kernels() -> None:
+    """Load the kernels of lookups; once a process. Cost: 0.2 s where they are compiled."""
+    with without_interrupts():
+        _load()
+
+
+@functools.cache
+def _load() -> None:
+    for kernel, signature in _KERNELS:
+        dispatcher: Any = kernel
+        dispatcher.compile(signature)

@@ -1,0 +1,1224 @@
+"""What a user holds: rows by table and id, from DRAM or from blocks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bandana_kv.cache.policy import Policy, asked_policy
+from bandana_kv.device.advice import DEFAULT_DEPTH, depth_of, given_profile
+from bandana_kv.device.record import DeviceProfile
+from bandana_kv.disk import manifest, retention
+from bandana_kv.disk.journal_files import sync_journal
+from bandana_kv.errors import BandanaError, InputError, StoreChangedError
+from bandana_kv.logs.recording.recorder import Counted, Recorder
+from bandana_kv.metrics import Metric
+from bandana_kv.progress import Progress
+from bandana_kv.rows.source import Source, source_of
+from bandana_kv.serve import replacement
+from bandana_kv.serve.anchor import Anchor
+from bandana_kv.serve.arguments import (
+    check_update_ids,
+    checked_ids,
+    checked_numbers,
+    checked_out,
+)
+from bandana_kv.serve.failsafe import Deadline, checked_deadline
+from bandana_kv.serve.metrics import Wear, metrics_of
+from bandana_kv.serve.opener import Options, open_current
+from bandana_kv.serve.pooling import Mode, bags_of, pool
+from bandana_kv.serve.preload import load_kernels
+from bandana_kv.serve.reader import BlockReader
+from bandana_kv.serve.replacement import PlacedAnew
+from bandana_kv.serve.requests import Batch, named, rows_of, rows_of_batch, rows_of_tables
+from bandana_kv.serve.table import ServedTable
+from bandana_kv.serve.updates import Follower, Updates, replay
+from bandana_kv.serve.version import ServedVersion
+from bandana_kv.serve.warmup import warm_up
+from bandana_kv.serve.watcher import Watcher
+from bandana_kv.system.ending import PATIENCE_S, close_dropped, end_at_exit
+from bandana_kv.system.interrupts import without_interrupts
+from bandana_kv.system.permission import permission_named
+from bandana_kv.system.threads import cannot_start
+
+if TYPE_CHECKING:
+    from bandana_kv.adapters.contract import Adapter
+    from bandana_kv.disk.placement import Placement
+    from bandana_kv.disk.plan import TablePlan
+    from bandana_kv.logs.access_log import AccessLog
+
+__all__ = ["EmbeddingStore", "open"]
+
+_log = logging.getLogger("bandana_kv")
+WARM_SECONDS = 10.0
+
+Fallback = Callable[[str, NDArray[np.int64]], NDArray[Any]]
+"""A function of a table's name and ids (n,) that returns rows (n, dim)."""
+
+
+T = TypeVar("T")
+
+# Closing looks this often whether the last call inside has gone.
+_LOOK_S = 0.1
+
+
+class EmbeddingStore:
+    """Embedding tables served from one version of a store at a time; made by :func:`open`.
+
+    Safe to use from many threads. Use it as a context manager, or call :meth:`close`. A
+    forked child goes on with the version of its parent; see :meth:`refresh`.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        anchor: Anchor,
+        serving: ServedVersion,
+        follower: Follower,
+        reader: BlockReader,
+        deadline_ms: float | None,
+    ) -> None:
+        self._options = options
+        self._anchor = anchor
+        self._deadline_ms = deadline_ms
+        self._serving = serving
+        self._reader = reader
+        self._closing = threading.Event()
+        self._follower = follower
+        self._updates: Updates | None = None
+        self._recorder: Recorder | None = None
+        self._wear = Wear(options.root)
+        self._process = os.getpid()
+        self._begin()
+        with _stores_lock:
+            _stores.add(self)
+        end_at_exit(self)
+        self._watcher: Watcher | None = None
+
+    def _watch(self, seconds: float) -> None:
+        """Look this often whether another version has become current, in a thread."""
+        # Not the store itself: a thread that has it would keep it from being dropped.
+        self._watcher = Watcher(
+            seconds, self._options.root, _calling(self._follow, None), _calling(self._number, 0)
+        )
+
+    def _number(self) -> int:
+        return self._serving.number
+
+    def _begin(self) -> None:
+        self._executors: ThreadPoolExecutor | None = None
+        self._executor_lock = threading.Lock()
+        self._refreshing = threading.Lock()
+        self._recording = threading.Lock()
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew without threads: those of the parent do not exist here."""
+        if self._updates is not None:
+            self._updates.after_fork_in_child()
+            self._updates = None
+        if self._recorder is not None:
+            self._recorder.after_fork_in_child()
+            self._recorder = None
+        self._options.totals.after_fork_in_child()
+        self._begin()
+
+    @property
+    def version(self) -> int:
+        """The version that is served."""
+        return self._serving.number
+
+    @without_interrupts()
+    def refresh(
+        self,
+        *,
+        warm: Mapping[str, ArrayLike] | None = None,
+        warm_seconds: float = WARM_SECONDS,
+    ) -> int:
+        """Switch to the store's current version, if another one is served, and return it.
+
+        The new version is opened and warmed beside the old one; then all calls that begin
+        go to it. Those inside finish on the version that they began with, and the last one
+        out closes it. No answer has rows of two versions, also where it is for several tables.
+
+        Parameters
+        ----------
+        warm
+            Ids by table: rows to bring into the new version's caches before the switch. For
+            tables that are not named, the rows that the old version's cache holds now.
+        warm_seconds
+            Warm no longer than this; 0 switches with cold caches.
+
+        Returns
+        -------
+        int
+            The version that is served from now on.
+
+        Raises
+        ------
+        InputError
+            The store is closed, or an argument is wrong.
+        StoreChangedError
+            Another store is at the path now; so for updates, flushes and re-placements.
+        StoreNotFoundError, FormatError, MissingExtraError, AdapterError, BlockCorruptError
+            The new version cannot be opened, or a block of it not be read. The old one
+            goes on being served, as after any failure here.
+
+        Notes
+        -----
+        Tables that are in both versions go over as they are, with cache and counters; those
+        of the others begin anew, and warming does not count. Where tables come or go, DRAM
+        is shared out anew, and whose share changes begins anew too.
+
+        Cost: reading a number where nothing has changed. Else what :func:`open` costs for
+        the new tables, a look through the id index to learn which ids are cached, and one
+        device read for each block with rows to warm. Until the last call has left the old
+        version, both have their caches. A second caller waits for the first.
+        """
+        with self._refreshing:
+            if self._closing.is_set():
+                raise InputError("the store is closed")
+            self._check_anchor()
+            old = self._serving
+            # Before the one in use looks, so that nothing is written unnoticed in between.
+            follower = Follower(self._options.root)
+            before: ServedVersion | None = old
+            if old.left_behind or (
+                self._updates is None and not self._follower.catch_up(old.tables.values())
+            ):
+                before = None  # rows that another process updated are in blocks by now
+            elif manifest.current_number(self._options.root) == old.number:
+                return old.number
+            with contextlib.ExitStack() as stack:
+                since = (0, 0)
+                if self._updates is not None:
+                    stack.enter_context(self._updates.blocks_held())
+                    since = self._updates.bookmark()
+                new, follower = _opened(self._options, before, follower)
+                stack.callback(new.retire)
+                self._refuse_other(old, new)
+                warm_up(
+                    new.tables,
+                    old.tables,
+                    self._reader,
+                    {name: _warmed(new, name, ids) for name, ids in (warm or {}).items()},
+                    warm_seconds,
+                    self._closing,
+                )
+                self._switch(new, since)
+                stack.pop_all()
+                self._follower = follower
+                self._flush_gone(old, new)
+                old.retire()
+            return new.number
+
+    def _refuse_other(self, old: ServedVersion, new: ServedVersion) -> None:
+        """See that a version which has become current is of the store that is served."""
+        self._check_anchor()
+        if old.manifest.store and new.manifest.store != old.manifest.store:
+            raise StoreChangedError(
+                f"{self._options.root}: version {new.number} is of another store than version "
+                f"{old.number}, which goes on being served; close it and open the path again"
+            )
+
+    def _tell_switch(self, old: ServedVersion, new: ServedVersion) -> None:
+        """Log that another version is served; not that the same one was opened anew."""
+        root, before, after = self._options.root, old.number, new.number
+        if before != after:
+            fields = {"event": "version_switched", "store": str(root), "from": before, "to": after}
+            _log.info("%s: version %d -> %d", root, before, after, extra=fields)
+
+    def _switch(
+        self, new: ServedVersion, since: tuple[int, int], then: Callable[[], None] = lambda: None
+    ) -> None:
+        """Serve another version; `then` is done in the same moment, or nothing."""
+        old = self._serving
+
+        def switch() -> None:
+            then()
+            self._serving = new
+
+        if self._updates is None:
+            switch()
+        else:
+            self._updates.switch(old.tables, new.tables, since, switch)
+        self._tell_switch(old, new)
+
+    def _flush_gone(self, old: ServedVersion, new: ServedVersion) -> None:
+        """Write updated rows into blocks that this process will not serve any more."""
+        served = {table.stored.space for table in new.tables.values()}
+        gone = {
+            name: table for name, table in old.tables.items() if table.stored.space not in served
+        }
+        if self._updates is None or not gone:
+            return
+        try:
+            self._updates.flush(gone, old, self._reader)
+        except BandanaError:
+            # They stay in the journal, for whoever serves that version again.
+            _log.exception(
+                "version %d: updated rows stay in the journal",
+                old.number,
+                extra={"event": "flush_failed", "version": old.number},
+            )
+
+    def _follow(self) -> None:
+        """Serve the current version, with what other processes updated. A look is a small file."""
+        self._check_anchor()
+        newest = manifest.current_number(self._options.root)
+        if newest != self.version or self.has_news():
+            self.refresh()
+
+    def has_news(self) -> bool:
+        """Return whether another process has updated rows since the last :meth:`refresh`."""
+        return self._updates is None and self._follower.has_news()
+
+    @without_interrupts()
+    def update(self, table: str, ids: ArrayLike, rows: ArrayLike) -> None:
+        """Replace rows: durably and all or none, by the time this returns.
+
+        Parameters
+        ----------
+        table
+            Name of the table.
+        ids
+            Integers (n,), distinct.
+        rows
+            Numbers (n, dim), as an array of any dtype or as lists; cast to the table's dtype if
+            that can hold each of them. Floats are rounded to the nearest that it has; integers
+            must be in its range, and no finite number becomes infinite. Nor does a number change
+            its kind: integers go into tables of floats, floats not into tables of integers.
+
+        Raises
+        ------
+        TableNotFoundError, IdError
+            As :meth:`multi_get`; nothing was updated. So for all errors here.
+        InputError
+            `rows` has another shape or kind of numbers, or one that the table's dtype cannot hold,
+            which is named; an id occurs twice, the store is closed, or cannot be written to.
+        UpdateInProgressError
+            Another process updates this store: one at a time does, from its first update until it
+            closes the store.
+        WriteBudgetError
+            More would be written in 24 hours than :func:`bandana_kv.set_write_budget` allows.
+        DiskFullError, AdapterError
+            The device has no room, or fails.
+
+        Notes
+        -----
+        Lookups that begin afterwards get the new rows, from this store at once and from those of
+        other processes after their next :meth:`refresh`. A row belongs to the version of its
+        table: a load brings its own, and a rollback brings these back.
+
+        Cost: one sequential write to the journal, of the rows and 44 bytes, and a sync that
+        threads share. The rows wait in DRAM, and are answered from there. With 64 MiB of
+        them, or 256 MiB of journal, :meth:`flush` is called by whoever updates next.
+        """
+        updates = self._updating()
+        serving = self._enter()
+        try:
+            served = named(serving, table)
+            asked = checked_ids(table, ids)
+            check_update_ids(table, served.stored.rows, asked)
+            wanted = asked.astype(np.uint32)
+            numbers = checked_numbers(table, asked, served.dim, served.dtype, rows)
+            if wanted.size:
+                new = numbers.view(np.uint8).reshape(wanted.size, served.stored.row_bytes)
+                updates.update(served, wanted, new)
+                updates.flush_if_full(serving, self._inside, self._reader)
+        finally:
+            # By a single step: Ctrl-C at the beginning of a function would leave it inside.
+            serving.inside.pop()
+            if serving.retired:
+                serving.close_if_empty()
+
+    @without_interrupts()
+    def flush(self) -> None:
+        """Write all updated rows into their blocks, each block once, and empty the journal.
+
+        Raises
+        ------
+        UpdateInProgressError, InputError, WriteBudgetError, DiskFullError, AdapterError
+            As :meth:`update`. Rows that are not in their blocks stay in the journal.
+        BlockCorruptError, BlockMissingError
+            A block cannot be read, and so not be written again; see ``tools/verify_store.py``.
+
+        Notes
+        -----
+        Cost: for each block with updated rows one device read and one write. Lookups go on.
+        """
+        updates = self._updating()
+        with updates.blocks_held(), self._inside() as serving:
+            updates.flush(serving.tables, serving, self._reader)
+
+    @without_interrupts()
+    def place_anew(
+        self,
+        table: str,
+        placement: Placement,
+        *,
+        plan: TablePlan | None = None,
+        log: AccessLog | None = None,
+        progress: Progress | None = None,
+    ) -> PlacedAnew:
+        """Change where a table's rows lie, while they are served; nothing of them changes.
+
+        Blocks whose rows change are written beside those there are, then one rename makes a new
+        version current, and this process serves it at once, with the rows in its cache as they
+        are. Others follow by :meth:`refresh`.
+
+        Parameters
+        ----------
+        table
+            Name of the table.
+        placement
+            Of as many rows, as many a block, as :meth:`placement` says. Where it has no
+            `replicas`, second copies stay as they are; an empty array takes them away.
+        plan
+            How the table's cache is run from now on; by default as now.
+        log
+            The log that the placement was learnt from, for the heat of the rows; by default each
+            keeps what it has.
+        progress
+            Told of the blocks.
+
+        Returns
+        -------
+        PlacedAnew
+            The new version, and what was written for it.
+
+        Raises
+        ------
+        TableNotFoundError
+            Names the tables there are.
+        InputError
+            The placement does not fit, another version is current than is served, or the store
+            is closed.
+        UpdateInProgressError
+            Another process updates this store.
+        LoadInProgressError
+            Somebody loads.
+        WriteBudgetError
+            More would be written in 24 hours than :func:`bandana_kv.set_write_budget` allows.
+        DiskFullError, AdapterError, BlockCorruptError, BlockMissingError
+            The device has no room or fails, or a block that is to move cannot be read.
+
+        Notes
+        -----
+        After an error the version before goes on being served, and nothing is lost. It cannot be
+        rolled back to after a success: updates go into the new blocks only. To go back, keep what
+        :meth:`placement` says and place anew once more.
+
+        Cost: each block whose rows change, in their order, is written once, and the index beside
+        them (5 bytes a row, 8 a block); blocks that rows come from are read once for every 256 MiB
+        of what is written. Memory: 25 bytes a row, 300 MiB, and until the last call has left
+        the version before, the table's cache twice. Updates go on, and wait in DRAM.
+        """
+        updates = self._updating()
+        with self._refreshing:
+            if self._closing.is_set():
+                raise InputError("the store is closed")
+            named(self._serving, table)
+            change = replacement.Change(table, placement, plan, log)
+            return replacement.place_anew(
+                self._options,
+                self._serving,
+                change,
+                updates,
+                self._reader,
+                self._switch,
+                self._closing,
+                progress or Progress(),
+            )
+
+    def placement(self, table: str) -> Placement:
+        """Return where the table's rows lie in the version that is served.
+
+        Raises
+        ------
+        TableNotFoundError, InputError
+            As :meth:`multi_get`.
+
+        Notes
+        -----
+        Cost: a pass over the index of ids; 4 bytes a row, with second copies 8.
+        """
+        with self._inside() as serving:
+            return named(serving, table).placement(serving.manifest.tables[table].placement)
+
+    def plan(self, table: str) -> TablePlan:
+        """Return the plan by which the table was loaded, or placed anew."""
+        with self._inside() as serving:
+            named(serving, table)
+            return serving.manifest.tables[table].plan
+
+    def _updating(self) -> Updates:
+        """Return what takes updates; made at the first."""
+        if not self._closing.is_set():
+            self._check_anchor()
+            if self._updates is not None:
+                return self._updates
+        with self._refreshing:
+            if self._closing.is_set():
+                raise InputError("the store is closed")
+            if self._updates is None:
+                updates = Updates(self._options.root)
+                try:
+                    self._catch_up()
+                except BaseException:
+                    updates.close()
+                    raise
+                self._updates = updates
+            return self._updates
+
+    def _check_anchor(self) -> None:
+        """See that nothing is followed or written at the path but this store."""
+        serving = self._serving
+        self._anchor.check(serving.manifest, serving.held)
+
+    def _catch_up(self) -> None:
+        """Serve all that other processes have updated, in the placement that takes updates."""
+        old = self._serving
+        root = self._options.root
+        current = manifest.current_number(root)
+        if not self._follower.catch_up(old.tables.values()) or old.number in retention.superseded(
+            retention.readable(root), current
+        ):
+            self._serving, self._follower = _opened(self._options, None)
+            old.retire()
+            self._tell_switch(old, self._serving)
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of the tables."""
+        return tuple(self._tables)
+
+    @property
+    def _tables(self) -> Mapping[str, ServedTable]:
+        return self._serving.tables
+
+    def get(self, table: str, id: int) -> NDArray[Any]:
+        """Return the row of one id: (dim,), of the table's dtype.
+
+        Raises, and costs, as :meth:`multi_get` does.
+        """
+        row: NDArray[Any] = self.multi_get(table, [id])[0]
+        return row
+
+    @overload
+    def multi_get(
+        self, table: str, ids: ArrayLike, *, out: NDArray[Any] | None = None
+    ) -> NDArray[Any]: ...
+
+    @overload
+    def multi_get(self, table: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]: ...
+
+    def multi_get(
+        self,
+        table: str | Mapping[str, ArrayLike],
+        ids: ArrayLike | None = None,
+        *,
+        out: NDArray[Any] | None = None,
+    ) -> NDArray[Any] | dict[str, NDArray[Any]]:
+        """Return rows, in the order of `ids`, repeats included.
+
+        Parameters
+        ----------
+        table
+            Name of the table; or ids by table name, and no `ids`.
+        ids
+            Integers (n,); an empty list is fine.
+        out
+            Where to put the rows: (n, dim), the table's dtype, C-contiguous.
+
+        Returns
+        -------
+        ndarray or dict of ndarray
+            (n, dim), the table's dtype; by table name where ids were given so.
+
+        Raises
+        ------
+        TableNotFoundError
+            Names the tables there are.
+        IdError
+            An id is out of range, negative, or not an integer; nothing was read.
+        InputError
+            `ids` or `out` has another shape or type, or the store is closed.
+        BlockCorruptError, BlockMissingError, AdapterError
+            The device or the engine failed; names table and block. Never a wrong row.
+        DeadlineError
+            Blocks did not arrive within the store's `deadline_ms`.
+        RowMissingError, FallbackError
+            There is a fallback, and it could not answer either.
+
+        Notes
+        -----
+        Cost: rows in DRAM cost one kernel call, without the GIL. The others cost one
+        device read per distinct block, in parallel slices; a block that another thread
+        is reading already is waited for, not read again.
+        """
+        deadline = None if self._deadline_ms is None else Deadline.after(self._deadline_ms)
+        serving = self._enter()
+        try:
+            if isinstance(table, str):
+                return rows_of(serving, self._reader, table, ids, out, deadline, self._note)
+            if not isinstance(table, Mapping) or ids is not None or out is not None:
+                raise InputError(
+                    "give a table's name and ids, or ids by table name and nothing else"
+                )
+            return rows_of_tables(serving, self._reader, table, deadline, self._note)
+        finally:
+            # By a single step: Ctrl-C at the beginning of a function would leave it inside.
+            serving.inside.pop()
+            if serving.retired:
+                serving.close_if_empty()
+
+    def batch(self, tables: Sequence[str]) -> Batch:
+        """Prepare requests to the same tables in the same order, again and again.
+
+        Parameters
+        ----------
+        tables
+            Their names, distinct.
+
+        Returns
+        -------
+        Batch
+            Its ``multi_get(ids, offsets)`` costs no Python for each table.
+
+        Raises
+        ------
+        TableNotFoundError, InputError
+            As :meth:`multi_get`.
+        """
+        names = tuple(tables)
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"a batch is of one or more tables, each once, not {names!r}")
+        for name in names:
+            self._served(name)
+        return Batch(self._batch_rows, names)
+
+    def _batch_rows(
+        self,
+        names: tuple[str, ...],
+        ids: ArrayLike,
+        offsets: ArrayLike,
+        out: NDArray[Any] | Sequence[NDArray[Any]] | None,
+    ) -> NDArray[Any] | list[NDArray[Any]]:
+        deadline = None if self._deadline_ms is None else Deadline.after(self._deadline_ms)
+        serving = self._enter()
+        try:
+            return rows_of_batch(
+                serving, self._reader, names, ids, offsets, out, deadline, self._note
+            )
+        finally:
+            # By a single step: Ctrl-C at the beginning of a function would leave it inside.
+            serving.inside.pop()
+            if serving.retired:
+                serving.close_if_empty()
+
+    def embedding_bag(
+        self,
+        table: str | Mapping[str, tuple[ArrayLike, ArrayLike | None]],
+        ids: ArrayLike | None = None,
+        offsets: ArrayLike | None = None,
+        mode: Mode = "mean",
+        *,
+        per_sample_weights: ArrayLike | None = None,
+        include_last_offset: bool = False,
+        padding_idx: int | None = None,
+        out: NDArray[Any] | None = None,
+    ) -> NDArray[Any] | dict[str, NDArray[Any]]:
+        """Return rows that are pooled by bags, as PyTorch's ``embedding_bag`` does.
+
+        Parameters
+        ----------
+        table
+            Name of the table; or (ids, offsets) by table name, and neither besides: all tables
+            are asked at once.
+        ids
+            Integers (n,) with `offsets`, or (bags, n) without.
+        offsets
+            Integers (bags,): where each bag begins in `ids`; with `include_last_offset` also where
+            the last one ends. None for ids (bags, n).
+        mode
+            ``"mean"``, ``"sum"`` or ``"max"``.
+        per_sample_weights
+            Floats, of the shape of `ids`: what each row is multiplied by; with ``"sum"`` alone.
+        include_last_offset
+            See `offsets`.
+        padding_idx
+            This id counts for nothing, not even in a mean, and is not looked up.
+        out
+            Where to put the rows: (bags, dim), of the table's dtype; for one table alone.
+
+        Returns
+        -------
+        ndarray or dict of ndarray
+            (bags, dim), of the table's dtype. A bag without ids gives zeros.
+
+        Raises
+        ------
+        InputError, TableNotFoundError, IdError, BlockCorruptError, AdapterError, DeadlineError
+            As :meth:`multi_get`; or the rows are no floats, or an argument is wrong.
+
+        Notes
+        -----
+        Rows are added in the order of the ids, from zero, in the table's dtype, those of float16
+        in float32 with one rounding at the end: equal, bit for bit, to the same additions over what
+        :meth:`multi_get` returns. Cost: as of :meth:`multi_get`, and one pass over the rows,
+        without the GIL.
+        """
+        how: dict[str, Any] = {
+            "mode": mode,
+            "per_sample_weights": per_sample_weights,
+            "include_last_offset": include_last_offset,
+            "padding_idx": padding_idx,
+        }
+        if isinstance(table, str):
+            if ids is None:
+                raise InputError(f"table {table!r}: no ids given")
+            bags = bags_of(table, ids, offsets, self.shape(table)[0], **how)
+            return pool(self.multi_get(table, bags.ids), bags, mode, out)
+        if not isinstance(table, Mapping) or ids is not None or offsets is not None:
+            raise InputError(
+                "give a table's name, ids and offsets, or (ids, offsets) by table name"
+            )
+        if out is not None or per_sample_weights is not None:
+            raise InputError("out and per_sample_weights go with one table")
+        several = {
+            name: bags_of(name, *each, self.shape(name)[0], **how) for name, each in table.items()
+        }
+        rows = self.multi_get({name: bags.ids for name, bags in several.items()})
+        return {name: pool(rows[name], bags, mode, None) for name, bags in several.items()}
+
+    def _note(self, table: str, ids: NDArray[np.integer[Any]]) -> None:
+        """Record a request that was answered, if requests are recorded."""
+        recorder = self._recorder
+        if recorder is not None:
+            recorder.note(table, ids)
+
+    @without_interrupts()
+    def record(
+        self,
+        path: str | os.PathLike[str],
+        sample: float = 1.0,
+        *,
+        max_bytes: int = 1 << 30,
+        file_bytes: int = 64 << 20,
+        burst: int = 4096,
+    ) -> Recorder:
+        """Record requests from now on, to learn from them: an access log, while serving.
+
+        Parameters
+        ----------
+        path
+            A directory of its own; made if it is not there. What was recorded there before stays,
+            as far as there is room.
+        sample
+            Share of the requests: of each cycle a burst of consecutive ones.
+        max_bytes, file_bytes
+            Of all files, and of one. The oldest files make room for new ones.
+        burst
+            Requests of a burst. The longer it is, the better a replay of what was recorded tells
+            block reads; the seldomer it comes.
+
+        Returns
+        -------
+        Recorder
+            Close it to end; closing the store does so too. It is a context manager, and has
+            ``metrics()``.
+
+        Raises
+        ------
+        InputError
+            An argument is wrong, the directory cannot be written to, holds something else or is
+            recorded to by somebody else; or this store records already, or is closed.
+        ThreadError
+            No thread could be started; nothing is recorded.
+
+        Notes
+        -----
+        :func:`bandana_kv.logs.recording.read_recording` reads it back, and so does
+        :meth:`bandana_kv.AccessLog.read`. Recorded are lookups that were answered, by table. Ids
+        take 4 bytes a lookup. A crash of the process loses half a second, one of the machine
+        what the kernel had not written. Where the device cannot follow, and where files cannot be
+        written any more, requests are dropped and counted, and lookups go on. A forked child does
+        not record.
+
+        Cost: a microsecond or two a request, and a thread that writes twice a second; 64 MiB of
+        memory at most.
+        """
+        with self._recording:
+            if self._closing.is_set():
+                raise InputError("the store is closed")
+            before = self._recorder
+            if before is not None and not before.closed:
+                raise InputError("this store is being recorded already; close that recorder first")
+            self._recorder = Recorder(
+                Path(path).absolute(),
+                sample,
+                max_bytes,
+                file_bytes,
+                burst,
+                _calling(self._counted, (0, {})),
+            )
+            return self._recorder
+
+    def _counted(self) -> Counted:
+        """Return what recorders keep beside the requests."""
+        serving = self._serving
+        counted: dict[str, tuple[object, tuple[int, int, int]]] = {}
+        for name, table in serving.tables.items():
+            stats = table.stats()
+            counts = stats["lookups"], stats["hits"], stats["block_reads"]
+            counted[name] = (weakref.ref(table), counts)
+        return serving.number, counted
+
+    async def multi_get_async(
+        self, table: str, ids: ArrayLike, *, out: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """Return rows as :meth:`multi_get` does, without blocking the event loop.
+
+        `out` is written when this returns, and not at all where it is cancelled or fails.
+
+        Notes
+        -----
+        Cost: what DRAM holds is answered at once, on the loop's thread. Else a hand-over to
+        another thread and back, some 100 us; any number of requests may wait.
+        """
+        serving, ours = self._enter(), True
+        try:
+            served = named(serving, table)
+            wanted = checked_ids(table, ids)
+            if out is not None:
+                checked_out((wanted.size, served.dim), served.dtype, out)
+            flat = np.empty((wanted.size, served.row_bytes), np.uint8)
+            asked = served.ask(wanted, flat) if wanted.size else None
+            if asked is not None:
+                ours = False  # whoever reads leaves it
+                await self._read_elsewhere(serving, served, wanted, asked, flat)
+        finally:
+            if ours:
+                serving.leave()
+        if wanted.size:
+            self._note(table, wanted)
+        rows = flat.view(served.dtype)
+        if out is None:
+            return rows
+        out[...] = rows
+        return out
+
+    async def _read_elsewhere(
+        self,
+        serving: ServedVersion,
+        served: ServedTable,
+        ids: NDArray[np.integer[Any]],
+        asked: tuple[NDArray[np.int64], int],
+        flat: NDArray[np.uint8],
+    ) -> None:
+        """Wait, without blocking the loop, for a thread that answers what DRAM did not."""
+        scratch, missed = asked
+        deadline = None if self._deadline_ms is None else Deadline.after(self._deadline_ms)
+
+        turns = itertools.count()
+        done: Future[None] = Future()
+        done.add_done_callback(lambda _: serving.leave())  # also where it never begins
+
+        def finish() -> None:
+            if next(turns) or not done.set_running_or_notify_cancel():
+                return
+            try:
+                served.finish(self._reader, ids, missed, scratch, flat, deadline)
+            except BaseException as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        try:
+            self._executor().submit(finish)
+        except BaseException as error:
+            if not cannot_start(error):
+                done.cancel()
+                raise
+            finish()  # unless a thread that has become free takes it just now
+        await asyncio.wrap_future(done)
+
+    @without_interrupts()
+    def prefetch(self, table: str, ids: ArrayLike) -> None:
+        """Begin to read the blocks of rows that will be asked for soon, and return at once.
+
+        Parameters
+        ----------
+        table
+            Name of the table.
+        ids
+            Integers (n,).
+
+        Raises
+        ------
+        TableNotFoundError, IdError, InputError
+            As :meth:`multi_get`. A read that fails is not reported here: the lookup that
+            needs the block reads it again, and says what is wrong.
+
+        Notes
+        -----
+        The blocks wait outside the cache, 1,024 a table at most, until a lookup takes them or
+        later ones crowd them out. A block counts as read when it arrives.
+        """
+        serving = self._enter()
+        try:
+            served = named(serving, table)
+            wanted = checked_ids(table, ids)
+            if not wanted.size or not served.prefetch(self._reader, wanted, serving.leave):
+                serving.leave()
+        except BaseException:
+            serving.leave()
+            raise
+
+    def _executor(self) -> ThreadPoolExecutor:
+        """Return the threads that wait for lookups of event loops; made when first needed."""
+        with self._executor_lock:
+            if self._closing.is_set():
+                raise InputError("the store is closed")
+            if self._executors is None:
+                self._executors = ThreadPoolExecutor(
+                    self._reader.depth, thread_name_prefix="bandana-kv-async"
+                )
+            return self._executors
+
+    def _enter(self) -> ServedVersion:
+        """Begin a call on the version that is served now; it must leave it."""
+        while not (serving := self._serving).enter():
+            if self._closing.is_set():
+                raise InputError("the store is closed")
+        return serving
+
+    @contextlib.contextmanager
+    def _inside(self) -> Iterator[ServedVersion]:
+        serving = self._enter()
+        try:
+            yield serving
+        finally:
+            # By a single step: Ctrl-C at the beginning of a function would leave it inside.
+            serving.inside.pop()
+            if serving.retired:
+                serving.close_if_empty()
+
+    def _served(self, table: str) -> ServedTable:
+        if self._closing.is_set():
+            raise InputError("the store is closed")
+        return named(self._serving, table)
+
+    def stats(self) -> dict[str, dict[str, int]]:
+        """Return counters by table, since it was opened: by :func:`open`, or :meth:`refresh`.
+
+        Returns
+        -------
+        dict
+            By table name: ``lookups``, ``hits`` (answered from DRAM), ``block_reads``,
+            ``neighbours_admitted``, ``neighbours_hit`` (first lookups of rows that came
+            along with another's read), ``copies_read`` (missed rows that were read from
+            their second copy), ``bytes_read`` (block reads x payload), ``bad_blocks`` and
+            ``late_blocks`` (that did not come, once for each request that wanted them),
+            ``fallback_rows`` (answered from the fallback), ``breaker_open`` (1 while misses go
+            to the fallback unread) and ``breaker_openings``.
+        """
+        return {name: served.stats() for name, served in self._tables.items()}
+
+    def metrics(self) -> list[Metric]:
+        """Return what the store says of itself, for whoever exports or logs it.
+
+        Returns
+        -------
+        list of Metric
+            By table, with the label ``table``: the counters of :meth:`stats`, how many requests
+            were made, what those took that had to wait for blocks; rows in DRAM, updates
+            that are not in blocks, and what the plan predicts, where this is the DRAM that it was
+            made for. Of the store: its version, what updates wrote, what the ledger says of
+            the last 24 hours.
+
+        Notes
+        -----
+        Counters only rise from :func:`open` on: also where another version is served meanwhile,
+        and those of a table that is not in it stay. A forked child goes on from its parent's.
+
+        Cost: some 0.1 ms a table; the ledger is read once in ten seconds. No block is read.
+        """
+        return metrics_of(self._serving, self._options.totals.by_table(), self._updates, self._wear)
+
+    @property
+    def cache_bytes(self) -> int:
+        """DRAM that the caches take when full, rows and bookkeeping."""
+        return sum(served.cache_bytes for served in self._tables.values())
+
+    def policy(self, table: str) -> Policy:
+        """Return how the table's cache is run."""
+        return self._served(table).policy
+
+    def capacity_rows(self, table: str) -> int:
+        """Return how many rows the table's cache holds when full."""
+        return self._served(table).capacity_rows
+
+    def shape(self, table: str) -> tuple[int, int]:
+        """Return how many rows the table has, and how many numbers a row."""
+        served = self._served(table)
+        return served.stored.rows, served.dim
+
+    def dtype(self, table: str) -> np.dtype[Any]:
+        """Return the dtype of the table's rows."""
+        return self._served(table).dtype
+
+    @property
+    def has_fallback(self) -> bool:
+        """Whether rows of bad blocks come from a fallback."""
+        return self._options.source is not None
+
+    def check(self) -> None:
+        """Assert every invariant of the caches, and that cached rows equal stored ones.
+
+        Raises
+        ------
+        AssertionError
+            Says what is broken. Cost: reads the blocks of all cached rows.
+        """
+        with self._inside() as serving:
+            for served in serving.tables.values():
+                served.check(self._reader)
+
+    def close(self) -> None:
+        """Wait for calls inside, then release threads, files and engines.
+
+        A store that is dropped without it is closed, with a ResourceWarning; and so are those that
+        are open when the interpreter ends, where calls that are under way have five seconds.
+        """
+        self._close(None)
+
+    def end(self) -> None:
+        """Close it at the end of the interpreter, without waiting for a device that hangs."""
+        self._close(PATIENCE_S)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_process") and not self._closing.is_set():
+            if self._process == os.getpid():
+                close_dropped(f"the store at {self._options.root}", self.close)
+            else:
+                self.close()  # a child of the process that opened it has done with it
+
+    @without_interrupts()
+    def _close(self, patience_s: float | None) -> None:
+        with self._executor_lock:
+            if self._closing.is_set():
+                return
+            self._closing.set()
+        if self._watcher is not None:
+            self._watcher.stop()
+        if self._executors is not None:
+            self._executors.shutdown(wait=patience_s is None)
+        with self._recording:
+            if self._recorder is not None:
+                self._recorder.close()
+        with self._refreshing:
+            self._serving.retire()
+        end = None if patience_s is None else time.monotonic() + patience_s
+        while not self._serving.closed.wait(_LOOK_S):
+            if end is not None and time.monotonic() > end:
+                return  # what hangs is left to the system
+            self._serving.close_if_empty()  # who was the last may have been interrupted
+        if self._updates is not None:
+            self._updates.close()
+        self._anchor.close()
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@permission_named()
+def open(
+    path: str | os.PathLike[str],
+    cache_bytes: int | Mapping[str, int] | None = None,
+    *,
+    adapter: Adapter | None = None,
+    policy: Policy | None = None,
+    admission: str | None = None,
+    threshold: int | None = None,
+    readers: int | None = None,
+    profile: DeviceProfile | str | os.PathLike[str] | None = None,
+    fallback: EmbeddingStore | Source | Fallback | Mapping[str, Any] | None = None,
+    deadline_ms: float | None = None,
+    coalesce: bool = True,
+    watch_seconds: float | None = None,
+) -> EmbeddingStore:
+    """Open the current version of the store at `path` for serving.
+
+    Parameters
+    ----------
+    path
+        A directory that :func:`bandana_kv.load` made.
+    cache_bytes
+        DRAM for cached rows and their bookkeeping. One number is shared out among the
+        tables where it saves most block reads, as their logs' simulations say; by the bytes of
+        the rows that their logs looked up where nothing was simulated. By default what each
+        table's plan says, or 64 MiB where there is none.
+    adapter
+        The adapter on your own handles, for a store that was loaded through one.
+    policy, admission, threshold
+        Override the plan for all tables, as in :func:`bandana_kv.load`.
+    readers
+        Threads that read; with engines that read one block after the other in a thread,
+        this is the queue depth that the device sees. By default the profile's.
+    profile
+        What ``tools/profile_device.py`` found on this device, or the path of it. By default
+        what the store was loaded with; without any, 16 reads are in flight.
+    fallback
+        Where rows come from whose blocks are torn, missing, unreadable or late: another open
+        store with the same rows, rows by key in an engine (:mod:`bandana_kv.adapters.rows`), a
+        function ``(table, ids)`` that returns (n, dim), or one of these for each table by name.
+        It stays yours to close. With it there is a circuit breaker: when a device fails again
+        and again, misses go to the fallback for some seconds without being read.
+    deadline_ms
+        How long a lookup waits for the device, over all its tables. Blocks that come later are
+        answered from the fallback, whose own time comes on top, or are a DeadlineError. Reads
+        then are done by other threads, some 50 us more for each lookup that misses.
+    coalesce
+        Read a block once for a request. False reads one block for each missed row, which
+        is what a store without blocks costs: a yardstick, without a deadline.
+    watch_seconds
+        Look this often whether another version has become current, and
+        :meth:`~EmbeddingStore.refresh` by itself. A refresh that fails is logged and tried
+        again, later each time. By default only a call of `refresh` switches. A forked child
+        has no watcher.
+
+    Returns
+    -------
+    EmbeddingStore
+
+    Raises
+    ------
+    StoreNotFoundError
+        The path is mistyped, or holds no store; nothing is created.
+    FormatError
+        The store is damaged, or newer than this release.
+    MissingExtraError
+        The store's engine is not installed.
+    InputError
+        An option is wrong.
+    ThreadError
+        With `watch_seconds`, no thread could be started.
+
+    Notes
+    -----
+    Cost: reads the id index once to check it (up to 5 bytes a row) and maps it; no row is read.
+    Beside `cache_bytes`, the index is page cache that all processes share.
+    """
+    root = Path(path).absolute()
+    override = asked_policy(policy, admission, threshold)
+    advice = given_profile(profile)
+    if readers is None:
+        readers = depth_of(root, advice) if root.is_dir() else DEFAULT_DEPTH
+    if not isinstance(readers, (int, np.integer)) or readers < 1:
+        raise InputError(f"readers {readers!r} is not a whole number from 1 up")
+    if watch_seconds is not None and not 0 < watch_seconds < threading.TIMEOUT_MAX:
+        raise InputError(f"watch_seconds {watch_seconds!r} is not a number of seconds above 0")
+    deadline_ms = checked_deadline(deadline_ms)
+    if deadline_ms is not None and not coalesce:
+        raise InputError("coalesce=False goes without a deadline")
+    source = None if fallback is None else source_of(fallback)
+    options = Options(root, cache_bytes, adapter, override, coalesce, source)
+    load_kernels()
+    serving, follower = _opened(options, None)
+    try:
+        anchor = Anchor(root)
+        anchor.check(serving.manifest, serving.held)
+    except BaseException:
+        serving.retire()
+        raise
+    reader = BlockReader(int(readers))
+    store = EmbeddingStore(options, anchor, serving, follower, reader, deadline_ms)
+    if watch_seconds is not None:
+        try:
+            store._watch(watch_seconds)
+        except BaseException:
+            store.close()
+            raise
+    return store
+
+
+def _opened(
+    options: Options, before: ServedVersion | None, follower: Follower | None = None
+) -> tuple[ServedVersion, Follower]:
+    """Open the current version, with the updates of it that are not in blocks.
+
+    A `follower` that is given was made before the tables of `before` last caught up.
+    """
+    sync_journal(options.root)
+    while True:
+        follower = follower or Follower(options.root)
+        serving = open_current(options, before)
+        try:
+            replay(options.root, serving.tables.values())
+            if follower.catch_up(serving.tables.values()):
+                return serving, follower
+        except BaseException:
+            serving.retire()
+            raise
+        # Updates went into blocks meanwhile, which an engine opened before need not see.
+        serving.retire()
+        before = follower = None
+
+
+def _calling(method: Callable[[], T], otherwise: T) -> Callable[[], T]:
+    """Return what calls a store's method as long as the store is there."""
+    weak = weakref.WeakMethod(method)
+
+    def call() -> T:
+        found = weak()
+        return otherwise if found is None else found()
+
+    return call
+
+
+_stores_lock = threading.Lock()
+_stores: weakref.WeakSet[EmbeddingStore] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    _stores_lock.release()
+    for store in _stores:
+        store.after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_stores_lock.acquire,
+        after_in_parent=_stores_lock.release,
+        after_in_child=_after_fork_in_child,
+    )
+
+
+def _warmed(serving: ServedVersion, table: str, ids: ArrayLike) -> NDArray[np.integer[Any]]:
+    """Return ids to warm, checked; those that the table has not are left to its error."""
+    named(serving, table)
+    return checked_ids(table, ids)

@@ -1,0 +1,819 @@
+"""One table as it is served: its cache in DRAM, and the blocks behind it."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import itertools
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bandana_kv.adapters.contract import empty_payloads
+from bandana_kv.cache.policy import Policy
+from bandana_kv.cache.request import BLOCK_READS, new_counters
+from bandana_kv.cache.state import USED, cache_bytes_of, check, hits_relink, make_state
+from bandana_kv.cache.state import positions as cached_positions
+from bandana_kv.disk.blocks import HEADER_BYTES, NUMBER_BITS, REASONS, corrupt_block
+from bandana_kv.disk.maps import let_go
+from bandana_kv.disk.placement import Placement
+from bandana_kv.errors import BandanaError, IdError
+from bandana_kv.kernels.bitpack import unpack
+from bandana_kv.kernels.layout import Layout
+from bandana_kv.serve import answer, lookup, words
+from bandana_kv.serve.counters import Counts
+from bandana_kv.serve.failsafe import Deadline, FailSafe
+from bandana_kv.serve.inflight import InFlight
+from bandana_kv.serve.overlay import Overlay, blocks_with, positions_of_ids
+from bandana_kv.serve.reader import BlockRead, BlockReader, Errors, StoredTable
+from bandana_kv.serve.slots import admit_rows
+from bandana_kv.system.interrupts import without_interrupts
+
+if TYPE_CHECKING:
+    from bandana_kv.adapters.contract import Adapter
+
+__all__ = ["ServedTable"]
+
+
+# Blocks that a flush writes with one commit: 4 MiB.
+_FLUSHED_AT_ONCE = 1024
+
+# Blocks read ahead that a table keeps until they are asked for: 4 MiB.
+_MOST_AHEAD = 1024
+
+# Requests of so many ids keep the GIL while DRAM is looked at; from there on giving it away pays
+# with two threads and more, and costs little with one.
+_FEW_IDS = 100
+# Requests of so many ids use the scratch of others again.
+_POOLED_IDS = 256
+
+Positions = NDArray[np.int64]
+
+# Scratch of requests that are over; popping and appending are single steps.
+_scratch: collections.deque[NDArray[np.int64]] = collections.deque(maxlen=64)
+
+
+def _new_scratch(ids: int) -> NDArray[np.int64]:
+    scratch = np.empty(words.HEAD + words.WORDS_OF_ID * ids, np.int64)
+    scratch[: words.HEAD] = 0
+    return scratch
+
+
+_serials = itertools.count(1)
+
+
+def _let_go_ahead(
+    in_flight: InFlight, ahead: collections.deque[tuple[NDArray[np.int64], NDArray[np.uint64]]]
+) -> None:
+    """Free what a table that is gone had read ahead: its entries are its engine's."""
+    while ahead:
+        in_flight.drop_ahead(*ahead.popleft())
+
+
+# Why a block that was given up on did not come: nobody is told.
+_GONE = BandanaError("given up")
+
+
+class _Late:
+    """What is left of a read whose caller may go before it ends."""
+
+    def __init__(self, memory: list[NDArray[np.uint8]]) -> None:
+        self.memory = memory  # of blocks for which there was none among those in flight
+        self.rest: NDArray[np.int64] | None = None
+        self.over = False
+
+
+class ServedTable:
+    """Answers lookups of one table; safe to call from many threads.
+
+    Parameters
+    ----------
+    stored
+        Where the blocks lie.
+    dtype, dim
+        Of the rows.
+    index
+        The position of each id, packed (:mod:`bandana_kv.kernels.bitpack`); read-only.
+    layout
+        Where rows and their copies lie, and how hot they are.
+    capacity_rows
+        Rows that DRAM holds.
+    policy
+        What the cache evicts and admits.
+    fail_safe
+        What to do about blocks that do not come.
+    coalesce
+        Read a block once for a request; False reads one block per distinct missed row.
+    in_flight
+        The blocks that are being read of the table's engine.
+
+    Attributes
+    ----------
+    stored, dtype, dim, capacity_rows, policy
+        As given.
+    counts : Counts
+        What it has counted.
+    row_bytes : int
+    words, flights : int64 arrays
+        The table, and the blocks in flight of its engine, as compiled code knows them.
+    """
+
+    def __init__(
+        self,
+        stored: StoredTable,
+        dtype: np.dtype[Any],
+        dim: int,
+        index: NDArray[np.uint64],
+        layout: Layout,
+        capacity_rows: int,
+        policy: Policy,
+        *,
+        fail_safe: FailSafe,
+        coalesce: bool,
+        in_flight: InFlight,
+    ) -> None:
+        self.stored = stored
+        self.dtype = dtype
+        self.dim = dim
+        self.capacity_rows = capacity_rows
+        self.policy = policy
+        self._fail_safe = fail_safe
+        self._coalesce = coalesce
+        self._index = index
+        self._layout = layout
+        self._state = make_state(policy, capacity_rows, layout.heat)
+        # Only thresholds read training heat from here on; live heat is a copy.
+        let_go(layout.heat)
+        self._data = np.empty((capacity_rows, stored.row_bytes), np.uint8)
+        self.counts = Counts(stored.adapter.payload_bytes, fail_safe)
+        self._in_flight = in_flight
+        self.row_bytes = stored.row_bytes
+        self.flights = in_flight.words
+        self._serial = next(_serials) % (1 << 23) << NUMBER_BITS
+        self._forking = np.zeros(1, np.int64)
+        self._ahead: collections.deque[tuple[NDArray[np.int64], NDArray[np.uint64]]] = (
+            collections.deque()
+        )
+        self._blocks_ahead = 0
+        self._overlay = Overlay(stored.row_bytes)
+        self._heir: ServedTable | None = None
+        self._table = self._as_words()
+        self.words = self._table.words
+        self._lock = threading.Lock()  # guards what is read ahead, and what is late; taken last
+        weakref.finalize(self, _let_go_ahead, in_flight, self._ahead).atexit = False
+        with _tables_lock:
+            _tables.add(self)
+
+    def _as_words(self) -> words.TableWords:
+        stored, state, layout = self.stored, self._state, self._layout
+        arrays: dict[str, NDArray[Any]] = {
+            name: getattr(state, name) for name in state._fields if name not in ("ghost", "shadow")
+        }
+        for kind, memory in (("ghost", state.ghost), ("shadow", state.shadow)):
+            names = ("buckets", "held", "links", "half", "ends", "free", "counts")
+            arrays |= {
+                f"{kind}_{name}": getattr(memory, part)
+                for name, part in zip(names, memory._fields, strict=True)
+            }
+        arrays |= {
+            "data": self._data,
+            "index": self._index,
+            "heat": layout.heat,
+            "original_of": layout.original_of,
+            "by_position": layout.by_position,
+            "counters": self.counts.counters,
+            "waits": self.counts.waits,
+            "upper_ns": self.counts.upper_ns,
+            "updates_buckets": self._overlay.buckets,
+            "updates_data": self._overlay.data,
+        }
+        if stored.block_map is not None:
+            arrays["block_map"] = stored.block_map
+        numbers = {
+            words.ROWS: stored.rows,
+            words.ROW_BYTES: stored.row_bytes,
+            words.PER_BLOCK: stored.rows_per_block,
+            words.COPIES: stored.copies,
+            words.SPACE: stored.space,
+            words.SERIAL: self._serial,
+            words.FIRST_KEY: int(np.uint64(stored.first_key).view(np.int64)),
+            words.RELINKS: hits_relink(self.policy),
+            words.COALESCE: self._coalesce,
+        }
+        return words.TableWords(numbers, arrays)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep lookups out of the cache."""
+        held = np.zeros(1, np.int64)
+        try:
+            words.lock_table(self.words, held)
+            yield
+        finally:
+            words.unlock_table(self.words, held)
+
+    def _show_updates(self) -> None:
+        """Let lookups see what the overlay holds now; alone."""
+        self._table.set_array("updates_buckets", self._overlay.buckets)
+        self._table.set_array("updates_data", self._overlay.data)
+        self.words[words.UPDATED] = self._overlay.count > 0
+
+    @property
+    def breaks(self) -> bool:
+        """Whether a circuit breaker must be asked before blocks are read."""
+        return self._fail_safe.breaks
+
+    @property
+    def cache_bytes(self) -> int:
+        """DRAM that the cache takes when full: rows and bookkeeping."""
+        stored = self.stored
+        return cache_bytes_of(self.policy, self.capacity_rows, stored.row_bytes, stored.rows)
+
+    def multi_get(
+        self,
+        reader: BlockReader,
+        ids: NDArray[np.integer[Any]],
+        out: NDArray[np.uint8],
+        deadline: Deadline | None = None,
+        *,
+        warming: bool = False,
+    ) -> None:
+        """Put the rows of `ids` (n,) into `out`, uint8 (n, row_bytes); checked by the store.
+
+        While `warming` none but these rows enter the cache, and nothing is counted.
+        """
+        few = ids.size <= _FEW_IDS and not warming
+        pooled = ids.size <= _POOLED_IDS and not warming
+        try:
+            scratch = _scratch.pop() if pooled else _new_scratch(ids.size)
+        except IndexError:  # all are in use; to ask before would not tell what is so by then
+            scratch = _new_scratch(_POOLED_IDS)
+        try:
+            if not few:
+                scratch[words.WARMING] = warming
+                missed = words.BUSY
+            elif self._fail_safe.breaks:
+                missed = lookup.look_up_few(self.words, scratch, ids, out)
+            else:
+                missed = lookup.ask_few(self.words, self.flights, scratch, ids, out)
+            claimed = few and not self._fail_safe.breaks and missed > 0
+            if missed == words.BUSY:
+                missed = lookup.look_up_many(self.words, scratch, ids, out)
+            if missed > 0:
+                with without_interrupts():
+                    self.answer_from_blocks(reader, ids, missed, claimed, scratch, out, deadline)
+        except BaseException:
+            answer.abandon(self.flights, scratch)
+            raise
+        if missed < 0:
+            raise self.out_of_range(ids, -1 - missed)
+        if pooled:
+            _scratch.append(scratch)
+
+    def ask(
+        self, ids: NDArray[np.integer[Any]], out: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.int64], int] | None:
+        """Answer what DRAM holds, without waiting; return None where that is all.
+
+        Else what :meth:`answer_from_blocks` goes on with: the scratch, and how many missed.
+        """
+        scratch = _new_scratch(ids.size)
+        missed = lookup.look_up_few(self.words, scratch, ids, out)
+        if missed == words.BUSY:
+            missed = lookup.look_up_many(self.words, scratch, ids, out)
+        if missed < 0:
+            raise self.out_of_range(ids, -1 - missed)
+        return (scratch, missed) if missed else None
+
+    def finish(
+        self,
+        reader: BlockReader,
+        ids: NDArray[np.integer[Any]],
+        missed: int,
+        scratch: NDArray[np.int64],
+        out: NDArray[np.uint8],
+        deadline: Deadline | None,
+    ) -> None:
+        """Answer what :meth:`ask` did not."""
+        try:
+            with without_interrupts():
+                self.answer_from_blocks(reader, ids, missed, False, scratch, out, deadline)
+        except BaseException:
+            answer.abandon(self.flights, scratch)
+            raise
+
+    def answer_from_blocks(
+        self,
+        reader: BlockReader,
+        ids: NDArray[np.integer[Any]],
+        missed: int,
+        claimed: bool,
+        scratch: NDArray[np.int64],
+        out: NDArray[np.uint8],
+        deadline: Deadline | None,
+    ) -> None:
+        """Read the blocks of missed rows, answer them, and let rows into the cache.
+
+        `claimed` says whether its blocks are claimed already. After an error the caller abandons
+        the scratch.
+        """
+        allowed = missed
+        if not claimed:
+            allowed = self._fail_safe.allowed(missed)
+            claim = lookup.claim_few if ids.size <= _FEW_IDS else lookup.claim_many
+            claim(self.words, self.flights, scratch, allowed)
+        errors: Errors = {}
+        memory: list[NDArray[np.uint8]] = []  # beside that of blocks in flight
+        while True:
+            lost = self._read_and_answer(reader, scratch, out, deadline, errors, memory)
+            if lost >= 0:
+                break
+            if lost == words.WAIT:
+                self._wait(self.flights, scratch, deadline)
+        if lost:
+            self._answer_lost(scratch, ids, out, allowed, errors, deadline)
+        elif allowed:
+            self._fail_safe.went_well()
+
+    def _read_and_answer(
+        self,
+        reader: BlockReader,
+        scratch: NDArray[np.int64],
+        out: NDArray[np.uint8],
+        deadline: Deadline | None,
+        errors: Errors,
+        memory: list[NDArray[np.uint8]],
+    ) -> int:
+        """Do the reads of a request and answer it; what is wrong with blocks goes into `errors`.
+
+        Into `memory` goes what must be kept until it is answered.
+        """
+        reads = int(scratch[words.READS])
+        if reads and scratch[words.UNPLACED]:
+            size = self._in_flight.block_bytes
+            memory.append(empty_payloads(int(scratch[words.UNPLACED]), size))
+            lookup.place_reads(scratch, memory[-1].ctypes.data, size)
+        if reads and deadline is not None:
+            self._read_until(deadline, reader, scratch, errors, list(memory))
+        elif reads:
+            adapter = self.stored.adapter
+            reading = adapter.reading(reads)
+            if reading is not None:
+                try:
+                    return answer.read_and_answer(
+                        self.words, self.flights, scratch, out, reading.words
+                    )
+                finally:
+                    adapter.end_reading(reading)
+            self._read_by(reader, scratch, errors)
+        return answer.answer_many(self.words, self.flights, scratch, out)
+
+    def _wait(
+        self, in_flight: NDArray[np.int64], scratch: NDArray[np.int64], deadline: Deadline | None
+    ) -> None:
+        """Wait for blocks that others read; those that are late are given up."""
+        while not answer.wait_for_others(
+            in_flight, scratch, -1 if deadline is None else int(deadline.left() * 1e9)
+        ):
+            if deadline is not None and not deadline.left():
+                answer.give_up_waiting(in_flight, scratch)
+                return
+
+    def _reads_of(self, scratch: NDArray[np.int64], reads: int) -> NDArray[np.int64]:
+        """Return the reads (n, READ_WORDS) that a request is to do, where they stand."""
+        first = words.HEAD + words.ROWS_READ * int(scratch[words.IDS])
+        last = first + words.READ_WORDS * reads
+        return scratch[first:last].reshape(reads, words.READ_WORDS)
+
+    def _blocks_of(self, scratch: NDArray[np.int64], todo: NDArray[np.int64]) -> NDArray[np.int64]:
+        first = words.HEAD + words.BLOCKS * int(scratch[words.IDS])
+        blocks: NDArray[np.int64] = scratch[first + todo[:, 3]]
+        return blocks
+
+    def _read_by(
+        self,
+        reader: BlockReader,
+        scratch: NDArray[np.int64],
+        errors: Errors,
+    ) -> None:
+        """Do reads through an engine that only Python can call."""
+        todo = self._reads_of(scratch, int(scratch[words.READS]))
+        blocks = self._blocks_of(scratch, todo)
+        order = np.argsort(blocks, kind="stable")
+        payloads, wrong = reader.read_sound(self.stored, blocks[order])
+        if not self._coalesce:
+            payloads = payloads[np.argsort(order, kind="stable")]
+        answer.take_payloads(scratch, payloads, 0)
+        self._tell(scratch, todo, blocks, wrong, errors)
+
+    def _tell(
+        self,
+        scratch: NDArray[np.int64],
+        todo: NDArray[np.int64],
+        blocks: NDArray[np.int64],
+        wrong: Errors,
+        errors: Errors,
+    ) -> None:
+        """Note which reads went wrong, and how."""
+        if wrong:
+            bad = np.isin(blocks, list(wrong))
+            todo[bad, 2] = -1
+            first = words.HEAD + words.STATUS * int(scratch[words.IDS])
+            scratch[first + todo[bad, 3]] = words.TOLD
+            errors |= wrong
+
+    def _read_until(
+        self,
+        deadline: Deadline,
+        reader: BlockReader,
+        scratch: NDArray[np.int64],
+        errors: Errors,
+        memory: list[NDArray[np.uint8]],
+    ) -> None:
+        """Let helping threads read until the deadline; the rest arrives for others, and the cache.
+
+        Without that a device that is always a little late would never fill the cache.
+        """
+        todo = self._reads_of(scratch, int(scratch[words.READS]))
+        blocks = self._blocks_of(scratch, todo)
+        late = _Late(memory)
+        read = reader.begin(self.stored, blocks, partial(self._ended, late))
+        read.finished.wait(deadline.left())
+        with self._lock:
+            told = dict(read.errors)
+            there = read.arrived | np.isin(blocks, list(told))
+            if not late.over and not there.all():
+                late.rest = scratch.copy()
+                answer.part_late(scratch, late.rest, there)
+        reader.withdraw(read)
+        if read.failure is not None and late.rest is None:
+            raise read.failure
+        todo = self._reads_of(scratch, int(scratch[words.READS]))
+        if len(todo):
+            answer.take_payloads(scratch, read.payloads[there], 0)
+            self._tell(scratch, todo, blocks[there], told, errors)
+
+    def _ended(self, late: _Late, read: BlockRead) -> None:
+        """Hear, in a helping thread, that nothing more will arrive."""
+        with self._lock:
+            late.over = True
+            rest = late.rest
+        if rest is None:
+            return
+        in_flight = self.flights
+        try:
+            todo = self._reads_of(rest, int(rest[words.READS]))
+            blocks = self._blocks_of(rest, todo)
+            at = np.searchsorted(read.blocks, blocks)
+            gone = blocks[~read.arrived[at]].tolist()
+            answer.take_payloads(rest, read.payloads[at], 0)
+            self._tell(rest, todo, blocks, dict.fromkeys(gone, _GONE), {})
+            nowhere = np.empty((int(rest[words.IDS]), self.stored.row_bytes), np.uint8)
+            answer.answer_many(self.words, in_flight, rest, nowhere)
+        except BaseException:
+            answer.abandon(in_flight, rest)
+            raise
+
+    def _answer_lost(
+        self,
+        scratch: NDArray[np.int64],
+        ids: NDArray[np.integer[Any]],
+        out: NDArray[np.uint8],
+        allowed: int,
+        errors: Errors,
+        deadline: Deadline | None,
+    ) -> None:
+        """Answer rows that no block brought from the fallback, or raise what went wrong."""
+        count = int(scratch[words.IDS])
+        errors = self._errors(scratch, count, errors, deadline)
+        if errors:
+            self._fail_safe.went_wrong(errors)
+        elif allowed:
+            self._fail_safe.went_well()
+        first = words.HEAD + words.SLOTS * count
+        lost = np.flatnonzero(scratch[first : first + count] == words.LOST)
+        rows = out.view(self.dtype)
+        rows[lost] = self._fail_safe.answer(errors, ids[lost], rows)
+
+    def _errors(
+        self, scratch: NDArray[np.int64], count: int, told: Errors, deadline: Deadline | None
+    ) -> Errors:
+        """Return what is wrong with blocks of a request, by their numbers."""
+        statuses, blocks, found = (
+            scratch[words.HEAD + section * count :][: int(scratch[words.ALL_BLOCKS])]
+            for section in (words.STATUS, words.BLOCKS, words.ADDRESSES)
+        )
+        errors: Errors = {}
+        late = []
+        for k in np.flatnonzero(statuses).tolist():
+            status, block = int(statuses[k]), int(blocks[k])
+            if status in REASONS:
+                errors[block] = corrupt_block(self.stored.name, block, REASONS[status])
+            elif status == words.TOLD:
+                errors[block] = told[block]
+            elif status == words.UNREAD:
+                errors[block] = self.stored.unread(block, int(found[k]))
+            elif status == words.LATE:
+                late.append(block)
+        if late and deadline is not None:
+            errors |= dict.fromkeys(late, deadline.missed(self.stored.name, len(late)))
+        return errors
+
+    def prefetch(
+        self, reader: BlockReader, ids: NDArray[np.integer[Any]], ended: Callable[[], None]
+    ) -> bool:
+        """Begin to read the blocks of those of `ids` that DRAM does not hold.
+
+        Returns whether there was something to read; then `ended` is called when it is over.
+        """
+        if self._fail_safe.resting:
+            return False
+        positions = np.empty(ids.size, np.int64)
+        count = answer.absent(self.words, ids, positions)
+        if count < 0:
+            raise self.out_of_range(ids, -1 - count)
+        blocks, entries = np.empty((2, max(1, count)), np.int64)
+        in_flight = self.flights
+        most = min(_MOST_AHEAD, self._in_flight.entries // 2)
+        claimed = answer.claim_ahead(
+            self.words, in_flight, positions[:count], blocks, entries, most
+        )
+        blocks, entries = blocks[:claimed].copy(), entries[:claimed].copy()
+        if not claimed:
+            return False
+        keys = self._flights_of(blocks)
+        self._keep_ahead(entries, keys)
+
+        def over(read: BlockRead | None) -> None:
+            sound = read is not None and bool(read.arrived.all())
+            payloads = np.empty((0, 0), np.uint8) if read is None or not sound else read.payloads
+            answer.deliver_ahead(in_flight, entries, payloads)
+            if sound:
+                with self._lock:
+                    self.counts.counters[BLOCK_READS] += claimed
+            else:
+                self._in_flight.drop_ahead(entries, keys)
+
+        def ended_reading(read: BlockRead) -> None:
+            over(read)
+            ended()
+
+        try:
+            reader.begin(self.stored, blocks, ended_reading)
+        except BaseException:
+            over(None)
+            raise
+        return True
+
+    def _flights_of(self, blocks: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Return under which numbers blocks are in flight."""
+        return (blocks | self._serial).view(np.uint64)
+
+    def _keep_ahead(self, entries: NDArray[np.int64], keys: NDArray[np.uint64]) -> None:
+        """Note blocks that are read ahead; of too many, those that came first are let go."""
+        with self._lock:
+            self._ahead.append((entries, keys))
+            self._blocks_ahead += entries.size
+            while self._blocks_ahead > _MOST_AHEAD:
+                old = self._ahead.popleft()
+                self._blocks_ahead -= old[0].size
+                self._in_flight.drop_ahead(*old)
+
+    def placement(self, method: str) -> Placement:
+        """Return how the rows lie, as `method` has placed them. Cost: some 12 bytes a row."""
+        position_of_id = unpack(self._index, self.stored.rows)
+        placement = Placement(position_of_id, self.stored.rows_per_block, method)
+        if not self._layout.original_of.size:
+            return placement
+        copies = placement.id_of_position()[self._layout.original_of]
+        return dataclasses.replace(placement, replicas=copies)
+
+    @property
+    def heat(self) -> NDArray[np.uint8]:
+        """How often the training log looked each position up: uint8 (rows,)."""
+        return self._layout.heat
+
+    def cached_part(self, first: int, count: int) -> tuple[Positions, NDArray[np.uint8]]:
+        """Return positions and rows, uint8 (n, row_bytes), of `count` slots from `first` on.
+
+        Between two calls rows may change their slots. Empty behind the last slot in use.
+        """
+        with self._alone():
+            last = min(first + count, int(self._state.clock[USED]))
+            held = self._state.held[first:last].astype(np.int64)
+            return held, self._data[first:last].copy()
+
+    def take_in(self, positions: Positions, rows: NDArray[np.uint8]) -> None:
+        """Let rows, uint8 (n, row_bytes), of distinct positions in, without reading blocks."""
+        per_block, row_bytes = self.stored.rows_per_block, self.stored.row_bytes
+        order = np.argsort(positions)
+        ordered = positions[order]
+        blocks, numbers = np.unique(ordered // per_block, return_inverse=True)
+        # Blocks of which nothing but these rows is looked at.
+        payloads = np.empty((blocks.size, HEADER_BYTES + per_block * row_bytes), np.uint8)
+        of_rows = payloads[:, HEADER_BYTES:].reshape(blocks.size, per_block, row_bytes)
+        of_rows[numbers, ordered % per_block] = rows[order]
+        with self._alone():
+            if self._overlay.count:
+                self._overlay.patch(self._layout, blocks, payloads)
+            admit_rows(
+                self._state,
+                self._data,
+                self._layout,
+                positions,
+                ordered,
+                ordered.copy(),
+                blocks[:0],
+                blocks,
+                payloads,
+                new_counters(),
+            )
+
+    def hand_on(self, heir: ServedTable) -> None:
+        """Let updates of this table reach the one that serves its rows from now on."""
+        self._heir = heir
+
+    def update(self, ids: NDArray[np.uint32], rows: NDArray[np.uint8], sequence: int) -> None:
+        """Serve new rows, uint8 (n, row_bytes), from now on; the journal has them already.
+
+        Parameters
+        ----------
+        ids
+            uint32 (n,), distinct and in range.
+        sequence
+            Of the update; a row keeps the one with the highest.
+        """
+        positions = positions_of_ids(ids, self._index, self.stored.rows)
+        sequences = np.full(ids.size, sequence, np.uint64)
+        with self._alone():
+            self._overlay.put(positions, rows, sequences)
+            self._overlay.renew(positions, self._state, self._data)
+            self._show_updates()
+        if self._heir is not None:
+            self._heir.update(ids, rows, sequence)
+
+    @property
+    def overlay_bytes(self) -> int:
+        """DRAM that updated rows take which are not in their blocks yet."""
+        return self._overlay.held_bytes if self._overlay.count else 0
+
+    def bytes_to_flush(self, upto: int) -> int:
+        """Return the bytes of blocks that :meth:`flush` would write."""
+        return self._blocks_to_flush(upto).size * self.stored.adapter.payload_bytes
+
+    def _blocks_to_flush(self, upto: int) -> NDArray[np.int64]:
+        with self._alone():
+            return blocks_with(self._overlay.positions(upto), self._layout)
+
+    def flush(self, reader: BlockReader, adapter: Adapter, upto: int) -> int:
+        """Write updated rows into their blocks, each block once; return the bytes handed over.
+
+        Parameters
+        ----------
+        adapter
+            The table's engine, opened to write. From now on blocks are read with it too: one
+            opened before may not see what is written.
+        upto
+            The sequence of the last update to write.
+        """
+        self.stored = stored = dataclasses.replace(self.stored, adapter=adapter)
+        blocks = self._blocks_to_flush(upto)
+        written = 0
+        for first in range(0, blocks.size, _FLUSHED_AT_ONCE):
+            part = blocks[first : first + _FLUSHED_AT_ONCE]
+            payloads = reader.read(stored, part)
+            with self._alone():
+                self._overlay.patch(self._layout, part, payloads)
+            stored.seal(payloads, part)
+            adapter.put_many(stored.keys(part), payloads)
+            written += payloads.nbytes
+        if blocks.size:
+            self._forget_updates(blocks, upto)
+        return written
+
+    def _forget_updates(self, blocks: NDArray[np.int64], upto: int) -> None:
+        """Let blocks answer for rows again that are in them now.
+
+        In this order: a lookup that does not find a row here reads its block anew, and one
+        that has read it before does not bring it into the cache.
+        """
+        self._in_flight.forget(self._flights_of(blocks))
+        with self._alone():
+            self.words[words.EPOCH] += 1
+            self._overlay.drop(upto)
+            self._show_updates()
+
+    def out_of_range(self, ids: NDArray[np.integer[Any]], at: int) -> IdError:
+        """Return the error for the id at `at`."""
+        return IdError(
+            f"table {self.stored.name!r}: id {int(ids[at])} is out of range; "
+            f"it has rows 0 to {self.stored.rows - 1}"
+        )
+
+    def before_fork(self) -> None:
+        """Keep the cache still while the process is copied."""
+        words.lock_table(self.words, self._forking)
+        self._lock.acquire()
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+        self._lock.release()
+        words.unlock_table(self.words, self._forking)
+
+    def after_fork_in_child(self) -> None:
+        """Go on, without the reads of threads that do not exist here."""
+        self._ahead.clear()
+        self._blocks_ahead = 0
+        self._fail_safe.after_fork_in_child()
+        self._lock.release()
+        words.unlock_table(self.words, self._forking)
+
+    def cached(self) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        """Return the positions that DRAM holds now, and the live heat of each; 0: not known."""
+        with self._alone():
+            positions = cached_positions(self._state)
+            live = self._state.live
+            heat = live[positions] if live.size else np.zeros(positions.size, np.uint8)
+        return positions, heat
+
+    def positions_of(self, first: int, count: int) -> NDArray[np.uint32]:
+        """Return the positions of `count` ids from `first` on. Cost: without the GIL."""
+        return unpack(self._index, self.stored.rows, first, count)
+
+    @property
+    def cached_rows(self) -> int:
+        """Rows that DRAM holds now."""
+        return int(self._state.clock[USED])
+
+    def is_full(self) -> bool:
+        """Return whether one more row would have to drive another one out."""
+        return self.cached_rows >= self.capacity_rows
+
+    def stats(self) -> dict[str, int]:
+        """Return the counters, with `bytes_read` from the engine, as plain numbers."""
+        return self.counts.stats()
+
+    def check(self, reader: BlockReader) -> None:
+        """Assert that the cache is sound and that every cached row equals its block's.
+
+        Raises
+        ------
+        AssertionError
+            Says what is broken.
+        """
+        with self._alone():
+            check(self._state, self.stored.rows)
+            positions = cached_positions(self._state)
+            cached = self._data[: positions.size].copy()
+        per_block, row_bytes = self.stored.rows_per_block, self.stored.row_bytes
+        blocks = np.unique(positions // per_block)
+        if not blocks.size:
+            return
+        payloads = reader.read(self.stored, blocks)
+        if self._overlay.count:
+            self._overlay.patch(self._layout, blocks, payloads)
+        rows = payloads[:, HEADER_BYTES : HEADER_BYTES + per_block * row_bytes]
+        rows = rows.reshape(blocks.size, per_block, row_bytes)
+        there = rows[np.searchsorted(blocks, positions // per_block), positions % per_block]
+        assert np.array_equal(there, cached), "a cached row differs from its block's"
+
+
+_tables: weakref.WeakSet[ServedTable] = weakref.WeakSet()
+_tables_lock = threading.Lock()  # held across a fork, so that one happens at a time
+_frozen: list[ServedTable] = []
+
+
+def _before_fork() -> None:
+    _tables_lock.acquire()
+    _frozen.extend(_tables)
+    for table in _frozen:
+        table.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for table in _frozen:
+        table.after_fork_in_parent()
+    _frozen.clear()
+    _tables_lock.release()
+
+
+def _after_fork_in_child() -> None:
+    for table in _frozen:
+        table.after_fork_in_child()
+    _frozen.clear()
+    _tables_lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )

@@ -1,0 +1,285 @@
+"""One request to several tables: their misses go to the device together.
+
+Rankers ask dozens of tables for a few rows each. Here the tables of such a request are the rows
+of one array, and each step of the others is done for all of them by one call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bandana_kv.kernels.addresses import bytes_at, call_at, words_at
+from bandana_kv.kernels.compile import brief, kernel
+from bandana_kv.serve.answer import abandon, answer_request
+from bandana_kv.serve.inflight import WORDS as IN_FLIGHT_WORDS
+from bandana_kv.serve.lookup import claim_blocks, look_up_request
+from bandana_kv.serve.words import (
+    BUSY,
+    HEAD,
+    READ_WORDS,
+    READS,
+    ROW_BYTES,
+    ROWS_READ,
+    TABLE_WORDS,
+    UNPLACED,
+    WORDS_OF_ID,
+    scratch_words,
+)
+
+if TYPE_CHECKING:
+    from bandana_kv.adapters.contract import Adapter
+    from bandana_kv.serve.failsafe import Deadline
+    from bandana_kv.serve.reader import BlockReader
+    from bandana_kv.serve.table import ServedTable
+
+__all__ = ["Tables"]
+
+# Constants of kernels. Columns of the tables of a request: where a table's words are, and those of
+# the blocks in flight of its engine; where its scratch begins, and its rows go; how many rows
+# missed; what the last step said; by which engine its blocks are read.
+_TABLE, _FLIGHTS, _SCRATCH, _OUT, _MISSED, _STATE, _ENGINE = range(7)
+_COLUMNS = 7
+_FEW_IDS = 512
+
+
+@kernel
+def _ask(
+    tables: np.ndarray,
+    offsets: np.ndarray,
+    ids: np.ndarray,
+    scratch: np.ndarray,
+    first: int,
+    patient: bool,
+) -> int:
+    """Look up in all tables from `first` on, then claim blocks for what they missed.
+
+    Returns the number of tables that missed something; -1 - k where table k has a wrong id, as its
+    state says; BUSY - k where it is busy.
+    """
+    missing = 0
+    for k in range(tables.shape[0]):
+        low, high = offsets[k], offsets[k + 1]
+        if k >= first and high > low:
+            table = words_at(tables[k, _TABLE], TABLE_WORDS)
+            at = tables[k, _SCRATCH]
+            own = scratch[at : at + scratch_words(high - low)]
+            own[:HEAD] = 0
+            row_bytes = table[ROW_BYTES]
+            rows = bytes_at(tables[k, _OUT], (high - low) * row_bytes)
+            rows = rows.reshape(high - low, row_bytes)
+            missed = look_up_request(table, own, ids[low:high], rows, patient)
+            if missed == BUSY:
+                return BUSY - k
+            tables[k, _MISSED] = missed
+            if missed < 0:
+                return -1 - k
+        missing += tables[k, _MISSED] > 0
+    for k in range(tables.shape[0]):
+        if tables[k, _MISSED] > 0:
+            table = words_at(tables[k, _TABLE], TABLE_WORDS)
+            flights = words_at(tables[k, _FLIGHTS], IN_FLIGHT_WORDS)
+            count = offsets[k + 1] - offsets[k]
+            at = tables[k, _SCRATCH]
+            own = scratch[at : at + scratch_words(count)]
+            claim_blocks(table, flights, own, count, tables[k, _MISSED])
+    return missing
+
+
+@brief
+def _ask_few(tables: np.ndarray, offsets: np.ndarray, ids: np.ndarray, scratch: np.ndarray) -> int:
+    return _ask(tables, offsets, ids, scratch, 0, False)
+
+
+@kernel
+def _ask_many(
+    tables: np.ndarray, offsets: np.ndarray, ids: np.ndarray, scratch: np.ndarray, first: int
+) -> int:
+    return _ask(tables, offsets, ids, scratch, first, True)
+
+
+@kernel
+def _read_and_answer(
+    tables: np.ndarray,
+    offsets: np.ndarray,
+    scratch: np.ndarray,
+    number: int,
+    engine: np.ndarray,
+    reads: np.ndarray,
+) -> int:
+    """Do all reads of the tables of one engine, and answer them; return how many are not done.
+
+    Those have a state other than 0, as :func:`bandana_kv.serve.answer.answer_few` says.
+    """
+    count = 0
+    for k in range(tables.shape[0]):
+        if tables[k, _MISSED] > 0 and tables[k, _ENGINE] == number:
+            at = tables[k, _SCRATCH]
+            first = at + HEAD + ROWS_READ * (offsets[k + 1] - offsets[k])
+            for r in range(scratch[at + READS]):
+                for word in range(READ_WORDS):
+                    reads[count, word] = scratch[first + READ_WORDS * r + word]
+                reads[count, 3] = first + READ_WORDS * r
+                count += 1
+    if count:
+        call_at(engine[0], engine.ctypes.data, reads.ctypes.data, count)
+    for r in range(count):
+        scratch[reads[r, 3] + 2] = reads[r, 2]
+    left = 0
+    for k in range(tables.shape[0]):
+        if tables[k, _MISSED] > 0 and tables[k, _ENGINE] == number:
+            table = words_at(tables[k, _TABLE], TABLE_WORDS)
+            flights = words_at(tables[k, _FLIGHTS], IN_FLIGHT_WORDS)
+            ids = offsets[k + 1] - offsets[k]
+            at = tables[k, _SCRATCH]
+            own = scratch[at : at + scratch_words(ids)]
+            rows = bytes_at(tables[k, _OUT], ids * table[ROW_BYTES]).reshape(ids, table[ROW_BYTES])
+            tables[k, _STATE] = answer_request(table, flights, own, ids, rows, True)
+            left += tables[k, _STATE] != 0
+    return left
+
+
+class Tables:
+    """Tables of one version that are asked together, made once for many requests.
+
+    Parameters
+    ----------
+    tables
+        In the order in which requests name them.
+
+    Attributes
+    ----------
+    tables : list of ServedTable
+    alike : bool
+        Whether all have rows of one kind.
+    """
+
+    def __init__(self, tables: Sequence[ServedTable]) -> None:
+        self.tables = list(tables)
+        self._addresses = np.array(
+            [[table.words.ctypes.data, table.flights.ctypes.data] for table in tables], np.int64
+        ).reshape(-1, 2)
+        self._row_bytes = np.array([table.row_bytes for table in tables], np.int64)
+        kinds = {(table.dim, table.dtype) for table in tables}
+        self.alike = len(kinds) == 1
+
+    def multi_get(
+        self,
+        reader: BlockReader,
+        ids: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+        out: NDArray[np.int64],
+        deadline: Deadline | None,
+    ) -> None:
+        """Put the rows that each table is asked for where ``out[k]``, an address, says.
+
+        Parameters
+        ----------
+        ids, offsets
+            int64: table k is asked for ``ids[offsets[k]:offsets[k + 1]]``.
+        """
+        if deadline is not None or any(table.breaks for table in self.tables):
+            self._one_by_one(reader, ids, offsets, out, deadline)
+            return
+        count = len(self.tables)
+        sizes = np.diff(offsets)
+        requests = np.zeros((count, _COLUMNS), np.int64)
+        requests[:, : _FLIGHTS + 1] = self._addresses
+        words = HEAD + WORDS_OF_ID * sizes
+        requests[1:, _SCRATCH] = np.cumsum(words)[:-1]
+        requests[:, _OUT] = out
+        scratch = np.zeros(int(words.sum()), np.int64)
+        try:
+            missing = _ask_few(requests, offsets, ids, scratch) if ids.size <= _FEW_IDS else BUSY
+            if missing <= BUSY:
+                missing = _ask_many(requests, offsets, ids, scratch, BUSY - missing)
+            if missing < 0:
+                at = -1 - missing
+                wrong = -1 - int(requests[at, _MISSED])
+                raise self.tables[at].out_of_range(ids[offsets[at] : offsets[at + 1]], wrong)
+            if missing:
+                self._answer(reader, requests, ids, offsets, scratch)
+        except BaseException:
+            for k in range(count):
+                abandon(self.tables[k].flights, self._own(requests, scratch, words, k))
+            raise
+
+    def _one_by_one(
+        self,
+        reader: BlockReader,
+        ids: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+        out: NDArray[np.int64],
+        deadline: Deadline | None,
+    ) -> None:
+        """Ask one table after the other: a breaker is asked for each, or helping threads read."""
+        for k, table in enumerate(self.tables):
+            wanted = ids[offsets[k] : offsets[k + 1]]
+            if wanted.size:
+                rows = _rows_at(int(out[k]), wanted.size * table.row_bytes)
+                table.multi_get(reader, wanted, rows.reshape(wanted.size, -1), deadline)
+
+    def _own(
+        self,
+        requests: NDArray[np.int64],
+        scratch: NDArray[np.int64],
+        words: NDArray[np.int64],
+        k: int,
+    ) -> NDArray[np.int64]:
+        first = int(requests[k, _SCRATCH])
+        return scratch[first : first + int(words[k])]
+
+    def _answer(
+        self,
+        reader: BlockReader,
+        requests: NDArray[np.int64],
+        ids: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+        scratch: NDArray[np.int64],
+    ) -> None:
+        words = HEAD + WORDS_OF_ID * np.diff(offsets)
+        singly: list[int] = []
+        # Asked anew each time: a flush gives a table the engine that it has written with, and
+        # another table of the same engine goes on with one that does not see that.
+        adapters: dict[int, Adapter] = {}
+        by_adapter: dict[int, list[int]] = {}
+        for k in np.flatnonzero(requests[:, _MISSED]).tolist():
+            adapter = self.tables[k].stored.adapter
+            adapters[id(adapter)] = adapter
+            by_adapter.setdefault(id(adapter), []).append(k)
+        for number, (known, of_engine) in enumerate(by_adapter.items(), 1):
+            adapter = adapters[known]
+            requests[of_engine, _ENGINE] = number
+            owns = {k: self._own(requests, scratch, words, k) for k in of_engine}
+            reads = sum(int(own[READS]) for own in owns.values())
+            reading = adapter.reading(reads) if reads else None
+            if reading is None or any(own[UNPLACED] for own in owns.values()):
+                if reading is not None:
+                    adapter.end_reading(reading)
+                singly += of_engine
+                continue
+            room = np.zeros((reads, READ_WORDS), np.int64)
+            try:
+                left = _read_and_answer(requests, offsets, scratch, number, reading.words, room)
+            finally:
+                adapter.end_reading(reading)
+            if left:
+                singly += [k for k in of_engine if requests[k, _STATE]]
+        for k in singly:
+            low, high = offsets[k], offsets[k + 1]
+            own = self._own(requests, scratch, words, k)
+            size = int(high - low) * int(self._row_bytes[k])
+            rows = _rows_at(int(requests[k, _OUT]), size).reshape(int(high - low), -1)
+            self.tables[k].answer_from_blocks(
+                reader, ids[low:high], int(requests[k, _MISSED]), True, own, rows, None
+            )
+
+
+def _rows_at(address: int, size: int) -> NDArray[np.uint8]:
+    raw = (ctypes.c_uint8 * size).from_address(address)
+    rows: NDArray[np.uint8] = np.ctypeslib.as_array(raw)
+    return rows

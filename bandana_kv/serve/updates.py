@@ -1,0 +1,357 @@
+"""Rows that change in place: into the journal and DRAM at once, into their blocks later."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from bandana_kv.disk import budget, ledger, manifest, retention
+from bandana_kv.disk.journal import Journal
+from bandana_kv.disk.journal_files import journal_files, read_records
+from bandana_kv.errors import BandanaError, FormatError, InputError
+from bandana_kv.serve.turns import Turns
+from bandana_kv.system.durable import sync_directory
+from bandana_kv.system.interrupts import safe_point
+
+if TYPE_CHECKING:
+    from bandana_kv.serve.reader import BlockReader
+    from bandana_kv.serve.table import ServedTable
+    from bandana_kv.serve.version import ServedVersion
+
+__all__ = ["Follower", "Updates", "replay"]
+
+_log = logging.getLogger("bandana_kv")
+
+# Updated rows in DRAM grow to this before they are written into blocks. The journal may be
+# longer, since a row that changes often is in it often: what it takes is to be read at opening.
+FLUSH_BYTES = 64 << 20
+_JOURNAL_TIMES = 4
+# Where writing blocks fails again and again, updates are refused from here on.
+MOST_BYTES = 4 * FLUSH_BYTES
+_RECORD_BYTES = 40  # of the journal, beside ids and rows
+
+
+def replay(root: Path, tables: Iterable[ServedTable], since: tuple[int, int] = (0, 0)) -> None:
+    """Serve what the journal has of these tables. Doing so twice changes nothing.
+
+    Parameters
+    ----------
+    root
+        The store.
+    tables
+        That are to serve it.
+    since
+        Where to begin: the number of a file of the journal, and an offset in it.
+
+    Raises
+    ------
+    FormatError
+        The journal is damaged.
+    """
+    by_space = {table.stored.space: table for table in tables}
+    number, offset = since
+    for path in journal_files(root):
+        if int(path.stem) < number:
+            continue
+        start = offset if int(path.stem) == number else 0
+        with contextlib.suppress(FileNotFoundError):  # it has just gone into blocks
+            for record, _ in read_records(path, start):
+                table = by_space.get(record.space)
+                if table is not None:
+                    _check_record(path, table, record.ids, record.rows)
+                    table.update(record.ids, record.rows, record.sequence)
+
+
+def _check_record(
+    path: Path, table: ServedTable, ids: NDArray[np.uint32], rows: NDArray[np.uint8]
+) -> None:
+    stored = table.stored
+    if rows.shape[1] != stored.row_bytes or int(ids.max()) >= stored.rows:
+        raise FormatError(
+            f"{path}: has an update that does not fit table {stored.name!r}; restore it from a "
+            "backup"
+        )
+
+
+class Follower:
+    """Notices what another process writes to the journal.
+
+    Parameters
+    ----------
+    root
+        The store.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._seen = self._files()
+
+    def _files(self) -> dict[int, int]:
+        found = {}
+        for path in journal_files(self._root):
+            with contextlib.suppress(FileNotFoundError):
+                found[int(path.stem)] = path.stat().st_size
+        return found
+
+    def has_news(self) -> bool:
+        """Return whether something was written since :meth:`catch_up`, or came into blocks."""
+        return self._files() != self._seen
+
+    def catch_up(self, tables: Iterable[ServedTable]) -> bool:
+        """Serve what is new; False: some of it is in blocks by now, which must be opened anew."""
+        files = self._files()
+        if files == self._seen:
+            return True
+        whole = not _shortened(self._seen, files)
+        if whole:
+            replay(self._root, tables)
+            # What went into blocks before it was replayed is not served either.
+            whole = not _shortened(files, self._files())
+        self._seen = files
+        return whole
+
+
+def _shortened(before: Mapping[int, int], now: Mapping[int, int]) -> bool:
+    """Return whether updates went into blocks since, or were cut off after a failure."""
+    gone = min(now, default=0) > min(before, default=1)
+    return gone or any(size < before.get(number, 0) for number, size in now.items())
+
+
+class Updates:
+    """Takes the updates of a store; one process at a time has one.
+
+    Parameters
+    ----------
+    root
+        The store.
+
+    Raises
+    ------
+    UpdateInProgressError, InputError, FormatError
+        As :class:`~bandana_kv.disk.journal.Journal`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._journal = Journal(root)
+        # Updates share; rotating the journal is alone, so that what was written to a file
+        # before is in DRAM as well, where the flush finds it.
+        self._turns = Turns()
+        self._flushing = threading.Lock()
+        self._flush_at = FLUSH_BYTES
+        self.allowance = budget.Allowance(root)
+        """What this process may still write."""
+        self._meter = ledger.Meter()
+        self._noted_bytes = 0
+        self.block_bytes = 0
+        """Bytes of blocks handed to engines."""
+
+    @property
+    def journal_bytes(self) -> int:
+        """Bytes written to the journal."""
+        return self._journal.written_bytes
+
+    @property
+    def journal_size_bytes(self) -> int:
+        """Length of the journal now."""
+        return self._journal.size_bytes
+
+    def update(self, table: ServedTable, ids: NDArray[np.uint32], rows: NDArray[np.uint8]) -> None:
+        """Make new rows, uint8 (n, row_bytes), durable, then serve them; ids are distinct."""
+        self.allowance.take(_RECORD_BYTES + ids.nbytes + rows.nbytes)
+        self._turns.enter()
+        try:
+            sequence = self._journal.append(table.stored.space, ids, rows)
+            table.update(ids, rows, sequence)
+        finally:
+            self._turns.leave()
+
+    @contextlib.contextmanager
+    def blocks_held(self) -> Iterator[None]:
+        """Be the only one who writes updated rows into blocks, or who keeps them out.
+
+        Which placement of a table is served does not change meanwhile, but by the holder.
+        """
+        with self._flushing:
+            yield
+
+    def bookmark(self) -> tuple[int, int]:
+        """Return where the journal ends; what is before that is in DRAM as well."""
+        self._turns.take()
+        try:
+            return self._journal.end
+        finally:
+            self._turns.give_back()
+
+    def switch(
+        self,
+        old: Mapping[str, ServedTable],
+        new: Mapping[str, ServedTable],
+        since: tuple[int, int],
+        switch: Callable[[], None],
+    ) -> None:
+        """Change what is served, so that no update is lost on the way.
+
+        Parameters
+        ----------
+        old, new
+            The tables served before and after. Those of a key space that both have take over its
+            updates: the ones made `since`, and those that meant the old table and come too late.
+        since
+            A :meth:`bookmark` from before the new tables were told of the journal.
+        switch
+            Called with no update under way; where it raises, nothing has changed.
+        """
+        before = {table.stored.space: table for table in old.values()}
+        heirs = [
+            (before[table.stored.space], table)
+            for table in new.values()
+            if before.get(table.stored.space, table) is not table
+        ]
+        # Updates are going to be for these tables: the version must not go away in a crash.
+        sync_directory(self._root)
+        self._turns.take()
+        try:
+            replay(self._root, [table for _, table in heirs], since)
+            switch()
+            for table, heir in heirs:
+                table.hand_on(heir)
+        finally:
+            self._turns.give_back()
+
+    def flush_if_full(
+        self,
+        serving: ServedVersion,
+        inside: Callable[[], contextlib.AbstractContextManager[ServedVersion]],
+        reader: BlockReader,
+    ) -> None:
+        """Write updated rows into their blocks if there are many.
+
+        Parameters
+        ----------
+        serving
+            The version that the caller is inside of.
+        inside
+            Enters the one that is served when nobody else writes into blocks.
+        reader
+            Of blocks.
+
+        Raises
+        ------
+        BandanaError
+            It failed, and there is no room for more updates.
+        """
+        held = self._held_bytes(serving)
+        if held < self._flush_at or not self._flushing.acquire(blocking=held >= MOST_BYTES):
+            return
+        try:
+            with inside() as now:
+                if self._held_bytes(now) >= self._flush_at:
+                    self.flush(now.tables, now, reader)
+                    self._flush_at = FLUSH_BYTES
+        except BandanaError:
+            if held >= MOST_BYTES:
+                raise
+            self._flush_at = held + FLUSH_BYTES // 4
+            _log.exception(
+                "updated rows cannot be written into their blocks for now",
+                extra={"event": "flush_failed", "version": serving.number, "held_bytes": held},
+            )
+        finally:
+            self._flushing.release()
+
+    def _held_bytes(self, serving: ServedVersion) -> int:
+        overlays = sum(table.overlay_bytes for table in serving.tables.values())
+        return max(self._journal.size_bytes // _JOURNAL_TIMES, overlays)
+
+    def flush(
+        self, tables: Mapping[str, ServedTable], serving: ServedVersion, reader: BlockReader
+    ) -> None:
+        """Write the updated rows of tables into their blocks, and empty the journal of them.
+
+        Only with :meth:`blocks_held`.
+
+        Parameters
+        ----------
+        tables
+            Of `serving`, all or some.
+        """
+        current = manifest.current_number(self._root)
+        if serving.number in retention.superseded(retention.readable(self._root), current):
+            raise InputError(
+                f"{self._root}: a table of version {serving.number} was placed anew, and its rows "
+                "go into the new blocks; refresh() first"
+            )
+        self._turns.take()
+        try:
+            upto = self._journal.rotate()
+            number = self._journal.number
+        finally:
+            self._turns.give_back()
+        self._note_journal(serving.number)
+        for name, table in tables.items():
+            if table.overlay_bytes:
+                safe_point()
+                self._flush_table(name, table, serving, reader, upto)
+        self._keep_others({table.stored.space for table in tables.values()}, number)
+        self._journal.drop_before(number)
+
+    def _flush_table(
+        self, name: str, table: ServedTable, serving: ServedVersion, reader: BlockReader, upto: int
+    ) -> None:
+        wanted = table.bytes_to_flush(upto)
+        self.allowance.take(wanted)
+        meter = ledger.Meter()
+        try:
+            written = table.flush(reader, serving.writable(self._root, name), upto)
+            self.block_bytes += written
+            ledger.note(self._root, meter.entry("flush", serving.number, (name,), written))
+        finally:
+            self.allowance.give_back(wanted)
+
+    def _note_journal(self, version: int | None) -> None:
+        """Note what went into the journal since the last time."""
+        written = self._journal.written_bytes - self._noted_bytes
+        if written:
+            entry = self._meter.entry("update", version, (), written)
+            # Meanwhile the kernel has counted flushes, and whatever else this process writes.
+            ledger.note(self._root, msgspec.structs.replace(entry, device_bytes=None))
+            self.allowance.give_back(written)
+            self._noted_bytes += written
+            self._meter = ledger.Meter()
+
+    def _keep_others(self, flushed: set[int], number: int) -> None:
+        """Write updates anew that are of tables which this process does not serve."""
+        others = _spaces(self._root) - flushed
+        for path in journal_files(self._root):
+            if int(path.stem) < number:
+                for record, _ in read_records(path):
+                    if record.space in others:
+                        self._journal.keep(record)
+
+    def after_fork_in_child(self) -> None:
+        """Leave updating to the parent."""
+        self._journal.after_fork_in_child()
+
+    def close(self) -> None:
+        """Let other processes update. What is in the journal stays there."""
+        self._note_journal(None)
+        self._journal.close()
+
+
+def _spaces(root: Path) -> set[int]:
+    """Return the key spaces of all tables that some version has."""
+    spaces = set()
+    for version in manifest.numbers_in(root / "manifests"):
+        with contextlib.suppress(FormatError):
+            tables = manifest.read_version(root, version).tables.values()
+            spaces |= {table.space for table in tables}
+    return spaces

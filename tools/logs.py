@@ -1,0 +1,110 @@
+"""What the command lines that read access logs share: how to read them, and the reading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from bandana_kv.errors import InputError
+from bandana_kv.logs.access_log import AccessLog
+from bandana_kv.logs.formats import READERS
+from bandana_kv.logs.options import BAD_ROWS, ROLES, LogOptions
+from bandana_kv.logs.recording import is_recording
+
+__all__ = ["log_options", "read_log", "read_logs"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_NAMES = ("log_format", "columns", "separator", "header", "quoting", "bad_rows", "log_table")
+
+
+def _columns(
+    _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str] | None:
+    """Turn repeated ``role=name`` options into a dictionary."""
+    named: dict[str, str] = {}
+    for value in values:
+        role, equals, name = value.partition("=")
+        if role not in ROLES or not equals or not name:
+            raise click.BadParameter(
+                f"{value!r} is not of the form ROLE=NAME with a ROLE of {', '.join(ROLES)}"
+            )
+        named[role] = name
+    return named or None
+
+
+def log_options(command: F) -> F:
+    """Add the options that say how logs are read; the command gets them as `how`."""
+
+    @wraps(command)
+    def run(*arguments: Any, **options: Any) -> Any:
+        said = {name: options.pop(name) for name in _NAMES}
+        said["format"], said["table"] = said.pop("log_format"), said.pop("log_table")
+        if said["separator"] is not None:
+            said["separator"] = said["separator"].replace("\\t", "\t")
+        try:
+            how = LogOptions(**said)
+        except InputError as error:
+            raise click.UsageError(str(error)) from error
+        return command(*arguments, how=how, **options)
+
+    added = (
+        click.option(
+            "--log-format",
+            type=click.Choice(tuple(READERS)),
+            help="Of the log.  [default: as its suffix says]",
+        ),
+        click.option(
+            "--column",
+            "columns",
+            metavar="ROLE=NAME",
+            multiple=True,
+            callback=_columns,
+            help="What the log's column of requests, ids or times is called, or which one it is.",
+        ),
+        click.option("--separator", help=r"Between the log's fields, as ';' or '\t' or '::'."),
+        click.option(
+            "--header/--no-header",
+            default=None,
+            help="Whether the log's first row names columns; else they have numbers, from 1.",
+        ),
+        click.option(
+            "--quoting/--no-quoting",
+            default=None,
+            help="Whether fields of the log may stand in quotes.  [default: in .csv, not in .tsv]",
+        ),
+        click.option(
+            "--bad-rows",
+            type=click.Choice(BAD_ROWS),
+            default="error",
+            show_default=True,
+            help="What rows of a log do that are not as they should be.",
+        ),
+        click.option("--log-table", help="The table to take of a recording of several."),
+    )
+    described: Any = run
+    for option in reversed(added):
+        described = option(described)
+    return described  # type: ignore[no-any-return]
+
+
+def read_log(path: str | Path, how: LogOptions, table: str | None = None) -> AccessLog:
+    """Return a log; of a recording what it has of `table`, unless `how` names another.
+
+    Raises
+    ------
+    BandanaError
+        As :meth:`bandana_kv.AccessLog.read`.
+    """
+    if how.table is None and table is not None and is_recording(Path(path)):
+        how = how.but(table=table)
+    return AccessLog.read(path, how)
+
+
+def read_logs(logs: Mapping[str, str], how: LogOptions) -> dict[str, AccessLog]:
+    """Return the logs of tables, by their names; raises as :func:`read_log`."""
+    return {table: read_log(path, how, table) for table, path in logs.items()}

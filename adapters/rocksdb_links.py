@@ -42,10 +42,8 @@ class Links:
     """
 
     def __init__(self, database: Path) -> None:
-        self.path = _made()
-        self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._end = weakref.finalize(self, _remove, self.path, self._lock, os.getpid())
-        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        self.path, lock = _made()
+        self._end = weakref.finalize(self, _remove, self.path, lock, os.getpid())
         for entry in os.scandir(database):
             own = entry.name == "LOCK" or entry.name.startswith(("LOG", "rocksdict-config"))
             if entry.is_file() and not own:
@@ -60,9 +58,14 @@ class Links:
         self._end()
 
 
-def _made() -> str:
+def _made() -> tuple[str, int]:
+    """Make a directory and return its path and the handle that holds its lock."""
     try:
-        made = tempfile.mkdtemp(prefix=_PREFIX)
+        while True:
+            made = tempfile.mkdtemp(prefix=_PREFIX)
+            lock = _locked(made)
+            if lock is not None:
+                break
     except OSError as error:
         raise AdapterError(
             f"reading a rocksdb database takes a folder for temporary files ({error}); set TMPDIR "
@@ -71,7 +74,20 @@ def _made() -> str:
     for other in Path(made).parent.glob(f"{_PREFIX}*"):
         if str(other) != made:
             _remove_left(other)
-    return made
+    return made, lock
+
+
+def _locked(made: str) -> int | None:
+    """Hold a directory's lock; None if another process took it for one left by the dead."""
+    try:
+        lock = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    if os.fstat(lock).st_nlink:  # removed, it has no name any more
+        return lock
+    os.close(lock)
+    return None
 
 
 def _remove_left(path: Path) -> None:

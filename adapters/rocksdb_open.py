@@ -25,6 +25,7 @@ __all__ = ["BULK_PREFIX", "block_options", "open_to_read", "open_to_write"]
 BULK_PREFIX = "bulk-load-"
 _WRITE_BUFFER_BYTES = 16 << 20
 _FEWEST_OPEN = 20  # the engine takes no less seriously
+_FILES_IN_SHARDS = 1 << 10
 
 
 def block_options(*, direct: bool, most_open: int = -1) -> rocksdict.Options:
@@ -43,6 +44,8 @@ def block_options(*, direct: bool, most_open: int = -1) -> rocksdict.Options:
     options.set_compression_type(rocksdict.DBCompressionType.none())
     options.set_use_direct_reads(direct)
     options.set_max_open_files(most_open)
+    if 0 <= most_open < _FILES_IN_SHARDS:
+        options.set_table_cache_num_shard_bits(0)  # else each of 64 shards keeps one at least
     options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
     options.set_bytes_per_sync(1 << 20)
     options.set_skip_stats_update_on_db_open(True)
@@ -73,8 +76,9 @@ def _open(
 
 
 def _share_of_limit() -> int:
-    """Return how many files the engine may keep open of those that the process may."""
-    return max(_FEWEST_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+    """Return how many files the engine may keep open of those that the process still may."""
+    taken = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    return max(_FEWEST_OPEN, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - taken) // 4)
 
 
 def _most_open(path: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import resource
 import signal
@@ -55,6 +56,16 @@ def check(store: bandana_kv.EmbeddingStore, offset: int = 0) -> None:
         assert np.array_equal(store.multi_get(f"t{each}", [3, 39]), ROWS[each, [3, 39]] + offset)
 
 
+@pytest.fixture(params=[0, 300])
+def others(request: pytest.FixtureRequest) -> Iterator[None]:
+    """So many descriptors that the rest of the process holds."""
+    with contextlib.ExitStack() as held:
+        for _ in range(request.param):
+            held.enter_context(Path(os.devnull).open("rb"))
+        yield
+
+
+@pytest.mark.usefixtures("others")
 @pytest.mark.parametrize("adapter", ENGINES)
 def test_many_tables_open_refresh_and_close_at_a_low_limit(tmp_path: Path, adapter: str) -> None:
     before = open_files()
@@ -115,6 +126,31 @@ def test_links_that_are_needed_stay_until_closing(rocks: Path, links: Path) -> N
         assert os.waitpid(child, 0)[1] == 0
         assert len(list(links.iterdir())) == 1  # the child removed its own
         assert np.array_equal(store.multi_get("t", [5]), ROWS[0, [5]])
+    assert not list(links.iterdir())
+
+
+@pytest.mark.parametrize("when", ["before it is opened", "before it is locked"])
+def test_links_that_another_process_took_for_left_are_made_again(
+    rocks: Path, links: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    make, lock, taken = tempfile.mkdtemp, fcntl.flock, []
+
+    def made(prefix: str) -> str:
+        path = make(prefix=prefix)
+        if when == "before it is opened" and not taken:
+            taken.append(Path(path).rmdir())
+        return path
+
+    def locked(handle: int, how: int) -> None:
+        if when == "before it is locked" and not taken and any(links.iterdir()):
+            taken.append(next(links.iterdir()).rmdir())
+        lock(handle, how)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", made)
+    monkeypatch.setattr(fcntl, "flock", locked)
+    with bandana_kv.open(rocks, cache_bytes=0) as store:
+        assert np.array_equal(store.multi_get("t", [3]), ROWS[0, [3]])
+    assert len(taken) == 1
     assert not list(links.iterdir())
 
 

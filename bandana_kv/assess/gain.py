@@ -123,7 +123,9 @@ class Learnt:
     def __init__(self, subject: Subject, judge: AccessLog) -> None:
         self.subject, self.judge = subject, judge
         self.base = Base.of(subject)
-        self.capacities = capacities_of(subject.rows)
+        # With all of them in DRAM there is nothing left to assess.
+        whole = capacities_of(subject.rows)
+        self.capacities = whole[:-1] or whole
         first = self.base.plain[0]
         self._points: tuple[PlannedPoint, ...] = best_points(
             first.stream,

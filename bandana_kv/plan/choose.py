@@ -385,7 +385,9 @@ def _yardsticks(subject: Subject, base: Base, winner: _Candidate) -> tuple[float
 
 
 def _reason(winner: _Candidate, rival: _Candidate, predicted: Predicted) -> str:
-    gain = predicted.baseline / predicted.reads_per_lookup if predicted.reads_per_lookup else 0.0
+    if not predicted.reads_per_lookup:
+        return f"{winner}: no block is read for later requests than it learnt from"
+    gain = predicted.baseline / predicted.reads_per_lookup
     over = predicted.reads_per_lookup / predicted.lower_bound if predicted.lower_bound else 0.0
     better = 100 * (1 - predicted.reads_per_lookup / max(1e-12, rival.reads_per_lookup))
     return (

@@ -30,7 +30,7 @@ __all__ = [
     "split",
 ]
 
-CACHE_FRACTIONS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+CACHE_FRACTIONS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 LEARN_SHARE = 0.8
 LEAST_REQUESTS = 100
 
@@ -82,7 +82,7 @@ def best_points(
 
 
 def capacities_of(rows: int) -> list[int]:
-    """Return the numbers of rows in DRAM that are tried for a table."""
+    """Return the numbers of rows in DRAM that are tried for a table; the last is all of them."""
     return sorted({max(1, round(fraction * rows)) for fraction in CACHE_FRACTIONS})
 
 

@@ -103,7 +103,7 @@ def test_a_plan_says_why(plan: Plan) -> None:
         assert choice.runner_up[0] in choice.reason
         assert f"{predicted.baseline / predicted.reads_per_lookup:.2f}x fewer" in choice.reason
     points = plan.tables["single"].points
-    assert [point.capacity_rows for point in points] == [4, 8, 16, 40, 80, 160, 400]
+    assert [point.capacity_rows for point in points] == [4, 8, 16, 40, 80, 160, 400, 800]
 
 
 def test_rows_that_are_read_together_share_blocks(plan: Plan, logs: dict[str, AccessLog]) -> None:
@@ -154,6 +154,20 @@ def test_next_to_no_dram_is_planned_for_as_well(budget: int) -> None:
     assert choice.cache_bytes <= budget
     if not choice.capacity_rows:
         assert choice.predicted.reads_per_lookup == 1.0
+
+
+def test_a_table_that_fits_the_dram_is_held_whole_and_each_block_read_once(
+    logs: dict[str, AccessLog],
+) -> None:
+    budget = 2 * ROW_BYTES * CLUSTER_ROWS
+    choice = chosen(
+        choose_plan({"cluster": (CLUSTER_ROWS, ROW_BYTES)}, {"cluster": logs["cluster"]}, budget),
+        "cluster",
+    )
+    assert choice.capacity_rows == CLUSTER_ROWS
+    assert choice.cache_bytes <= budget
+    assert "no block is read" in choice.reason
+    assert reads(choice, logs["cluster"], clustered(3000, 3), CLUSTER_ROWS) <= CLUSTER_ROWS // 31
 
 
 def test_a_plan_depends_on_nothing_but_what_it_is_given() -> None:

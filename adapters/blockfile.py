@@ -16,20 +16,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import os
-import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, Self
 
 import numpy as np
 
 from bandana_kv.adapters.blockfile_files import (
-    BLOCKS_FILE,
-    BlockFile,
     View,
     locked,
     open_view,
@@ -37,17 +31,10 @@ from bandana_kv.adapters.blockfile_files import (
 )
 from bandana_kv.adapters.blockfile_index import (
     INDEX_FILE,
-    NOTHING,
-    Runs,
-    Space,
-    ends_of,
-    free_slots,
-    overlaid,
-    overlap,
-    runs_of,
     write_index,
 )
-from bandana_kv.adapters.blockfile_io import ABSENT, BlockReads, aligned_bytes
+from bandana_kv.adapters.blockfile_io import ABSENT, BlockReads
+from bandana_kv.adapters.blockfile_slots import Slots, Writer
 from bandana_kv.adapters.contract import (
     MAX_BLOCK,
     PAGE_BYTES,
@@ -57,7 +44,6 @@ from bandana_kv.adapters.contract import (
     Keys,
     Payloads,
     Reading,
-    block_keys,
     describe_key,
 )
 from bandana_kv.adapters.gate import Gate
@@ -67,9 +53,6 @@ from bandana_kv.system.durable import sync_directory
 __all__ = ["BlockfileAdapter"]
 
 _BLOCK_BITS = MAX_BLOCK.bit_length()
-_WRITE_BYTES = 4 << 20
-# A file takes no further space from here on; unless there are so many.
-_FILE_BYTES, _MOST_FILES = 1 << 30, 64
 
 
 class BlockfileAdapter(Adapter):
@@ -91,17 +74,10 @@ class BlockfileAdapter(Adapter):
 
     def __init__(self, path: Path, view: View, *, pages: int, lock: int | None) -> None:
         self._path = path
-        self._view = view
         self._lock_file = lock
         self._block_bytes = self.payload_of(pages)
+        self._slots = Slots(path, view, self._block_bytes)
         self._reads = BlockReads(self._block_bytes)
-        # All files, and where spaces lie, those of unfinished loads included; and who changes
-        # them or the view.
-        self._files = dict(view.files)
-        self._places = {
-            space: _Place(held.file, view.files[held.file]) for space, held in view.spaces.items()
-        }
-        self._changing = threading.Lock()
         gate = Gate(after_fork_in_child=self._after_fork_in_child)
         super().__init__(str(path), pages=pages, read_only=lock is None, gate=gate)
 
@@ -151,11 +127,15 @@ class BlockfileAdapter(Adapter):
     @property
     def direct(self) -> bool:
         """Whether reads bypass the page cache; some file systems do not have that."""
-        return all(file.direct for file in self._files.values())
+        return all(file.direct for file in self._slots.files.values())
 
     def payload_of(self, pages: int) -> int:
         """Return the largest value that costs exactly `pages` device pages to read."""
         return pages * PAGE_BYTES
+
+    @property
+    def _view(self) -> View:
+        return self._slots.view
 
     def _after_fork_in_child(self, _: bool) -> None:
         self._reads.after_fork_in_child()
@@ -226,7 +206,7 @@ class BlockfileAdapter(Adapter):
             )
 
     def _write(self, keys: Keys, payloads: Payloads) -> None:
-        writer = _Writer(self, replaces=True)
+        writer = Writer(self._slots, self._check_process, replaces=True)
         try:
             writer.write(keys, payloads)
             writer.finish()
@@ -235,7 +215,7 @@ class BlockfileAdapter(Adapter):
             raise
 
     def _bulk_writer(self) -> BulkWriter:
-        return _Writer(self, replaces=False)
+        return Writer(self._slots, self._check_process, replaces=False)
 
     def _check_process(self) -> None:
         if self._lock_file is None:
@@ -244,161 +224,12 @@ class BlockfileAdapter(Adapter):
                 "open it again in the child"
             )
 
-    def _reserve(self, space: int, count: int) -> tuple[_Place, int]:
-        """Return where a space lies, made if need be, and the first of `count` slots there."""
-        with self._changing:
-            place = self._places.get(space)
-            if place is None:
-                place = self._places[space] = self._place_for(space)
-            slot, place.file.end_slot = place.file.end_slot, place.file.end_slot + count
-            place.file.reserved.add((slot, count))
-            return place, slot
-
-    def _place_for(self, space: int) -> _Place:
-        """Return a file with room for a new space: the last one, or a new one."""
-        if self._files:
-            last = next(reversed(self._files))
-            size_bytes = self._files[last].end_slot * self._block_bytes
-            if size_bytes < _FILE_BYTES or len(self._files) >= _MOST_FILES:
-                return _Place(last, self._files[last])
-        number = next(each for each in itertools.count(space) if each not in self._files)
-        new = os.O_RDWR | os.O_CREAT | os.O_TRUNC
-        file = self._files[number] = BlockFile(self._path / BLOCKS_FILE.format(number), new)
-        return _Place(number, file)
-
-    def _release(self, part: _Written) -> None:
-        """Give slots back that were reserved in vain, if others were not reserved after."""
-        with self._changing:
-            number, file = part.place.number, part.place.file
-            file.reserved.discard((part.slot, part.count))
-            shown = ends_of(self._view.spaces).get(number, 0)
-            if part.slot < shown or file.end_slot != part.slot + part.count:
-                return
-            if self._files.get(number) is not file:
-                return
-            file.end_slot = part.slot
-            if part.slot == 0:
-                del self._files[number]
-                self._places = {s: p for s, p in self._places.items() if p.file is not file}
-                file.path.unlink()
-            else:
-                os.ftruncate(file.handle, part.slot * self._block_bytes)
-
-    def _publish(self, written: list[_Written], *, replaces: bool) -> None:
-        """Make written slots visible, all at once."""
-        with self._changing:
-            parts: dict[int, list[Runs]] = {}
-            for part in written:
-                if self._places.get(part.space) is not part.place:
-                    raise AdapterError(f"space {part.space} was deleted while it was written")
-                parts.setdefault(part.space, []).append(part.runs)
-            spaces = dict(self._view.spaces)
-            for space, runs in parts.items():
-                new = np.concatenate(runs)
-                old = spaces[space].runs if space in spaces else NOTHING
-                block = None if replaces else overlap(old, new)
-                if block is not None:
-                    key = int(block_keys(space, block))
-                    raise AdapterError(f"{describe_key(key)} appeared during the load")
-                end_slot = int((new[:, 1] + new[:, 2]).max())
-                number = self._places[space].number
-                spaces[space] = Space(number, end_slot, overlaid(old, new))
-            if len(spaces) > len(self._view.spaces):
-                sync_directory(self._path)  # new files, before the index that names them
-            self._show(spaces)
-            for part in written:
-                part.place.file.reserved.discard((part.slot, part.count))
-
-    def _show(self, spaces: dict[int, Space]) -> None:
-        # Also where the space with the last slots goes: slots are given out once.
-        ends = ends_of(self._view.spaces, spaces)
-        spaces = {space: replace(held, end_slot=ends[held.file]) for space, held in spaces.items()}
-        write_index(self._path, self._block_bytes, spaces)
-        files = {held.file: self._files[held.file] for held in spaces.values()}
-        self._view = View(spaces, files, self._block_bytes)
-        sync_directory(self._path)
-
     def _delete_range(self, first: int, last: int) -> None:
         del last  # the contract deletes whole spaces
-        space = first >> _BLOCK_BITS
         self._check_process()
-        with self._changing:
-            place = self._places.get(space)
-            if place is None:
-                return
-            spaces = {other: held for other, held in self._view.spaces.items() if other != space}
-            if len(spaces) != len(self._view.spaces):
-                self._show(spaces)
-            del self._places[space]
-            if place.file not in {other.file for other in self._places.values()}:
-                del self._files[place.number]
-                place.file.path.unlink()
-                sync_directory(self._path)
-            elif place.number in ends_of(spaces):
-                self._give_back(place)
-
-    def _give_back(self, place: _Place) -> None:
-        """Give back the room of slots that nothing lies in any more."""
-        held = [each for each in self._view.spaces.values() if each.file == place.number]
-        written = [(0, count, slot) for slot, count in place.file.reserved]
-        taken = [*(each.runs for each in held), np.array(written, np.int64).reshape(-1, 3)]
-        for slot, count in free_slots(np.concatenate(taken), held[0].end_slot):
-            place.file.give_back(slot * self._block_bytes, count * self._block_bytes)
+        self._slots.delete(first >> _BLOCK_BITS)
 
     def _close(self) -> None:
-        self._view = View({}, {}, self._block_bytes)
-        self._files, self._places = {}, {}
+        self._slots.close()
         self._reads.close()
         self._unlock()
-
-
-@dataclass(frozen=True, eq=False)
-class _Place:
-    """Where a space lies from its first block until it is deleted: known by its identity."""
-
-    number: int
-    file: BlockFile
-
-
-@dataclass(frozen=True)
-class _Written:
-    """Slots of one file that a writer has reserved, and what is in them."""
-
-    space: int
-    place: _Place
-    slot: int
-    count: int
-    runs: Runs
-
-
-class _Writer:
-    """Writes blocks behind those there are, and shows them when all are safe."""
-
-    def __init__(self, adapter: BlockfileAdapter, *, replaces: bool) -> None:
-        adapter._check_process()
-        self._adapter = adapter
-        self._replaces = replaces
-        self._written: list[_Written] = []
-        self._scratch = aligned_bytes(_WRITE_BYTES)
-
-    def write(self, keys: Keys, payloads: Payloads) -> None:
-        self._adapter._check_process()
-        spaces = (keys >> np.uint64(_BLOCK_BITS)).astype(np.int64)
-        blocks = (keys & np.uint64(MAX_BLOCK)).astype(np.int64)
-        edges = [0, *(np.flatnonzero(np.diff(spaces)) + 1).tolist(), len(keys)]
-        for low, high in pairwise(edges):
-            space, count = int(spaces[low]), high - low
-            place, slot = self._adapter._reserve(space, count)
-            runs = runs_of(blocks[low:high], slot)
-            self._written.append(_Written(space, place, slot, count, runs))
-            place.file.write(slot * self._adapter._block_bytes, payloads[low:high], self._scratch)
-
-    def finish(self) -> None:
-        for file in {part.place.file for part in self._written}:
-            file.sync()
-        self._adapter._publish(self._written, replaces=self._replaces)
-
-    def abort(self) -> None:
-        with contextlib.suppress(OSError):
-            for part in reversed(self._written):
-                self._adapter._release(part)

@@ -1,39 +1,51 @@
-"""The contract of an adapter, in one file.
+"""The contract of an adapter.
 
 An adapter stores blocks, values of one fixed length under 64-bit keys, in an engine. To
 write one, derive from :class:`Adapter`, implement the methods marked abstract, name the
 class under the entry point group ``bandana_kv.adapters``, and run
 ``bandana_kv.testing.AdapterConformance`` on it. The public methods are complete here, so
-that every adapter checks its arguments alike and raises the same errors in the same words.
-
-Keys are unsigned 64-bit numbers, stored as 8 bytes big-endian, so that the engine's order
-is the numbers' order: a 24-bit *space* (one table of one version) in the high bits, a
-40-bit block number in the low ones.
+that every adapter checks its arguments alike and raises the same errors in the same words;
+what an engine's handle needs is in :class:`~bandana_kv.adapters.open_engine.OpenEngine`.
+Whatever an adapter imports is here, wherever it is made.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import ClassVar, NamedTuple, Protocol, Self, TypeVar
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from bandana_kv.adapters.gate import Gate, StaleHandleError
+from bandana_kv.adapters.gate import Gate
+from bandana_kv.adapters.keys import (
+    MAX_BLOCK,
+    MAX_SPACE,
+    Keys,
+    block_keys,
+    checked_keys,
+    describe_key,
+    key_bytes,
+    space_bounds,
+)
+from bandana_kv.adapters.open_engine import OpenEngine
+from bandana_kv.adapters.payloads import (
+    PAGE_BYTES,
+    Payloads,
+    checked_out,
+    checked_payloads,
+    chunks,
+    empty_payloads,
+)
 from bandana_kv.errors import (
     AdapterError,
     BandanaError,
     BlockCorruptError,
-    BlockMissingError,
-    DiskFullError,
     InputError,
 )
-from bandana_kv.system.ending import PATIENCE_S, end_engine_at_exit
-from bandana_kv.system.permission import check_permission, denied_by_engine
 
 __all__ = [
     "MAX_BLOCK",
@@ -51,86 +63,6 @@ __all__ = [
     "key_bytes",
     "space_bounds",
 ]
-
-PAGE_BYTES = 4096
-_BLOCK_BITS = 40
-MAX_BLOCK = (1 << _BLOCK_BITS) - 1
-MAX_SPACE = (1 << (64 - _BLOCK_BITS)) - 1
-_KEY_BYTES = 8
-
-# What one write to the engine holds: large enough for sequential writing, small enough
-# that a loader stays within a few dozen MiB whatever the size of the table.
-_CHUNK_BYTES = 16 << 20
-
-_FULL = ("no space left", "file too large", "disk quota exceeded", "enospc")
-
-Keys = npt.NDArray[np.uint64]
-Payloads = npt.NDArray[np.uint8]
-T = TypeVar("T")
-
-
-def _checked_space(space: int) -> int:
-    if not 0 <= space <= MAX_SPACE:
-        raise InputError(f"space {space} is not within 0..{MAX_SPACE}")
-    return int(space)
-
-
-def block_keys(space: int, blocks: npt.ArrayLike) -> Keys:
-    """Return the keys of blocks of one space.
-
-    Parameters
-    ----------
-    space
-        The space, 0 to ``MAX_SPACE``.
-    blocks
-        Block numbers, integers of 0 to ``MAX_BLOCK``, any shape.
-
-    Returns
-    -------
-    uint64 array of the same shape
-
-    Raises
-    ------
-    InputError
-        A space or block number out of range, or not an integer.
-    """
-    base = np.uint64(_checked_space(space) << _BLOCK_BITS)
-    numbers = np.asarray(blocks)
-    if numbers.size == 0:
-        return np.empty(numbers.shape, np.uint64)
-    if numbers.dtype.kind not in "iu":
-        raise InputError(f"block numbers must be integers, not {numbers.dtype}")
-    if int(numbers.min()) < 0 or int(numbers.max()) > MAX_BLOCK:
-        raise InputError(f"block numbers must be within 0..{MAX_BLOCK}")
-    keys: Keys = numbers.astype(np.uint64) | base
-    return keys
-
-
-def space_bounds(space: int) -> tuple[int, int]:
-    """Return the first and the last key that a space can hold, both inclusive."""
-    first = _checked_space(space) << _BLOCK_BITS
-    return first, first | MAX_BLOCK
-
-
-def describe_key(key: int) -> str:
-    """Return a key as messages name it, for example ``"space 3, block 17"``."""
-    return f"space {int(key) >> _BLOCK_BITS}, block {int(key) & MAX_BLOCK}"
-
-
-def key_bytes(keys: Keys) -> list[bytes]:
-    """Return keys as engines store them: 8 bytes each, big-endian."""
-    raw = keys.astype(">u8").tobytes()
-    return [raw[at : at + _KEY_BYTES] for at in range(0, len(raw), _KEY_BYTES)]
-
-
-def empty_payloads(count: int, payload_bytes: int) -> Payloads:
-    """Return an array for `count` payloads that begins at a page's boundary.
-
-    Direct reads can fill it without a copy if `payload_bytes` is whole pages too.
-    """
-    held = np.empty(count * payload_bytes + PAGE_BYTES, np.uint8)
-    start = -held.ctypes.data % PAGE_BYTES
-    return held[start : start + count * payload_bytes].reshape(count, payload_bytes)
 
 
 class Reading(NamedTuple):
@@ -195,7 +127,7 @@ class BulkWriter(Protocol):
         """Remove what can be removed; must not raise."""
 
 
-class Adapter(ABC):
+class Adapter(OpenEngine):
     """Blocks of one fixed length in an engine.
 
     All methods may be called from many threads at once. Reading never blocks reading.
@@ -213,22 +145,12 @@ class Adapter(ABC):
         Guards the engine's handle; adapters that share a handle share its gate.
     """
 
-    name: ClassVar[str]
-    """The name under which the adapter is registered."""
-
-    engine_errors: ClassVar[tuple[type[Exception], ...]] = ()
-    """What the engine raises; translated into :class:`~bandana_kv.errors.AdapterError`."""
-
     def __init__(
         self, where: str, *, pages: int = 1, read_only: bool = False, gate: Gate | None = None
     ) -> None:
         if pages < 1:
             raise InputError(f"pages must be at least 1, not {pages}")
-        self._where = where
-        self._read_only = read_only
-        self._gate = Gate() if gate is None else gate
-        end_engine_at_exit(self)
-        self._closed = False
+        super().__init__(where, read_only=read_only, gate=gate)
         self.pages = pages
         self.payload_bytes = self.payload_of(pages)
 
@@ -278,22 +200,6 @@ class Adapter(ABC):
     @abstractmethod
     def _delete_range(self, first: int, last: int) -> None:
         """Delete all 8-byte keys within first..last durably, and no others."""
-
-    @abstractmethod
-    def _close(self) -> None:
-        """Release what this adapter opened; called once, with no call running."""
-
-    def _check_handle(self) -> None:
-        """Raise :class:`StaleHandleError` when the handle cannot be used as it is."""
-        return
-
-    def _recover(self, error: Exception) -> bool:
-        """Repair what made a call fail, if possible, and say whether to repeat it.
-
-        Called with no gate held; take ``self._gate.alone()`` to change the handle.
-        """
-        del error
-        return False
 
     # -- reading ------------------------------------------------------------------------
 
@@ -351,8 +257,8 @@ class Adapter(ABC):
         *Cost*: `pages` device pages per key when cold, one read after the other: call
         it from several threads with slices of sorted keys to fill the device's queue.
         """
-        keys = _checked_keys(keys)
-        out = self._checked_out(out, len(keys))
+        keys = checked_keys(keys)
+        out = checked_out(out, len(keys), self.payload_bytes)
         if len(keys):
             self._call(lambda: self._read(keys, out))
         else:
@@ -410,8 +316,8 @@ class Adapter(ABC):
         order of the payloads: send what may be large through :meth:`bulk_load`.
         """
         self._check_writable()
-        keys = _checked_keys(keys)
-        payloads = self._checked_payloads(keys, payloads)
+        keys = checked_keys(keys)
+        payloads = checked_payloads(keys, payloads, self.payload_bytes)
         order = np.argsort(keys, kind="stable")
         keys = keys[order]
         twice = np.flatnonzero(keys[1:] == keys[:-1])
@@ -451,7 +357,7 @@ class Adapter(ABC):
         writer = self._call(self._bulk_writer)
         try:
             written = 0
-            for keys, payloads in self._chunks(batches):
+            for keys, payloads in chunks(batches, self.payload_bytes):
                 self._refuse_existing(keys)
                 self._call(lambda k=keys, p=payloads: writer.write(k, p))  # type: ignore[misc]
                 written += len(keys)
@@ -467,165 +373,6 @@ class Adapter(ABC):
         self._check_writable()
         first, last = space_bounds(space)
         self._call(lambda: self._delete_range(first, last))
-
-    # -- closing ------------------------------------------------------------------------
-
-    @property
-    def closed(self) -> bool:
-        """Whether :meth:`close` was called."""
-        return self._closed
-
-    def close(self) -> None:
-        """Wait for running calls and release the engine; a second call does nothing."""
-        with self._gate.alone():
-            if self._closed:
-                return
-            self._closed = True
-        self._released()
-
-    def end(self) -> None:
-        """Close it at the end of the interpreter, unless a call hangs."""
-        with self._gate.alone_soon(PATIENCE_S) as alone:
-            if self._closed or not alone:
-                return
-            self._closed = True
-        self._released()
-
-    def _released(self) -> None:
-        try:
-            self._close()
-        except self.engine_errors as error:
-            raise self._translate(error) from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        state = "closed" if self._closed else "read-only" if self._read_only else "open"
-        return f"<{type(self).__name__} {self._where} ({state})>"
-
-    # -- for implementations ------------------------------------------------------------
-
-    @classmethod
-    def _make_directory(cls, path: Path) -> None:
-        """Make the directory of a new store; it may exist if it is empty."""
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            taken = any(path.iterdir())
-        except (FileExistsError, NotADirectoryError):
-            taken = True
-        except OSError as error:
-            check_permission(error, path)
-            raise AdapterError(f"{cls.name} cannot make the directory {path}: {error}") from error
-        if taken:
-            raise InputError(f"cannot create a {cls.name} store at {path}: it exists")
-
-    @classmethod
-    def _cannot_open(cls, where: str, error: Exception) -> BandanaError:
-        """Return the library's error for what the engine raised at opening."""
-        if (denied := denied_by_engine(f"{cls.name} at {where}", error)) is not None:
-            return denied
-        kind = DiskFullError if _is_full(error) else AdapterError
-        return kind(f"{cls.name} at {where} cannot be opened: {error}")
-
-    def _missing(self, key: int) -> BlockMissingError:
-        return BlockMissingError(f"{self.name} at {self._where} has no {describe_key(key)}")
-
-    def _wrong_length(self, key: int, found_bytes: int) -> BlockCorruptError:
-        return BlockCorruptError(
-            f"{self.name} at {self._where}: {describe_key(key)} is {found_bytes} bytes "
-            f"long, not {self.payload_bytes}"
-        )
-
-    def _damaged(self, key: int, error: Exception) -> BlockCorruptError:
-        return BlockCorruptError(
-            f"{self.name} at {self._where}: {describe_key(key)} is damaged: {error}"
-        )
-
-    def _translate(self, error: Exception) -> BandanaError:
-        """Return the library's error for one of the engine's."""
-        if _is_full(error):
-            return DiskFullError(f"{self.name} at {self._where}: no room for more: {error}")
-        if (denied := denied_by_engine(f"{self.name} at {self._where}", error)) is not None:
-            return denied
-        return AdapterError(f"{self.name} at {self._where} failed: {error}")
-
-    def _call(self, work: Callable[[], T]) -> T:
-        """Run `work` inside the gate, translating and if possible repairing errors."""
-        while True:
-            try:
-                with self._gate:
-                    if self._closed:
-                        raise AdapterError(f"{self.name} at {self._where} is closed")
-                    self._check_handle()
-                    return work()
-            except BandanaError:
-                raise
-            except (StaleHandleError, *self.engine_errors) as error:  # type: ignore[misc]
-                failure: Exception = error
-            if not self._recover(failure):
-                raise self._translate(failure) from failure
-
-    # -- checks -------------------------------------------------------------------------
-
-    def _check_writable(self) -> None:
-        if self._read_only:
-            raise AdapterError(f"{self.name} at {self._where} was opened read-only")
-
-    def _checked_out(self, out: Payloads | None, count: int) -> Payloads:
-        shape = (count, self.payload_bytes)
-        if out is None:
-            return empty_payloads(count, self.payload_bytes)
-        array = np.asarray(out)
-        if array is not out or out.dtype != np.uint8 or out.shape != shape:
-            raise InputError(f"out must be a uint8 array of shape {shape}")
-        if not (out.flags.c_contiguous and out.flags.writeable):
-            raise InputError("out must be C-contiguous and writeable")
-        return out
-
-    def _checked_payloads(self, keys: Keys, payloads: Payloads) -> Payloads:
-        shape = (len(keys), self.payload_bytes)
-        array = np.asarray(payloads)
-        if array.dtype != np.uint8 or array.shape != shape:
-            raise InputError(
-                f"payloads must be uint8 of shape {shape}, not {array.dtype} of {array.shape}"
-            )
-        return np.ascontiguousarray(array)
-
-    def _chunks(self, batches: Iterable[tuple[Keys, Payloads]]) -> Iterator[tuple[Keys, Payloads]]:
-        """Check batches, and yield them joined or cut to chunks of one size."""
-        size = max(1, _CHUNK_BYTES // self.payload_bytes)
-        keys_held = np.empty(size, np.uint64)
-        payloads_held = empty_payloads(size, self.payload_bytes)
-        held = 0
-        newest = -1
-        for batch_keys, batch_payloads in batches:
-            keys = _checked_keys(batch_keys)
-            payloads = self._checked_payloads(keys, batch_payloads)
-            newest = _check_rising(keys, newest)
-            at = 0
-            while at < len(keys):
-                take = min(size - held, len(keys) - at)
-                if take == size:  # nothing to join it with
-                    yield keys[at : at + size], payloads[at : at + size]
-                    at += size
-                    continue
-                keys_held[held : held + take] = keys[at : at + take]
-                payloads_held[held : held + take] = payloads[at : at + take]
-                held, at = held + take, at + take
-                if held == size:
-                    yield keys_held, payloads_held
-                    held = 0
-        if held:
-            yield keys_held[:held], payloads_held[:held]
 
     def _refuse_existing(self, keys: Keys) -> None:
         """Raise when any of the rising `keys` is stored; leaps over both sides' gaps."""
@@ -643,33 +390,10 @@ class Adapter(ABC):
                     "a bulk load takes new keys only"
                 )
 
+    # -- for implementations ------------------------------------------------------------
 
-def _is_full(error: Exception) -> bool:
-    """Return whether an engine's message says that the device, or a quota, is full."""
-    text = str(error).lower()
-    return any(sign in text for sign in _FULL)
-
-
-def _checked_keys(keys: Keys) -> Keys:
-    array = np.asarray(keys)
-    if array.ndim != 1 or array.dtype != np.uint64:
-        raise InputError(
-            f"keys must be a one-dimensional uint64 array, not {array.dtype} of {array.shape}"
+    def _wrong_length(self, key: int, found_bytes: int) -> BlockCorruptError:
+        return BlockCorruptError(
+            f"{self.name} at {self._where}: {describe_key(key)} is {found_bytes} bytes "
+            f"long, not {self.payload_bytes}"
         )
-    return array
-
-
-def _check_rising(keys: Keys, newest: int) -> int:
-    """Return the last of `keys` after checking that they rise strictly from `newest`."""
-    if not len(keys):
-        return newest
-    if int(keys[0]) <= newest:
-        before, after = newest, int(keys[0])
-    else:
-        falls = np.flatnonzero(keys[1:] <= keys[:-1])
-        if not len(falls):
-            return int(keys[-1])
-        before, after = int(keys[falls[0]]), int(keys[falls[0] + 1])
-    raise InputError(
-        f"keys of a bulk load must rise: {describe_key(after)} came after {describe_key(before)}"
-    )

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import itertools
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -33,14 +31,10 @@ from bandana_kv.adapters.contract import (
     key_bytes,
 )
 from bandana_kv.adapters.gate import Gate, StaleHandleError
+from bandana_kv.adapters.rocksdb_bulk import SortedFiles
 from bandana_kv.adapters.rocksdb_files import newest_options
 from bandana_kv.adapters.rocksdb_links import Links
-from bandana_kv.adapters.rocksdb_open import (
-    BULK_PREFIX,
-    block_options,
-    open_to_read,
-    open_to_write,
-)
+from bandana_kv.adapters.rocksdb_open import open_to_read, open_to_write
 from bandana_kv.errors import AdapterError, InputError, StoreNotFoundError
 
 __all__ = ["RocksdbAdapter"]
@@ -48,10 +42,8 @@ __all__ = ["RocksdbAdapter"]
 _KEY_BYTES = 8
 _SEQUENCE_BYTES = 8
 _RESTARTS_AND_TRAILER_BYTES = 4 + 4 + 5
-_FILE_BYTES = 256 << 20
 _READ_CHUNK_BYTES = 4 << 20
 _DELETE_CHUNK = 4096
-_bulk_numbers = itertools.count()
 
 
 class RocksdbAdapter(Adapter):
@@ -262,7 +254,7 @@ class RocksdbAdapter(Adapter):
         self._unflushed = True
 
     def _bulk_writer(self) -> BulkWriter:
-        return _Writer(self._handle, self._path, self.payload_bytes)
+        return SortedFiles(self._handle, self._path, self.payload_bytes)
 
     def _first_key(self, first: int, last: int) -> int | None:
         cursor = self._handle.iter()
@@ -321,53 +313,6 @@ class RocksdbAdapter(Adapter):
             self._handle.close()
         if self._links is not None:
             self._links.remove()
-
-
-class _Writer:
-    """Writes a bulk load into sorted files, which the engine then takes over as one."""
-
-    def __init__(self, handle: rocksdict.Rdict, path: str, payload_bytes: int) -> None:
-        self._handle = handle
-        self._folder = Path(path) / f"{BULK_PREFIX}{os.getpid()}-{next(_bulk_numbers)}"
-        self._folder.mkdir()
-        self._keys_per_file = max(1, _FILE_BYTES // payload_bytes)
-        self._files: list[str] = []
-        self._file: rocksdict.SstFileWriter | None = None
-        self._keys_in_file = 0
-
-    def write(self, keys: Keys, payloads: Payloads) -> None:
-        for key, row in zip(key_bytes(keys), payloads, strict=True):
-            if self._file is None:
-                self._file = self._begin_file()
-            self._file[key] = row.tobytes()
-            self._keys_in_file += 1
-            if self._keys_in_file == self._keys_per_file:
-                self._end_file()
-
-    def _begin_file(self) -> rocksdict.SstFileWriter:
-        path = str(self._folder / f"{len(self._files):06d}.sst")
-        file = rocksdict.SstFileWriter(block_options(direct=False))
-        file.open(path)
-        self._files.append(path)
-        return file
-
-    def _end_file(self) -> None:
-        if self._file is not None:
-            self._file.finish()  # syncs
-            self._file = None
-            self._keys_in_file = 0
-
-    def finish(self) -> None:
-        self._end_file()
-        if self._files:
-            move = rocksdict.IngestExternalFileOptions()
-            move.set_move_files(True)
-            self._handle.ingest_external_file(self._files, move)
-        self._folder.rmdir()
-
-    def abort(self) -> None:
-        self._file = None
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _is_raw(column_family: rocksdict.Rdict) -> bool:

@@ -10,14 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.care.verification import (
-    Report,
-    TableFiles,
-    bad_blocks_of,
-    opened_engine,
-    stored,
-    verify,
-)
+from bandana_kv.care.table_arrays import TableFiles
+from bandana_kv.care.verification import Report, bad_blocks_of, opened_engine, stored, verify
 from bandana_kv.device.advice import DEFAULT_DEPTH
 from bandana_kv.disk import blocks as block_format
 from bandana_kv.disk import ledger, manifest

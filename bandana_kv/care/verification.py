@@ -7,26 +7,17 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
 
 from bandana_kv import adapters
+from bandana_kv.care.table_arrays import TableFiles
 from bandana_kv.device.advice import DEFAULT_DEPTH, PROFILE_FILE
 from bandana_kv.device.record import DeviceProfile
 from bandana_kv.disk import manifest
-from bandana_kv.disk.arrays import map_array
-from bandana_kv.disk.block_map import (
-    KIND,
-    entries_of,
-    labels_of,
-    numbers_of,
-    read_block_map,
-    stamps_of,
-)
-from bandana_kv.disk.placement import Placement
+from bandana_kv.disk.block_map import read_block_map
 from bandana_kv.errors import (
     BandanaError,
     FormatError,
@@ -35,8 +26,6 @@ from bandana_kv.errors import (
     NoPermissionError,
     StoreNotFoundError,
 )
-from bandana_kv.kernels.bitpack import unpack, words_for
-from bandana_kv.kernels.views import readable
 from bandana_kv.progress import Progress
 from bandana_kv.serve.reader import BlockReader, Errors, StoredTable
 from bandana_kv.system.permission import permission_named
@@ -47,7 +36,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Finding",
     "Report",
-    "TableFiles",
     "bad_blocks_of",
     "opened_engine",
     "stored",
@@ -225,86 +213,6 @@ def _distinct(manifests: dict[int, manifest.Manifest]) -> dict[tuple[int, int], 
         for version, held in sorted(manifests.items())
         for name, table in held.tables.items()
     }
-
-
-@dataclass(frozen=True)
-class TableFiles:
-    """The arrays beside a table's blocks."""
-
-    root: Path
-    table: manifest.Table
-
-    def _mapped(
-        self, kind: str, dtype: DTypeLike, items: int, below: int | None = None
-    ) -> NDArray[Any]:
-        if items == 0:
-            return np.zeros(0, dtype)
-        table = self.table
-        path = manifest.table_file(self.root, table.files, table.space, kind)
-        return map_array(path, kind, dtype, items, below)
-
-    def positions(self) -> NDArray[np.uint32]:
-        """Return the position of each id; FormatError unless they are a permutation."""
-        rows = self.table.rows
-        positions = unpack(self._mapped("positions", np.uint64, words_for(rows)), rows)
-        if not _is_permutation(positions):
-            raise FormatError(self._bad("positions", "is no permutation"))
-        return positions
-
-    def ids(self) -> NDArray[np.uint32]:
-        """Return the id at each position; raises as :meth:`positions`."""
-        table = self.table
-        placement = Placement(self.positions(), table.rows_per_block, table.placement)
-        return placement.id_of_position()
-
-    def heat(self) -> NDArray[np.uint8]:
-        """Return how hot each position is."""
-        return self._mapped("heat", np.uint8, self.table.rows)
-
-    def original_of(self) -> NDArray[np.uint32]:
-        """Return the positions that copies are of; FormatError unless they are what they say."""
-        rows, copies = self.table.rows, self.table.copies
-        original_of = self._mapped("original-of", np.uint32, copies, rows)
-        by_position = self._mapped("by-position", np.uint32, copies, copies)
-        if not _is_permutation(by_position):
-            raise FormatError(self._bad("by-position", "is no permutation"))
-        ordered = original_of[by_position].astype(np.int64)
-        if bool((np.diff(ordered) <= 0).any()):
-            raise FormatError(self._bad("original-of", "names no distinct rows in that order"))
-        return original_of
-
-    def block_map(self) -> NDArray[np.int64] | None:
-        """Return where blocks lie; FormatError unless it is of these positions."""
-        entries = read_block_map(self.root, self.table)
-        if entries is None:
-            return None
-        if np.unique(numbers_of(entries)).size != entries.size:
-            raise FormatError(self._bad(KIND, "has two blocks in one place"))
-        per_block, blocks = self.table.rows_per_block, np.arange(entries.size)
-        ids = readable(self.ids())
-        whole = -(-ids.size // per_block)
-        stamps = np.concatenate(
-            [
-                stamps_of(ids, per_block, blocks[:whole]),
-                stamps_of(readable(ids[self.original_of()]), per_block, blocks[whole:] - whole),
-            ]
-        )
-        placed = labels_of(entries, blocks) != blocks
-        if not np.array_equal(
-            labels_of(entries, blocks)[placed], entries_of(blocks, stamps)[placed]
-        ):
-            raise FormatError(self._bad(KIND, "is of other positions"))
-        return entries
-
-    def _bad(self, kind: str, what: str) -> str:
-        path = manifest.table_file(self.root, self.table.files, self.table.space, kind)
-        return f"{path}: {what}; load the table again"
-
-
-def _is_permutation(numbers: NDArray[np.uint32]) -> bool:
-    seen = np.zeros(numbers.size, np.bool_)
-    seen[numbers[numbers < numbers.size]] = True
-    return bool(seen.all())
 
 
 def _check_files(files: TableFiles, report: Report, version: int, name: str) -> None:

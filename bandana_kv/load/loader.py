@@ -7,17 +7,15 @@ import datetime as dt
 import errno
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv import adapters
-from bandana_kv.adapters.contract import empty_payloads
 from bandana_kv.cache.heat import heat_by_position
 from bandana_kv.cache.policy import Policy, asked_policy
 from bandana_kv.device import DeviceProfile
@@ -30,6 +28,7 @@ from bandana_kv.disk.plan import Plan, PlannedPoint, TablePlan
 from bandana_kv.disk.table_files import write_arrays
 from bandana_kv.errors import BandanaError, DiskFullError, FormatError, InputError
 from bandana_kv.load.jobs import Job, check_seed, checked_jobs, held_adapter, with_spaces
+from bandana_kv.load.sealed_blocks import one_ahead, sealed_blocks
 from bandana_kv.placement import Placement, place
 from bandana_kv.placement.replication import replicate as add_copies
 from bandana_kv.plan.points import best_points, capacities_of, judged, split
@@ -39,16 +38,10 @@ from bandana_kv.system.permission import permission_named
 from bandana_kv.system.threads import threads_named
 
 if TYPE_CHECKING:
-    from bandana_kv.adapters.contract import Adapter, Keys, Payloads
+    from bandana_kv.adapters.contract import Adapter
     from bandana_kv.logs.access_log import AccessLog
 
 __all__ = ["load"]
-
-_CHUNK_BYTES = 16 << 20
-# Rows in the order of a placement lie anywhere in their source. Of a sixteenth of them, several
-# lie close together there, and are read at once.
-_WINDOWS, _LEAST_WINDOW_BYTES, _MOST_WINDOW_BYTES = 16, 64 << 20, 256 << 20
-_Batch: TypeAlias = "tuple[Keys, Payloads]"
 
 
 @dataclass(frozen=True)
@@ -294,8 +287,8 @@ def _write_table(begun: _Load, job: Job, engine: Adapter) -> manifest.Table:
     copies = write_arrays(begun.root, begun.version, job.space, placement, heat)
     count = placement.blocks + -(-copies // per_block)
     begun.progress.start(f"load {job.name}", count, "blocks")
-    sealed = _sealed_blocks(begun, job, placement, engine.payload_bytes)
-    with contextlib.closing(_one_ahead(sealed)) as batches:
+    sealed = sealed_blocks(job, placement, engine.payload_bytes, begun.progress)
+    with contextlib.closing(one_ahead(sealed)) as batches:
         engine.bulk_load(batches, count)
     begun.progress.finish()
     return manifest.Table(
@@ -355,84 +348,6 @@ def _resident_share(job: Job) -> float | None:
     if job.plan is None or job.plan.choice is None or not job.plan.choice.resident_rows:
         return None
     return min(1.0, job.plan.choice.resident_rows / job.source.rows)
-
-
-def _one_ahead(batches: Iterator[_Batch]) -> Generator[_Batch]:
-    """Make each batch while the engine still writes the one before."""
-    with ThreadPoolExecutor(1, thread_name_prefix="bandana-kv-seal") as thread:
-        coming = thread.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = thread.submit(next, batches, None)
-            yield batch
-
-
-def _sealed_blocks(
-    begun: _Load, job: Job, placement: Placement, payload_bytes: int
-) -> Iterator[_Batch]:
-    """Seal the table's blocks, then those of copies, in the order of their keys."""
-    ids = placement.id_of_position()
-    yield from _sealed_run(begun, job, placement, payload_bytes, 0, ids)
-    if placement.replicas is not None:
-        copies = placement.replicas
-        yield from _sealed_run(begun, job, placement, payload_bytes, placement.blocks, copies)
-
-
-def _sealed_run(
-    begun: _Load,
-    job: Job,
-    placement: Placement,
-    payload_bytes: int,
-    first_block: int,
-    ids: NDArray[np.uint32],
-) -> Iterator[_Batch]:
-    """Gather rows `ids` into blocks from `first_block` on, and seal them."""
-    per_block = placement.rows_per_block
-    in_order = placement.method == "identity"
-    chunk = max(1, _CHUNK_BYTES // payload_bytes)
-    window_bytes = ids.size * job.source.row_bytes // _WINDOWS
-    window_bytes = min(max(window_bytes, _LEAST_WINDOW_BYTES), _MOST_WINDOW_BYTES)
-    window = chunk if in_order else max(chunk, window_bytes // payload_bytes)
-    # New memory for each batch would cost as much as filling it. One is written meanwhile.
-    held = [empty_payloads(chunk, payload_bytes) for _ in range(2)]
-    held_rows = np.empty((window * per_block, job.source.row_bytes), np.uint8)
-    copies = 0 if placement.replicas is None else placement.replicas.size
-    turn = 0
-    for first in range(0, -(-ids.size // per_block), window):
-        of_window = ids[first * per_block : (first + window) * per_block]
-        rows = _gathered(job, of_window, held_rows, per_block)
-        for at in range(0, len(rows), chunk):
-            part = rows[at : at + chunk]
-            payloads, turn = held[turn][: len(part)], 1 - turn
-            _fill(payloads, part)
-            numbers = np.arange(len(part), dtype=np.int64) + first_block + first + at
-            blocks.seal(
-                payloads,
-                job.space,
-                numbers,
-                job.source.rows,
-                copies,
-                per_block,
-                job.source.row_bytes,
-            )
-            yield adapters.block_keys(job.space, numbers), payloads
-            begun.progress.advance(len(part))
-
-
-def _gathered(
-    job: Job, ids: NDArray[np.uint32], held: NDArray[np.uint8], per_block: int
-) -> NDArray[np.uint8]:
-    """Return the rows of `ids` by block, zeros behind the last: uint8 (blocks, bytes of rows)."""
-    count = -(-ids.size // per_block)
-    job.source.gather(ids, held[: ids.size])
-    held[ids.size : count * per_block] = 0
-    return held[: count * per_block].reshape(count, -1)
-
-
-def _fill(payloads: NDArray[np.uint8], rows: NDArray[np.uint8]) -> None:
-    end = blocks.HEADER_BYTES + rows.shape[1]
-    payloads[:, : blocks.HEADER_BYTES] = 0
-    payloads[:, blocks.HEADER_BYTES : end] = rows
-    payloads[:, end:] = 0
 
 
 def _next_space(root: Path) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,17 +13,15 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.errors import DiskFullError, DurabilityError, InputError
+from bandana_kv.errors import InputError
 from bandana_kv.kernels.compile import kernel
 from bandana_kv.kernels.views import refuse_masked
-from bandana_kv.logs.formats import WRITERS, format_of, read_directory, reader_of
 from bandana_kv.logs.formats.bad_rows import BadRows
 from bandana_kv.logs.formats.check import MOST_ID, as_ids, as_offsets, check_log
 from bandana_kv.logs.formats.growable import Growing
+from bandana_kv.logs.log_files import read_arrays, write_arrays
 from bandana_kv.logs.options import LogOptions
 from bandana_kv.progress import Progress
-from bandana_kv.system.durable import sync_directory, sync_file
-from bandana_kv.system.permission import check_permission
 
 __all__ = ["AccessLog"]
 
@@ -227,18 +223,8 @@ class AccessLog:
             missing=missing,
             bad_rows=bad_rows,
         )
-        path, progress = Path(path), progress or Progress()
-        bad = BadRows(said.bad_rows == "skip")
-        try:
-            if path.is_dir():
-                source, offsets, ids = read_directory(path, said, bad, progress)
-            else:
-                source, (offsets, ids) = str(path), _of_file(path, said, bad, progress)
-        except OSError as error:
-            check_permission(error, path)
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        path, bad = Path(path), BadRows(said.bad_rows == "skip")
+        source, offsets, ids = read_arrays(path, said, bad, progress or Progress())
         log = cls(offsets, ids, source=source, skipped_rows=bad.count)
         log.validate()
         of_which = f" ({bad.count} bad rows were skipped; the first: {bad.first})"
@@ -273,27 +259,7 @@ class AccessLog:
         MissingExtraError
             A Parquet file, and pyarrow is not installed.
         """
-        path = Path(path)
-        write = WRITERS[format_of(path, WRITERS)]
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            write(partial, self.offsets, self.ids)
-            with open(partial, "rb") as file:
-                sync_file(file.fileno(), path)
-            partial.replace(path)
-            sync_directory(path.parent)
-        except DurabilityError:
-            raise
-        except OSError as error:
-            check_permission(error, path)
-            if error.errno == errno.ENOSPC:
-                raise DiskFullError(f"{path}: no room on the device") from error
-            if error.errno is None:
-                raise
-            raise InputError(f"{path}: cannot be written ({error.strerror})") from error
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink()
+        write_arrays(Path(path), self.offsets, self.ids)
 
     def split(
         self, train: float = 0.7, ordered: bool = False, seed: int = 0
@@ -394,16 +360,3 @@ class AccessLog:
         most = check_log(self.offsets, self.ids, rows, self.source)
         # fills the cached property, which a frozen class does not stop
         self.__dict__["rows"] = most + 1
-
-
-def _of_file(
-    path: Path, options: LogOptions, bad: BadRows, progress: Progress
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    if not path.suffix and not path.exists():
-        raise InputError(f"{path}: no such file or directory")  # perhaps a recording's
-    read = reader_of(path, options)
-    if not path.exists():
-        raise InputError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: the file is empty")
-    return read(path, options, bad, progress)

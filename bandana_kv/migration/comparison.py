@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.care.verification import TableFiles, opened_engine, stored
+from bandana_kv.care.table_arrays import TableFiles
+from bandana_kv.care.verification import opened_engine, stored
 from bandana_kv.device.advice import DEFAULT_DEPTH
 from bandana_kv.disk.blocks import HEADER_BYTES
 from bandana_kv.disk.manifest import Manifest

@@ -10,47 +10,18 @@ from math import ceil
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bandana_kv.disk.placement import Placement
 from bandana_kv.errors import InputError
-from bandana_kv.kernels.compile import kernel, signed
-from bandana_kv.kernels.views import readable
-from bandana_kv.logs.requests import RequestLog, validated_log
+from bandana_kv.kernels.compile import kernel
+from bandana_kv.logs.requests import RequestLog
+from bandana_kv.simulate.uses import NEVER, Uses, even_parts, uses_of
 
 __all__ = ["lower_bound"]
 
 # Prices are whole numbers of this fraction of a read: sums are exact, and so is the bound.
 _READ = 1 << 32
-_NEVER = np.iinfo(np.int64).max
 _PARTS_PER_THREAD = 8
-
-
-class _Uses(NamedTuple):
-    """A log by blocks: each block's accesses in order of time, and the rows they use.
-
-    An access is a step at which a block is touched. Steps are requests, except that all
-    requests that warm the cache are the one step 0.
-
-    Attributes
-    ----------
-    first : int64 (blocks + 1,)
-        Each block's first access.
-    step : int32 (accesses,)
-        When the access takes place.
-    start : int64 (accesses + 1,)
-        The first use of each access; a row that a step looks up twice is one use.
-    row : int32 (uses,)
-        The row within its block.
-    due : int64 (uses,)
-        The access that uses the row next, counted from its block's first; or never.
-    """
-
-    first: NDArray[np.int64]
-    step: NDArray[np.int32]
-    start: NDArray[np.int64]
-    row: NDArray[np.int32]
-    due: NDArray[np.int64]
 
 
 class _Tangent(NamedTuple):
@@ -59,85 +30,6 @@ class _Tangent(NamedTuple):
     price: int
     value: int
     slope: int
-
-
-@kernel
-def _count(
-    offsets: np.ndarray,
-    ids: np.ndarray,
-    position_of_id: np.ndarray,
-    rows_per_block: int,
-    last_warm: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return, as int64 (blocks + 1,), the accesses and the uses of all blocks before each."""
-    blocks = (position_of_id.size + rows_per_block - 1) // rows_per_block
-    accesses = np.zeros(blocks + 1, np.int64)
-    uses = np.zeros(blocks + 1, np.int64)
-    touched = np.full(blocks, -1, np.int32)
-    used = np.full(position_of_id.size, -1, np.int32)
-    for request in range(offsets.size - 1):
-        step = max(request - last_warm, 0)
-        for at in range(offsets[request], offsets[request + 1]):
-            position = signed(position_of_id[ids[at]])
-            block = position // rows_per_block
-            accesses[block + 1] += touched[block] != step
-            uses[block + 1] += used[position] != step
-            touched[block] = step
-            used[position] = step
-    return np.cumsum(accesses), np.cumsum(uses)
-
-
-@kernel
-def _fill(
-    offsets: np.ndarray,
-    ids: np.ndarray,
-    position_of_id: np.ndarray,
-    rows_per_block: int,
-    last_warm: int,
-    first: np.ndarray,
-    next_use: np.ndarray,
-    uses: _Uses,
-) -> None:
-    """Write `uses`, of which `first` is known; `next_use` is each block's first one."""
-    _, step_of, start, row, due = uses
-    next_access = first.copy()
-    last_use = np.full(position_of_id.size, -1, np.int64)
-    for request in range(offsets.size - 1):
-        step = max(request - last_warm, 0)
-        for at in range(offsets[request], offsets[request + 1]):
-            position = signed(position_of_id[ids[at]])
-            block = position // rows_per_block
-            access = next_access[block] - 1
-            if access < first[block] or step_of[access] != step:
-                access += 1
-                next_access[block] += 1
-                step_of[access] = step
-                start[access] = next_use[block]
-            last = last_use[position]
-            if last < start[access]:
-                if last >= 0:
-                    due[last] = access - first[block]
-                last_use[position] = next_use[block]
-                row[next_use[block]] = position % rows_per_block
-                next_use[block] += 1
-
-
-def _uses_of(log: RequestLog, placement: Placement, warm_requests: int) -> _Uses:
-    """Return the log by blocks. Cost: two passes; 24 bytes a use at most, 12 a row meanwhile."""
-    offsets, ids = validated_log(log, placement.rows)
-    where = (readable(placement.position_of_id), placement.rows_per_block)
-    last_warm = max(warm_requests - 1, 0)
-    first, next_use = _count(offsets, ids, *where, last_warm)
-    accesses, total = int(first[-1]), int(next_use[-1])
-    uses = _Uses(
-        first,
-        np.empty(accesses, np.int32),
-        np.full(accesses + 1, total, np.int64),
-        np.empty(total, np.int32),
-        np.full(total, _NEVER, np.int64),
-    )
-    _fill(offsets, ids, *where, last_warm, first, next_use, uses)
-    return uses
 
 
 @kernel
@@ -153,13 +45,13 @@ def _insert(row: int, due: np.ndarray, after: np.ndarray) -> None:
 @kernel
 def _queue(start: np.ndarray, row: np.ndarray, due: np.ndarray, after: np.ndarray) -> None:
     """Begin a block's ring: the last entry is its head, and never due."""
-    due[:] = _NEVER
+    due[:] = NEVER
     after[-1] = after.size - 1
     for access in range(start.size - 2, -1, -1):
         for use in range(start[access], start[access + 1]):
             due[row[use]] = access
     for each in range(after.size - 1):
-        if due[each] != _NEVER:
+        if due[each] != NEVER:
             _insert(each, due, after)
 
 
@@ -180,7 +72,7 @@ def _advance(
     for use in range(begin, end):
         last[row[use]] = step
         due[row[use]] = next_due[use]
-        if next_due[use] != _NEVER:
+        if next_due[use] != NEVER:
             _insert(row[use], due, after)
 
 
@@ -210,12 +102,12 @@ def _takeover(
     nothing: so at most every row is looked at once.
     """
     row = after[-1]
-    while lead < 0 and due[row] != _NEVER:
+    while lead < 0 and due[row] != NEVER:
         lead += price * (new - max(last[row], old))
         if lead >= 0:
             return due[row] + 1  # type: ignore[no-any-return]
         row = after[row]
-    return -1 if lead >= 0 else _NEVER
+    return -1 if lead >= 0 else NEVER
 
 
 @kernel
@@ -269,7 +161,7 @@ def _cheapest(
 
 @kernel
 def _cheapest_of(
-    begin: int, end: int, rows_per_block: int, uses: _Uses, price: int, free: bool
+    begin: int, end: int, rows_per_block: int, uses: Uses, price: int, free: bool
 ) -> tuple[int, int]:
     """Sum :func:`_cheapest` over the blocks from `begin` to `end`."""
     first, step, start, row, due = uses
@@ -385,11 +277,11 @@ def lower_bound(
         raise InputError(
             "there is no lower bound for a placement with replicas: place without them"
         )
-    uses = _uses_of(log, placement, warm_requests)
+    uses = uses_of(log, placement, warm_requests)
     free = warm_requests > 0
     room = int(capacity_rows) * max(requests - max(warm_requests - 1, 0) - 1, 0)
     threads = len(os.sched_getaffinity(0))
-    parts = _even_parts(uses, threads * _PARTS_PER_THREAD)
+    parts = even_parts(uses, threads * _PARTS_PER_THREAD)
 
     with ThreadPoolExecutor(threads) as pool:
 
@@ -404,10 +296,3 @@ def lower_bound(
         # At the price of a read for each step nothing is worth holding.
         fanouts = uses.step.size - (int(np.count_nonzero(uses.step == 0)) if free else 0)
         return _highest(tangent, tangent(0), _Tangent(_READ, _READ * (fanouts - room), -room))
-
-
-def _even_parts(uses: _Uses, parts: int) -> list[int]:
-    """Return blocks at which to cut, so that each part has about as many uses."""
-    before = uses.start[uses.first]
-    cuts = np.searchsorted(before[:-1], np.linspace(0, uses.row.size, parts + 1)[1:-1])
-    return [0, *cuts.tolist(), before.size - 1]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from bandana_kv.adapters import block_keys, blockfile, blockfile_io, create, open_existing
+from bandana_kv.adapters import block_keys, blockfile_io, blockfile_slots, create, open_existing
 from bandana_kv.adapters.blockfile import BlockfileAdapter
 from bandana_kv.adapters.blockfile_index import overlaid, overlap, read_index, runs_of
 from bandana_kv.adapters.contract import Keys, empty_payloads
@@ -376,8 +376,8 @@ def die_putting(path: Path, keys: Keys, module: object, function: str) -> bool:
     ("module", "function"),
     [
         (os, "fdatasync"),
-        (blockfile, "sync_directory"),
-        (blockfile, "write_index"),
+        (blockfile_slots, "sync_directory"),
+        (blockfile_slots, "write_index"),
         (Path, "replace"),
     ],
 )
@@ -398,7 +398,7 @@ def test_a_writer_that_dies_early_leaves_none(path: Path, module: object, functi
 
 def test_a_writer_that_dies_late_leaves_all(path: Path) -> None:
     keys = np.concatenate([block_keys(1, np.arange(990, 1010)), block_keys(2, [1, 5])])
-    assert die_putting(path, keys, blockfile, "View")
+    assert die_putting(path, keys, blockfile_slots, "View")
     with again(path) as reader:
         check(reader, keys, version=1)
         check(reader, block_keys(1, np.arange(990)))
@@ -531,8 +531,8 @@ def test_small_spaces_share_a_file_and_give_their_room_back(tmp_path: Path) -> N
 def test_large_spaces_have_files_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blockfile, "_FILE_BYTES", 4 * PAGE)
-    monkeypatch.setattr(blockfile, "_MOST_FILES", 3)
+    monkeypatch.setattr(blockfile_slots, "_FILE_BYTES", 4 * PAGE)
+    monkeypatch.setattr(blockfile_slots, "_MOST_FILES", 3)
     held = _held(tmp_path / "s", 9)
     names = {file.name for file in (tmp_path / "s").glob("*.blocks")}
     assert names == {"space-1.blocks", "space-3.blocks", "space-5.blocks"}

@@ -40,7 +40,7 @@ out = Console(markup=False) if sys.stdout.isatty() else Console(markup=False, wi
 
 
 class Bar(Progress):
-    """Draws one bar per stage on standard error; quiet where that is no terminal."""
+    """Draws one bar per stage on standard error; none with --quiet, or where that is no terminal."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, markup=False)
@@ -56,7 +56,7 @@ class Bar(Progress):
             TextColumn("{task.fields[unit]}"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=out.quiet or not self._console.is_terminal,
         )
         self._bars.start()
         self._stage = self._bars.add_task(label, total=total, unit=unit)

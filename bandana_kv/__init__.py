@@ -20,6 +20,7 @@ __all__ = [
     "EmbeddingStore",
     "Version",
     "__version__",
+    "export",
     "load",
     "open",
     "repair",
@@ -38,6 +39,7 @@ _HOMES = {
     "BandanaError": "bandana_kv.errors",
     "EmbeddingStore": "bandana_kv.serve.store",
     "Version": "bandana_kv.care.versions",
+    "export": "bandana_kv.migration.export",
     "load": "bandana_kv.load.loader",
     "open": "bandana_kv.serve.store",
     "repair": "bandana_kv.care.repair",
@@ -99,6 +101,7 @@ if TYPE_CHECKING:
     from bandana_kv.logs import recording as recording
     from bandana_kv.logs.access_log import AccessLog
     from bandana_kv.metrics import exporter as exporter
+    from bandana_kv.migration.export import export
     from bandana_kv.serve.store import EmbeddingStore, open
 else:
 

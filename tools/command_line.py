@@ -39,6 +39,7 @@ _HOMES = {
     "place": _Home("place", "Learn from a log which rows of a table share a block."),
     "load": _Home("load_tables", "Load tables into a store, as a new version."),
     "migrate": _Home("migrate", "Move a table out of RocksDB or LMDB with a row per key."),
+    "export": _Home("export_table", "Write a table back to a .npy file."),
     "inspect": _Home("inspect_store", "Show what a store holds, its space and its wear."),
     "verify": _Home("verify_store", "Check every block of a store, and repair bad ones."),
     "update": _Home("update_rows", "Replace rows of a table, durably."),
@@ -46,6 +47,12 @@ _HOMES = {
     "place-anew": _Home("place_anew", "Move rows to where a placement has them."),
     "demo": _Home("demo", "Show what is gained on a log, or on one that is made up."),
 }
+
+
+class _Stopped(click.ClickException):
+    """Ctrl-C came, or SIGTERM."""
+
+    exit_code = 130
 
 
 class _SubCommands(click.Group):
@@ -64,6 +71,13 @@ class _SubCommands(click.Group):
         command: click.Command = copy.copy(getattr(module, home.name))
         command.params = [*command.params, _quiet_option()]
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a sub-command; Ctrl-C is an error of one line."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Stopped("stopped") from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the sub-commands without importing them."""
@@ -155,8 +169,6 @@ def _status(arguments: list[str] | None) -> int:
         return _failed(f"{error.format_message()} Try '{asked} --help'.", error.exit_code)
     except click.ClickException as error:
         return _failed(error.format_message(), error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        return _failed("stopped", 130)
     return ended if isinstance(ended, int) else 0
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from functools import wraps
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
 
 import click
@@ -25,6 +26,7 @@ __all__ = [
     "adapter_option",
     "by_table",
     "counts",
+    "end_as_interrupted",
     "errors_named",
     "out",
     "shapes",
@@ -40,7 +42,7 @@ out = Console(markup=False) if sys.stdout.isatty() else Console(markup=False, wi
 
 
 class Bar(Progress):
-    """Draws one bar per stage on standard error; none with --quiet, or where that is no terminal."""
+    """Draws one bar per stage on standard error; none where that is no terminal, or is quiet."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, markup=False)
@@ -97,6 +99,15 @@ def errors_named(command: F) -> F:
             sys.exit(1)
 
     return run  # type: ignore[return-value]
+
+
+def end_as_interrupted() -> None:
+    """Have SIGTERM end this process as Ctrl-C does, so that nothing is left behind."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 def _lasting(_context: click.Context, _parameter: click.Parameter, value: str) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 import click
 from rich.box import SIMPLE
@@ -18,7 +16,7 @@ from bandana_kv.device.record import check_writable, curve
 from bandana_kv.device.sweep import DEPTHS
 from bandana_kv.errors import MissingExtraError
 from bandana_kv.logs.options import LogOptions
-from bandana_kv.tools.console import Bar, errors_named, out
+from bandana_kv.tools.console import Bar, end_as_interrupted, errors_named, out
 from bandana_kv.tools.logs import log_options, read_log
 
 __all__ = ["main"]
@@ -65,7 +63,7 @@ def main(
     Works in a file of its own that has no name: nothing is left in DIRECTORY, however
     this command ends. Nothing is ever written to a raw device.
     """
-    signal.signal(signal.SIGTERM, _stop)
+    end_as_interrupted()
     picture = saved.with_suffix(".png")
     for path in (saved, picture):
         check_writable(path)
@@ -95,11 +93,6 @@ def main(
         out.print(f"no picture: {error}")
     else:
         out.print(f"wrote {picture}")
-
-
-def _stop(_number: int, _frame: FrameType | None) -> None:
-    """End as Ctrl-C does, so that fio ends with this process."""
-    raise KeyboardInterrupt
 
 
 def _print(found: DeviceProfile) -> None:

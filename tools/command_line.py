@@ -42,6 +42,7 @@ _HOMES = {
     "export": _Home("export_table", "Write a table back to a .npy file."),
     "inspect": _Home("inspect_store", "Show what a store holds, its space and its wear."),
     "verify": _Home("verify_store", "Check every block of a store, and repair bad ones."),
+    "versions": _Home("versions", "List the versions of a store, or go back to one.", "versions"),
     "update": _Home("update_rows", "Replace rows of a table, durably."),
     "watch": _Home("watch_drift", "Say whether a new plan or placement would pay."),
     "place-anew": _Home("place_anew", "Move rows to where a placement has them."),

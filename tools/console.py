@@ -28,6 +28,8 @@ __all__ = [
     "counts",
     "end_as_interrupted",
     "errors_named",
+    "json_option",
+    "note",
     "out",
     "shapes",
     "size",
@@ -116,6 +118,15 @@ def _lasting(_context: click.Context, _parameter: click.Parameter, value: str) -
         raise click.BadParameter("'memory' ends with this command; name an engine with files")
     return value
 
+
+def note(text: str) -> None:
+    """Print on standard error what is good to know, unless all is to be quiet."""
+    if not out.quiet:
+        click.echo(text, err=True)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+"""How a program reads what a command did; nothing else is printed then."""
 
 adapter_option = click.option(
     "--adapter",

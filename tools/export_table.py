@@ -9,7 +9,7 @@ import click
 import msgspec
 
 import bandana_kv
-from bandana_kv.tools.console import Bar, end_as_interrupted, errors_named, out
+from bandana_kv.tools.console import Bar, end_as_interrupted, errors_named, json_option, out
 from bandana_kv.units import size_text
 
 __all__ = ["main"]
@@ -23,7 +23,7 @@ __all__ = ["main"]
 )
 @click.option("--version", type=click.IntRange(1), help="That is kept.  [default: the current]")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
+@json_option
 @errors_named
 def main(
     directory: Path, table: str, saved: Path, version: int | None, force: bool, as_json: bool

@@ -16,8 +16,9 @@ from bandana_kv.device.record import check_writable, curve
 from bandana_kv.device.sweep import DEPTHS
 from bandana_kv.errors import MissingExtraError
 from bandana_kv.logs.options import LogOptions
-from bandana_kv.tools.console import Bar, end_as_interrupted, errors_named, out
-from bandana_kv.tools.logs import log_options, read_log
+from bandana_kv.tools.console import Bar, end_as_interrupted, errors_named, json_option, out
+from bandana_kv.tools.logs import NamedPath, log_options, named_path, read_named
+from bandana_kv.tools.pictures import pyplot
 
 __all__ = ["main"]
 
@@ -29,7 +30,10 @@ _PAGE_BYTES = 4096
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--quick", is_flag=True, help="In under a minute, and 512 MiB instead of 4 GiB.")
 @click.option(
-    "--log", "log_path", type=Path, help=".npz, .parquet, .csv or .txt: decides the block size."
+    "--log",
+    type=click.Path(path_type=Path),
+    callback=named_path,
+    help="Of its rows: decides the block size.",
 )
 @click.option("--row-bytes", type=int, help="Bytes of a row; goes with --log.")
 @click.option("--ordered", is_flag=True, help="The log is in order of time: learn on its start.")
@@ -44,18 +48,20 @@ _PAGE_BYTES = 4096
     show_default=True,
     help="Where the profile goes; the picture goes beside it, as .png.",
 )
+@json_option
 @log_options
 @errors_named
 def main(
     directory: Path,
     quick: bool,
-    log_path: Path | None,
+    log: NamedPath | None,
     row_bytes: int | None,
     ordered: bool,
     p99_us: float,
     engine: str,
     writes: bool,
     saved: Path,
+    as_json: bool,
     how: LogOptions,
 ) -> None:
     """Measure random reads on the device under DIRECTORY, and say how to read from it.
@@ -67,7 +73,7 @@ def main(
     picture = saved.with_suffix(".png")
     for path in (saved, picture):
         check_writable(path)
-    log = read_log(log_path, how) if log_path is not None else None
+    read = read_named(log, how) if log is not None else None
     try:
         with Bar() as progress:
             found = profile(
@@ -75,7 +81,7 @@ def main(
                 quick=quick,
                 engine=engine,
                 p99_budget_us=p99_us,
-                log=log,
+                log=read,
                 row_bytes=row_bytes,
                 ordered=ordered,
                 writes=writes,
@@ -85,14 +91,22 @@ def main(
         click.echo(f"error: stopped; no file is left in {directory}", err=True)
         sys.exit(130)
     found.write(saved)
+    missing = _drawn(found, picture)
+    if as_json:
+        click.echo(saved.read_text(), nl=False)
+        return
     _print(found)
     out.print(f"wrote {saved}")
+    out.print(f"no picture: {missing}" if missing else f"wrote {picture}")
+
+
+def _drawn(found: DeviceProfile, picture: Path) -> str | None:
+    """Draw the picture, or return why there is none."""
     try:
         _draw(found, picture)
     except MissingExtraError as error:
-        out.print(f"no picture: {error}")
-    else:
-        out.print(f"wrote {picture}")
+        return str(error)
+    return None
 
 
 def _print(found: DeviceProfile) -> None:
@@ -191,13 +205,7 @@ def _size(block_bytes: int) -> str:
 
 
 def _draw(found: DeviceProfile, path: Path) -> None:
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise MissingExtraError("it needs matplotlib: pip install 'bandana-kv[plot]'") from error
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     figure, (rates, latencies) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     shades = plt.get_cmap("Greys")(range(90, 200, 110 // max(1, len(found.sizes))))
     for size, shade in zip(found.sizes, shades, strict=False):

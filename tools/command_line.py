@@ -22,6 +22,8 @@ __all__ = ["cli", "main"]
 _NAME = "bandana-kv"
 _COMPLETE_VARIABLE = "_BANDANA_KV_COMPLETE"
 _SHELLS = ("bash", "zsh", "fish")
+# Those that are about tables and their logs, which a file may name once for all of them.
+_CONFIGURED = ("assess", "plan", "load", "watch", "profile")
 
 
 class _Home(NamedTuple):
@@ -70,7 +72,12 @@ class _SubCommands(click.Group):
             return super().get_command(ctx, cmd_name)
         module = import_module(f"bandana_kv.tools.{home.module}")
         command: click.Command = copy.copy(getattr(module, home.name))
-        command.params = [*command.params, _quiet_option()]
+        added = [_quiet_option()]
+        if cmd_name in _CONFIGURED:
+            from bandana_kv.tools.configuration import config_option
+
+            added.append(config_option())
+        command.params = [*command.params, *added]
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
@@ -139,9 +139,19 @@ adapter_option = click.option(
 
 
 def by_table(
-    _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
 ) -> dict[str, str]:
-    """Turn repeated ``table=value`` options into a dictionary."""
+    """Turn repeated ``table=value`` options into a dictionary.
+
+    Of a table that is not named, what a configuration file says of it stays.
+    """
+    said = _pairs(values)
+    if context.default_map and parameter.name in context.default_map:
+        return _pairs(context.default_map[parameter.name]) | said
+    return said
+
+
+def _pairs(values: Iterable[str]) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for value in values:
         name, equals, rest = value.partition("=")

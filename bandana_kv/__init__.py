@@ -12,15 +12,6 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from bandana_kv import rollout
-from bandana_kv.care.repair import repair
-from bandana_kv.care.verification import verify
-from bandana_kv.care.versions import Version, rollback, versions
-from bandana_kv.disk.budget import set_write_budget
-from bandana_kv.errors import BandanaError
-from bandana_kv.load.loader import load
-from bandana_kv.logs.access_log import AccessLog
-from bandana_kv.serve.store import EmbeddingStore, open
 from bandana_kv.version import __version__
 
 __all__ = [
@@ -29,6 +20,7 @@ __all__ = [
     "EmbeddingStore",
     "Version",
     "__version__",
+    "export",
     "load",
     "open",
     "repair",
@@ -39,6 +31,23 @@ __all__ = [
     "versions",
 ]
 
+
+# Where the names above are made. They are imported when first asked for: what all of them need
+# takes a second and a half, and a command line that only prints its help has no use for it.
+_HOMES = {
+    "AccessLog": "bandana_kv.logs.access_log",
+    "BandanaError": "bandana_kv.errors",
+    "EmbeddingStore": "bandana_kv.serve.store",
+    "Version": "bandana_kv.care.versions",
+    "export": "bandana_kv.migration.export",
+    "load": "bandana_kv.load.loader",
+    "open": "bandana_kv.serve.store",
+    "repair": "bandana_kv.care.repair",
+    "rollback": "bandana_kv.care.versions",
+    "set_write_budget": "bandana_kv.disk.budget",
+    "verify": "bandana_kv.care.verification",
+    "versions": "bandana_kv.care.versions",
+}
 
 # Documented modules, by the names that users import them under.
 _PUBLIC = {
@@ -66,17 +75,44 @@ class _PublicNames(MetaPathFinder, Loader):
 # Before the others: a directory that an older version left behind must not be taken instead.
 sys.meta_path.insert(0, _PublicNames())
 
+
+class _Package(ModuleType):
+    """Keeps `load` the function: the import system puts each room here by its own name."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in _HOMES or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
 if TYPE_CHECKING:
+    from bandana_kv import rollout as rollout
     from bandana_kv.assess import performance as performance
     from bandana_kv.cache import policy as policy
     from bandana_kv.care import drift as drift
+    from bandana_kv.care.repair import repair
+    from bandana_kv.care.verification import verify
+    from bandana_kv.care.versions import Version, rollback, versions
     from bandana_kv.disk import blocks as blocks
+    from bandana_kv.disk.budget import set_write_budget
+    from bandana_kv.errors import BandanaError
+    from bandana_kv.load.loader import load
     from bandana_kv.logs import recording as recording
+    from bandana_kv.logs.access_log import AccessLog
     from bandana_kv.metrics import exporter as exporter
+    from bandana_kv.migration.export import export
+    from bandana_kv.serve.store import EmbeddingStore, open
 else:
 
-    def __getattr__(name: str) -> ModuleType:
-        """Import one of :data:`_PUBLIC` when it is asked for."""
-        if f"{__name__}.{name}" in _PUBLIC:
+    def __getattr__(name: str) -> object:
+        """Import one of :data:`_HOMES` or :data:`_PUBLIC` when it is asked for."""
+        if name in _HOMES:
+            found = globals()[name] = getattr(import_module(_HOMES[name]), name)
+            return found
+        if name == "rollout" or f"{__name__}.{name}" in _PUBLIC:
             return import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import click
+import msgspec
 
 from bandana_kv.assess import (
     DEVICE_CLASSES,
@@ -34,12 +35,16 @@ __all__ = ["main"]
 
 # The fastest engine is what is assessed: with another, more machines are needed.
 _ADAPTER = "blockfile"
+# What --json without a file stands for.
+_PRINTED = Path("-")
 
 
 @click.command()
 @table_options
 @click.option("--ordered", is_flag=True, help="Logs are in order of time: learn on their start.")
-@click.option("--device", type=Path, help="A profile, as tools/profile_device.py measures it.")
+@click.option(
+    "--profile", "--device", "device", type=Path, help="Of the device, by `bandana-kv profile`."
+)
 @click.option(
     "--device-class",
     "kind",
@@ -81,7 +86,14 @@ _ADAPTER = "blockfile"
     type=click.FloatRange(0, 1),
     help="Of the blocks, that each retraining writes.",
 )
-@click.option("--drive-capacity", callback=size, metavar="SIZE", help="As 1.92TiB or bytes.")
+@click.option(
+    "--device-bytes",
+    "--drive-capacity",
+    "drive_capacity",
+    callback=size,
+    metavar="SIZE",
+    help="The drive's capacity, as 1.92TiB or bytes.",
+)
 @click.option(
     "--rating-dwpd", type=click.FloatRange(0, min_open=True), help="Its drive writes per day."
 )
@@ -106,7 +118,15 @@ _ADAPTER = "blockfile"
     "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of all samples."
 )
 @click.option("--out", "page", type=Path, required=True, help="Where the page goes, as .html.")
-@click.option("--json", "numbers", type=Path, help="Where its numbers go, as JSON.")
+@click.option(
+    "--json",
+    "numbers",
+    type=Path,
+    is_flag=False,
+    flag_value=_PRINTED,
+    metavar="[FILE]",
+    help="Where its numbers go, as JSON; without FILE they are printed.",
+)
 @log_options
 @errors_named
 def main(
@@ -175,6 +195,9 @@ def main(
         )
         found = assess(question, costs, progress)
     _write(found, page, numbers)
+    if numbers == _PRINTED:
+        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
+        return
     _print(found)
     for path in (page, numbers):
         if path is not None:
@@ -185,7 +208,7 @@ def _check_outputs(page: Path, numbers: Path | None) -> None:
     """Refuse before minutes of work what would fail after them."""
     check_extras()
     for path in (page, numbers):
-        if path is not None:
+        if path is not None and path != _PRINTED:
             check_writable(path)
     if numbers is not None and numbers.absolute() == page.absolute():
         raise InputError(f"{page}: --out and --json name the same file")
@@ -202,7 +225,7 @@ def _device(path: Path | None, kind: str | None) -> tuple[DeviceProfile, str, st
         return profile, name, f"{how} ({path})"
     if kind is None:
         raise InputError(
-            "which device? Give --device, a profile that tools/profile_device.py measures, or "
+            "which device? Give --profile, what `bandana-kv profile` measures, or "
             "--device-class, published figures"
         )
     published = device_class(kind)
@@ -231,7 +254,7 @@ def _drive(
 
 def _write(found: Assessment, page: Path, numbers: Path | None) -> None:
     write_text(page, render(found))
-    if numbers is not None:
+    if numbers is not None and numbers != _PRINTED:
         found.write(numbers)
 
 

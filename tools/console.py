@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
 
 import click
@@ -25,7 +26,10 @@ __all__ = [
     "adapter_option",
     "by_table",
     "counts",
+    "end_as_interrupted",
     "errors_named",
+    "json_option",
+    "note",
     "out",
     "shapes",
     "size",
@@ -40,7 +44,7 @@ out = Console(markup=False) if sys.stdout.isatty() else Console(markup=False, wi
 
 
 class Bar(Progress):
-    """Draws one bar per stage on standard error; quiet where that is no terminal."""
+    """Draws one bar per stage on standard error; none where that is no terminal, or is quiet."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, markup=False)
@@ -56,7 +60,7 @@ class Bar(Progress):
             TextColumn("{task.fields[unit]}"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=out.quiet or not self._console.is_terminal,
         )
         self._bars.start()
         self._stage = self._bars.add_task(label, total=total, unit=unit)
@@ -99,12 +103,30 @@ def errors_named(command: F) -> F:
     return run  # type: ignore[return-value]
 
 
+def end_as_interrupted() -> None:
+    """Have SIGTERM end this process as Ctrl-C does, so that nothing is left behind."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+
+
 def _lasting(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
     """Refuse the engine whose blocks end with the process that a command line is."""
     if value == "memory":
         raise click.BadParameter("'memory' ends with this command; name an engine with files")
     return value
 
+
+def note(text: str) -> None:
+    """Print on standard error what is good to know, unless all is to be quiet."""
+    if not out.quiet:
+        click.echo(text, err=True)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+"""How a program reads what a command did; nothing else is printed then."""
 
 adapter_option = click.option(
     "--adapter",
@@ -117,9 +139,19 @@ adapter_option = click.option(
 
 
 def by_table(
-    _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
 ) -> dict[str, str]:
-    """Turn repeated ``table=value`` options into a dictionary."""
+    """Turn repeated ``table=value`` options into a dictionary.
+
+    Of a table that is not named, what a configuration file says of it stays.
+    """
+    said = _pairs(values)
+    if context.default_map and parameter.name in context.default_map:
+        return _pairs(context.default_map[parameter.name]) | said
+    return said
+
+
+def _pairs(values: Iterable[str]) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for value in values:
         name, equals, rest = value.partition("=")

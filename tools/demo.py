@@ -23,8 +23,9 @@ from bandana_kv.device.page_cache import device_bytes_read, drop_page_cache
 from bandana_kv.errors import InputError
 from bandana_kv.logs.options import LogOptions
 from bandana_kv.progress import Progress
-from bandana_kv.tools.console import Bar, errors_named, out
-from bandana_kv.tools.logs import log_options, read_log
+from bandana_kv.tools.console import Bar, errors_named, json_option, out
+from bandana_kv.tools.logs import NamedPath, log_options, named_path, read_named
+from bandana_kv.tools.pictures import pyplot
 from bandana_kv.tools.stdlib_log import stdlib_log
 
 __all__ = ["Served", "main"]
@@ -57,7 +58,13 @@ class Served:
 
 
 @click.command()
-@click.option("--log", "log_path", type=Path, help="Access log: .npz, .parquet, .csv or .txt.")
+@click.option(
+    "--log",
+    "given",
+    type=click.Path(path_type=Path),
+    callback=named_path,
+    help="Access log: .npz, .parquet, .csv or .txt.",
+)
 @click.option("--ordered", is_flag=True, help="The log is in order of time: learn on its start.")
 @click.option("--cache", "cache_fraction", default=0.05, show_default=True, help="DRAM / rows.")
 @click.option("--train", default=0.7, show_default=True, help="Share of requests to learn from.")
@@ -70,15 +77,17 @@ class Served:
     type=click.Path(path_type=Path, file_okay=False),
     help="Where results go; stores are made there too, on the device to be measured.",
 )
+@json_option
 @log_options
 @errors_named
 def main(
-    log_path: Path | None,
+    given: NamedPath | None,
     ordered: bool,
     cache_fraction: float,
     train: float,
     seed: int,
     directory: Path,
+    as_json: bool,
     how: LogOptions,
 ) -> None:
     """Serve the held-out part of an access log in three ways on two engines.
@@ -87,7 +96,8 @@ def main(
     definition looks up its identifiers.
     """
     bar = Bar()
-    log = stdlib_log(bar) if log_path is None else read_log(log_path, how)
+    pyplot()  # said before minutes of work, should it be missing
+    log = stdlib_log(bar) if given is None else read_named(given, how)
     if not 0 < cache_fraction <= 1:
         raise InputError(f"--cache {cache_fraction} is not a share of the rows above 0, up to 1")
     learn, test = log.split(train=train, ordered=ordered, seed=seed)
@@ -100,7 +110,7 @@ def main(
             results += _compare(store, adapter, learn, test, rows, cache_fraction, seed, bar)
         finally:
             shutil.rmtree(store, ignore_errors=True)
-    name = "python standard library" if log_path is None else log_path.stem
+    name = "python standard library" if given is None else given.path.stem
     summary = {
         "log": name,
         "requests": log.requests,
@@ -109,11 +119,14 @@ def main(
         "results": [asdict(result) for result in results],
     }
     (directory / "result.json").write_text(json.dumps(summary, indent=1) + "\n")
-    _print(summary, results)
     _draw(directory / "gain.png", name, cache_fraction, results)
     wrong = sum(result.wrong_rows for result in results)
-    out.print(f"every served row was compared with its source: {wrong} wrong")
-    out.print(f"wrote {directory / 'result.json'} and {directory / 'gain.png'}")
+    if as_json:
+        click.echo(json.dumps(summary, indent=1))
+    else:
+        _print(summary, results)
+        out.print(f"every served row was compared with its source: {wrong} wrong")
+        out.print(f"wrote {directory / 'result.json'} and {directory / 'gain.png'}")
     if wrong:
         raise SystemExit(1)
 
@@ -239,11 +252,7 @@ def _print(summary: dict[str, Any], results: list[Served]) -> None:
 
 
 def _draw(path: Path, name: str, cache_fraction: float, results: list[Served]) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     shown = [result for result in results if result.adapter == ADAPTERS[0]]
     figure, axes = plt.subplots(figsize=(7, 2.6), layout="constrained")
     reads = [result.block_reads / max(1, result.lookups) for result in shown]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import get_args
 
@@ -13,7 +14,15 @@ from bandana_kv.device.advice import DEFAULT_DEPTH, NO_PROFILE, PROFILE_FILE
 from bandana_kv.logs.options import LogOptions
 from bandana_kv.placement import methods
 from bandana_kv.plan import Plan
-from bandana_kv.tools.console import Bar, adapter_option, by_table, errors_named, out
+from bandana_kv.tools.console import (
+    Bar,
+    adapter_option,
+    by_table,
+    errors_named,
+    json_option,
+    note,
+    out,
+)
 from bandana_kv.tools.logs import log_options, read_logs
 
 __all__ = ["main"]
@@ -41,12 +50,12 @@ __all__ = ["main"]
 @adapter_option
 @click.option("--placement", default="shp", show_default=True, help=", ".join(methods()))
 @click.option(
-    "--plan", "planned", type=click.Path(path_type=Path), help="What tools/plan_cache.py made."
+    "--plan", "planned", type=click.Path(path_type=Path), help="What `bandana-kv plan` made."
 )
 @click.option(
     "--profile",
     type=click.Path(path_type=Path),
-    help="What tools/profile_device.py found.  [default: what the store was loaded with]",
+    help="What `bandana-kv profile` found.  [default: what the store was loaded with]",
 )
 @click.option(
     "--replicate",
@@ -62,6 +71,7 @@ __all__ = ["main"]
 @click.option("--threshold", type=int, help="For --admission threshold: lookups in the log.")
 @click.option("--seed", default=0, show_default=True, help="Of placement and simulation.")
 @click.option("--keep", default=2, show_default=True, help="Versions that stay.")
+@json_option
 @log_options
 @errors_named
 def main(
@@ -77,6 +87,7 @@ def main(
     threshold: int | None,
     seed: int,
     keep: int,
+    as_json: bool,
     how: LogOptions,
 ) -> None:
     """Load tables into the store in DIRECTORY as a new version, and switch to it.
@@ -102,9 +113,12 @@ def main(
             keep=keep,
             progress=progress,
         )
-    out.print(f"{directory}: version {version} is served, with {', '.join(tables)} new")
+    if as_json:
+        click.echo(json.dumps({"version": version, "tables": list(tables)}))
+    else:
+        out.print(f"{directory}: version {version} is served, with {', '.join(tables)} new")
     if not (directory / PROFILE_FILE).exists():
-        click.echo(NO_PROFILE.format(directory, DEFAULT_DEPTH), err=True)
+        note(NO_PROFILE.format(directory, DEFAULT_DEPTH))
 
 
 if __name__ == "__main__":

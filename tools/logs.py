@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import click
 
@@ -15,11 +15,33 @@ from bandana_kv.logs.formats import READERS
 from bandana_kv.logs.options import BAD_ROWS, ROLES, LogOptions
 from bandana_kv.logs.recording import is_recording
 
-__all__ = ["log_options", "read_log", "read_logs"]
+__all__ = ["NamedPath", "log_options", "named_path", "read_log", "read_logs", "read_named"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _NAMES = ("log_format", "columns", "separator", "header", "quoting", "bad_rows", "log_table")
+
+
+class NamedPath(NamedTuple):
+    """A file of one table, which may be named with it."""
+
+    table: str | None
+    path: Path
+
+
+def named_path(
+    _context: click.Context, _parameter: click.Parameter, value: Path | None
+) -> NamedPath | None:
+    """Take ``NAME=PATH`` as well as ``PATH`` where a command is about one table.
+
+    A file that is there goes before a name.
+    """
+    if value is None:
+        return None
+    table, equals, path = str(value).partition("=")
+    if not (table and equals and path) or "/" in table or value.exists():
+        return NamedPath(None, value)
+    return NamedPath(table, Path(path))
 
 
 def _columns(
@@ -103,6 +125,19 @@ def read_log(path: str | Path, how: LogOptions, table: str | None = None) -> Acc
     if how.table is None and table is not None and is_recording(Path(path)):
         how = how.but(table=table)
     return AccessLog.read(path, how)
+
+
+def read_named(log: NamedPath, how: LogOptions, table: str | None = None) -> AccessLog:
+    """Return the log of the one table that a command is about.
+
+    Raises
+    ------
+    BandanaError
+        As :func:`read_log`; or the log is named after another table.
+    """
+    if table is not None and log.table not in (None, table):
+        raise InputError(f"--log names table {log.table!r}, and --table {table!r}")
+    return read_log(log.path, how, log.table or table)
 
 
 def read_logs(logs: Mapping[str, str], how: LogOptions) -> dict[str, AccessLog]:

@@ -12,8 +12,8 @@ from bandana_kv.adapters.rows import ENGINES, KEY_CODECS, open_rows
 from bandana_kv.logs.options import LogOptions
 from bandana_kv.migration import Migrated, migrate
 from bandana_kv.plan import Plan
-from bandana_kv.tools.console import Bar, adapter_option, errors_named, out
-from bandana_kv.tools.logs import log_options, read_log
+from bandana_kv.tools.console import Bar, adapter_option, errors_named, json_option, out
+from bandana_kv.tools.logs import NamedPath, log_options, named_path, read_named
 from bandana_kv.units import size_text
 
 __all__ = ["main"]
@@ -42,19 +42,21 @@ __all__ = ["main"]
     help="For ids without a row.",
 )
 @click.option("--skip-others", is_flag=True, help="Skip and count keys that are of no id.")
-@click.option("--log", type=click.Path(path_type=Path), help="The table's access log.")
+@click.option(
+    "--log", type=click.Path(path_type=Path), callback=named_path, help="The table's access log."
+)
 @adapter_option
 @click.option(
-    "--plan", "planned", type=click.Path(path_type=Path), help="What tools/plan_cache.py made."
+    "--plan", "planned", type=click.Path(path_type=Path), help="What `bandana-kv plan` made."
 )
 @click.option(
     "--profile",
     type=click.Path(path_type=Path),
-    help="What tools/profile_device.py found.  [default: what the store was loaded with]",
+    help="What `bandana-kv profile` found.  [default: what the store was loaded with]",
 )
 @click.option("--keep", default=2, show_default=True, help="Versions that stay.")
 @click.option("--restart", is_flag=True, help="Read all anew, whatever was brought in before.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+@json_option
 @log_options
 @errors_named
 def main(
@@ -72,7 +74,7 @@ def main(
     rows: int | None,
     missing: str,
     skip_others: bool,
-    log: Path | None,
+    log: NamedPath | None,
     adapter: str,
     planned: Path | None,
     profile: Path | None,
@@ -89,7 +91,7 @@ def main(
     """
     inner = _inner(engine, column_family, database)
     before = _prefix(prefix, prefix_hex)
-    read = None if log is None else read_log(log, how, table)
+    read = None if log is None else read_named(log, how, table)
     plan = None if planned is None else Plan.read(planned)
     with (
         open_rows(engine, source, key=key, dtype=dtype, inner=inner, prefix=before) as opened,

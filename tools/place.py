@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -17,19 +18,35 @@ from bandana_kv.placement import Placement, methods, place
 from bandana_kv.placement.measure import blocks_per_request
 from bandana_kv.placement.registry import QUALITIES
 from bandana_kv.placement.replication import replicate
-from bandana_kv.tools.console import Bar, errors_named, out
-from bandana_kv.tools.logs import log_options, read_log
+from bandana_kv.tools.console import Bar, errors_named, json_option, out
+from bandana_kv.tools.logs import NamedPath, log_options, named_path, read_named
+from bandana_kv.tools.pictures import pyplot
 
 __all__ = ["main"]
 
 
 @click.command()
-@click.option("--log", "log_path", type=Path, required=True, help=".npz, .parquet, .csv or .txt.")
+@click.option(
+    "--log",
+    type=click.Path(path_type=Path),
+    callback=named_path,
+    required=True,
+    help=".npz, .parquet, .csv or .txt.",
+)
 @click.option("--rows", type=int, help="Rows of the table.  [default: largest id in the log + 1]")
 @click.option("--rows-per-block", default=31, show_default=True, help="31 of 128 bytes fit 4 KiB.")
-@click.option("--method", default="shp", show_default=True, help=", ".join(methods()))
+@click.option(
+    "--placement", "--method", "method", default="shp", show_default=True, help=", ".join(methods())
+)
 @click.option("--quality", default="balanced", show_default=True, type=click.Choice(QUALITIES))
-@click.option("--values", type=Path, help="The rows as .npy, for methods that look at them.")
+@click.option(
+    "--table",
+    "--values",
+    "rows_of",
+    type=click.Path(path_type=Path),
+    callback=named_path,
+    help="For methods that look at rows: a .npy.",
+)
 @click.option("--replicate", "share", default=0.0, show_default=True, help="Extra blocks / blocks.")
 @click.option("--max-pins", type=int, help="Learn from a sample of so many lookups at most.")
 @click.option("--train", default=0.7, show_default=True, help="Share of requests to learn from.")
@@ -37,15 +54,16 @@ __all__ = ["main"]
 @click.option("--seed", default=0, show_default=True, help="Of split and placement.")
 @click.option("--out", "saved", type=Path, required=True, help="Where the placement goes.")
 @click.option("--picture", type=Path, help="Draw blocks per request before and after, as .png.")
+@json_option
 @log_options
 @errors_named
 def main(
-    log_path: Path,
+    log: NamedPath,
     rows: int | None,
     rows_per_block: int,
     method: str,
     quality: str,
-    values: Path | None,
+    rows_of: NamedPath | None,
     share: float,
     max_pins: int | None,
     train: float,
@@ -53,15 +71,18 @@ def main(
     seed: int,
     saved: Path,
     picture: Path | None,
+    as_json: bool,
     how: LogOptions,
 ) -> None:
     """Learn a placement from part of a log, and show what the rest of the log makes of it.
 
     Load it with bandana_kv.load(..., placement={table: Placement.load(path)}).
     """
-    log = read_log(log_path, how)
-    learn, test = log.split(train=train, ordered=ordered, seed=seed)
-    table_rows = log.rows if rows is None else rows
+    if picture is not None:
+        pyplot()  # said before minutes of work, should it be missing
+    read = read_named(log, how, None if rows_of is None else rows_of.table)
+    learn, test = read.split(train=train, ordered=ordered, seed=seed)
+    table_rows = read.rows if rows is None else rows
     bar = Bar()
     before = place(learn, table_rows, rows_per_block, "shuffled", seed=seed)
     begun = time.perf_counter()
@@ -73,7 +94,7 @@ def main(
         quality=quality,
         seed=seed,
         max_pins=max_pins,
-        values=values,
+        values=None if rows_of is None else rows_of.path,
         progress=bar,
     )
     if share:
@@ -84,11 +105,34 @@ def main(
         name: (blocks_per_request(learn, placement), blocks_per_request(test, placement))
         for name, placement in (("shuffled", before), (method, after))
     }
-    _print(log, after, touched, seconds)
-    out.print(f"wrote {saved}")
     if picture is not None:
-        _draw(picture, log_path.stem, {name: held_out for name, (_, held_out) in touched.items()})
-        out.print(f"wrote {picture}")
+        _draw(picture, log.path.stem, {name: held_out for name, (_, held_out) in touched.items()})
+    if as_json:
+        click.echo(json.dumps(_summary(read, after, touched), indent=1))
+        return
+    _print(read, after, touched, seconds)
+    for path in (saved, picture):
+        if path is not None:
+            out.print(f"wrote {path}")
+
+
+def _summary(
+    log: AccessLog,
+    placement: Placement,
+    touched: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]],
+) -> dict[str, object]:
+    return {
+        "requests": log.requests,
+        "rows": placement.rows,
+        "blocks": placement.blocks,
+        "rows_per_block": placement.rows_per_block,
+        "copies": 0 if placement.replicas is None else int(placement.replicas.size),
+        "learned_from": placement.learned_from,
+        "blocks_per_request": {
+            name: {"learned": _mean(learned), "held_out": _mean(held_out)}
+            for name, (learned, held_out) in touched.items()
+        },
+    }
 
 
 def _print(
@@ -122,11 +166,7 @@ def _mean(numbers: NDArray[np.int64]) -> float:
 
 
 def _draw(path: Path, name: str, touched: dict[str, NDArray[np.int64]]) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
     for (label, blocks), color in zip(touched.items(), ("#9aa5b1", "#d1495b"), strict=False):
         share = np.arange(1, blocks.size + 1) / max(1, blocks.size)

@@ -10,8 +10,8 @@ import click
 import bandana_kv
 from bandana_kv.logs.options import LogOptions
 from bandana_kv.placement import Placement
-from bandana_kv.tools.console import Bar, errors_named, out
-from bandana_kv.tools.logs import log_options, read_log
+from bandana_kv.tools.console import Bar, errors_named, json_option, out
+from bandana_kv.tools.logs import NamedPath, log_options, named_path, read_named
 
 __all__ = ["main"]
 
@@ -24,22 +24,22 @@ __all__ = ["main"]
     "placement_path",
     type=click.Path(path_type=Path),
     required=True,
-    help="A file that Placement.save wrote, tools/place.py for example.",
+    help="A file that Placement.save wrote, `bandana-kv place` for example.",
 )
 @click.option(
     "--log",
-    "log_path",
     type=click.Path(path_type=Path),
+    callback=named_path,
     help="The access log that the placement was learnt from, for the heat of rows.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+@json_option
 @log_options
 @errors_named
 def main(
     directory: Path,
     table: str,
     placement_path: Path,
-    log_path: Path | None,
+    log: NamedPath | None,
     as_json: bool,
     how: LogOptions,
 ) -> None:
@@ -49,10 +49,10 @@ def main(
     this command out: there, call place_anew of the store itself.
     """
     placement = Placement.load(placement_path)
-    log = None if log_path is None else read_log(log_path, how, table)
+    learnt_from = None if log is None else read_named(log, how, table)
     with bandana_kv.open(directory, cache_bytes=0) as store, Bar() as bar:
         blocks = store.placement(table).blocks
-        done = store.place_anew(table, placement, log=log, progress=bar)
+        done = store.place_anew(table, placement, log=learnt_from, progress=bar)
     if as_json:
         click.echo(json.dumps(done._asdict() | {"blocks": blocks}))
         return

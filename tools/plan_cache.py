@@ -12,11 +12,20 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from bandana_kv.cache.state import cache_bytes_of
-from bandana_kv.errors import InputError, MissingExtraError
+from bandana_kv.errors import InputError
 from bandana_kv.logs.options import LogOptions
 from bandana_kv.plan import Choice, Plan, choose_plan
-from bandana_kv.tools.console import Bar, errors_named, out, shapes, size, table_options
+from bandana_kv.tools.console import (
+    Bar,
+    errors_named,
+    json_option,
+    out,
+    shapes,
+    size,
+    table_options,
+)
 from bandana_kv.tools.logs import log_options, read_logs
+from bandana_kv.tools.pictures import pyplot
 from bandana_kv.units import parse_size
 
 __all__ = ["main", "parse_size"]
@@ -40,6 +49,7 @@ _STYLES = (("-", "o"), ("--", "s"), ("-.", "D"), (":", "^"))
 )
 @click.option("--out", "saved", type=Path, required=True, help="Where the plan goes, as JSON.")
 @click.option("--picture", type=Path, help="Draw block reads against DRAM: .png, .pdf or .svg.")
+@json_option
 @log_options
 @errors_named
 def main(
@@ -52,12 +62,13 @@ def main(
     seed: int,
     saved: Path,
     picture: Path | None,
+    as_json: bool,
     how: LogOptions,
 ) -> None:
     """Share DRAM among tables, and choose each one's placement and cache policy by simulation.
 
     Learns from the logs alone; logs in order of time show what drifts. Load with the plan by
-    load_tables.py --plan, or bandana_kv.load(..., plan=Plan.read(path)).
+    `bandana-kv load --plan`, or bandana_kv.load(..., plan=Plan.read(path)).
     """
     _check_outputs(saved, picture)
     read = read_logs(logs, how)
@@ -69,11 +80,15 @@ def main(
         )
     seconds = time.perf_counter() - begun
     plan.write(saved)
-    _print(plan, seconds)
-    out.print(f"wrote {saved}")
     if picture is not None:
         _draw(picture, plan, found)
-        out.print(f"wrote {picture}")
+    if as_json:
+        click.echo(saved.read_text(), nl=False)
+        return
+    _print(plan, seconds)
+    for path in (saved, picture):
+        if path is not None:
+            out.print(f"wrote {path}")
 
 
 def _check_outputs(saved: Path, picture: Path | None) -> None:
@@ -84,7 +99,7 @@ def _check_outputs(saved: Path, picture: Path | None) -> None:
     if picture is not None:
         if picture.suffix.lower() not in _PICTURES:
             raise InputError(f"{picture}: a picture ends in {', '.join(_PICTURES)}")
-        _pyplot()
+        pyplot()
 
 
 def _mib(number: float) -> str:
@@ -134,22 +149,8 @@ def _ratio(number: float, over: float) -> str:
     return f"{number / over:.2f}" if over else "-"
 
 
-def _pyplot() -> Any:
-    """Import matplotlib, which draws without a display."""
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise MissingExtraError(
-            "--picture needs matplotlib: pip install 'bandana-kv[plot]'"
-        ) from error
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
 def _draw(path: Path, plan: Plan, found: Mapping[str, tuple[int, int]]) -> None:
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for number, (name, table) in enumerate(plan.tables.items()):
         rows, row_bytes = found[name]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 import click
 from rich.box import SIMPLE
@@ -18,8 +16,9 @@ from bandana_kv.device.record import check_writable, curve
 from bandana_kv.device.sweep import DEPTHS
 from bandana_kv.errors import MissingExtraError
 from bandana_kv.logs.options import LogOptions
-from bandana_kv.tools.console import Bar, errors_named, out
-from bandana_kv.tools.logs import log_options, read_log
+from bandana_kv.tools.console import Bar, end_as_interrupted, errors_named, json_option, out
+from bandana_kv.tools.logs import NamedPath, log_options, named_path, read_named
+from bandana_kv.tools.pictures import pyplot
 
 __all__ = ["main"]
 
@@ -31,7 +30,10 @@ _PAGE_BYTES = 4096
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--quick", is_flag=True, help="In under a minute, and 512 MiB instead of 4 GiB.")
 @click.option(
-    "--log", "log_path", type=Path, help=".npz, .parquet, .csv or .txt: decides the block size."
+    "--log",
+    type=click.Path(path_type=Path),
+    callback=named_path,
+    help="Of its rows: decides the block size.",
 )
 @click.option("--row-bytes", type=int, help="Bytes of a row; goes with --log.")
 @click.option("--ordered", is_flag=True, help="The log is in order of time: learn on its start.")
@@ -46,18 +48,20 @@ _PAGE_BYTES = 4096
     show_default=True,
     help="Where the profile goes; the picture goes beside it, as .png.",
 )
+@json_option
 @log_options
 @errors_named
 def main(
     directory: Path,
     quick: bool,
-    log_path: Path | None,
+    log: NamedPath | None,
     row_bytes: int | None,
     ordered: bool,
     p99_us: float,
     engine: str,
     writes: bool,
     saved: Path,
+    as_json: bool,
     how: LogOptions,
 ) -> None:
     """Measure random reads on the device under DIRECTORY, and say how to read from it.
@@ -65,11 +69,11 @@ def main(
     Works in a file of its own that has no name: nothing is left in DIRECTORY, however
     this command ends. Nothing is ever written to a raw device.
     """
-    signal.signal(signal.SIGTERM, _stop)
+    end_as_interrupted()
     picture = saved.with_suffix(".png")
     for path in (saved, picture):
         check_writable(path)
-    log = read_log(log_path, how) if log_path is not None else None
+    read = read_named(log, how) if log is not None else None
     try:
         with Bar() as progress:
             found = profile(
@@ -77,7 +81,7 @@ def main(
                 quick=quick,
                 engine=engine,
                 p99_budget_us=p99_us,
-                log=log,
+                log=read,
                 row_bytes=row_bytes,
                 ordered=ordered,
                 writes=writes,
@@ -87,19 +91,22 @@ def main(
         click.echo(f"error: stopped; no file is left in {directory}", err=True)
         sys.exit(130)
     found.write(saved)
+    missing = _drawn(found, picture)
+    if as_json:
+        click.echo(saved.read_text(), nl=False)
+        return
     _print(found)
     out.print(f"wrote {saved}")
+    out.print(f"no picture: {missing}" if missing else f"wrote {picture}")
+
+
+def _drawn(found: DeviceProfile, picture: Path) -> str | None:
+    """Draw the picture, or return why there is none."""
     try:
         _draw(found, picture)
     except MissingExtraError as error:
-        out.print(f"no picture: {error}")
-    else:
-        out.print(f"wrote {picture}")
-
-
-def _stop(_number: int, _frame: FrameType | None) -> None:
-    """End as Ctrl-C does, so that fio ends with this process."""
-    raise KeyboardInterrupt
+        return str(error)
+    return None
 
 
 def _print(found: DeviceProfile) -> None:
@@ -198,13 +205,7 @@ def _size(block_bytes: int) -> str:
 
 
 def _draw(found: DeviceProfile, path: Path) -> None:
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise MissingExtraError("it needs matplotlib: pip install 'bandana-kv[plot]'") from error
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     figure, (rates, latencies) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     shades = plt.get_cmap("Greys")(range(90, 200, 110 // max(1, len(found.sizes))))
     for size, shade in zip(found.sizes, shades, strict=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -10,7 +11,7 @@ import numpy as np
 import bandana_kv
 from bandana_kv.errors import BandanaError, InputError
 from bandana_kv.serve.arguments import check_update_ids, checked_ids, checked_numbers
-from bandana_kv.tools.console import errors_named, out
+from bandana_kv.tools.console import errors_named, json_option, out
 
 __all__ = ["main"]
 
@@ -27,8 +28,11 @@ _ROWS_AT_ONCE = 1 << 16
     "--rows", "rows_path", type=click.Path(path_type=Path), required=True, help="A .npy, (n, dim)."
 )
 @click.option("--flush", is_flag=True, help="Write the blocks now, not when many rows changed.")
+@json_option
 @errors_named
-def main(directory: Path, table: str, ids_path: Path, rows_path: Path, flush: bool) -> None:
+def main(
+    directory: Path, table: str, ids_path: Path, rows_path: Path, flush: bool, as_json: bool
+) -> None:
     """Replace rows of TABLE in the store in DIRECTORY.
 
     All ids and rows are checked before anything is written; then 65,536 rows at once are replaced
@@ -56,7 +60,10 @@ def main(directory: Path, table: str, ids_path: Path, rows_path: Path, flush: bo
                 raise error from None
         if flush:
             store.flush()
-    out.print(f"{directory}: {len(ids)} rows of {table} are new")
+    if as_json:
+        click.echo(json.dumps({"table": table, "rows": len(ids), "flushed": flush}))
+    else:
+        out.print(f"{directory}: {len(ids)} rows of {table} are new")
 
 
 def _check(

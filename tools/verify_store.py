@@ -26,9 +26,10 @@ __all__ = ["main"]
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--repair", is_flag=True, help="Write bad blocks anew, from one of the sources.")
 @click.option(
+    "--table",
     "--from-npy",
     "files",
-    metavar="TABLE=ROWS.npy",
+    metavar="NAME=ROWS.npy",
     multiple=True,
     callback=by_table,
     help="The rows that a table was loaded from. Repeat for more tables.",

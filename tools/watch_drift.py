@@ -30,7 +30,7 @@ _log = logging.getLogger("bandana_kv")
 @click.option(
     "--log",
     "logs",
-    metavar="TABLE=RECORDING",
+    metavar="NAME=RECORDING",
     multiple=True,
     required=True,
     callback=by_table,
@@ -38,7 +38,7 @@ _log = logging.getLogger("bandana_kv")
 )
 @click.option(
     "--cache-bytes",
-    metavar="TABLE=SIZE",
+    metavar="NAME=SIZE",
     multiple=True,
     callback=by_table,
     help="DRAM that a table is served with, as in 64MiB.  [default: as planned]",

@@ -8,9 +8,7 @@ says what of both counts. It is replaced by a rename after both are durable.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
-import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,12 +18,12 @@ from typing import Any, Self
 import msgspec
 import numpy as np
 import xxhash
-from numba import types
 from numpy.typing import NDArray
 
 from bandana_kv.errors import BandanaError, InputError, LoadInProgressError, MigrationError
 from bandana_kv.kernels.compile import kernel, signed
 from bandana_kv.migration.extraction import Batch
+from bandana_kv.migration.row_file import shape_file, write_rows
 from bandana_kv.system.durable import (
     NO_ROOM,
     make_directory,
@@ -38,17 +36,9 @@ from bandana_kv.system.permission import check_permission
 __all__ = ["Staging", "State", "staged"]
 
 _FORMAT_VERSION = 1
-# Of an array with two dimensions, whatever they are.
-_HEADER_BYTES = 128
 # Rows held back until so many can be sorted and written at once, and made durable.
 CHECKPOINT_BYTES = 16 << 20
 _IDS_AT_ONCE = 1 << 20
-
-# Called by name from compiled code: most runs of rows are short where keys are not in the order
-# of ids.
-_pwrite: Any = types.ExternalFunction(
-    "pwrite", types.int64(types.int32, types.voidptr, types.uint64, types.int64)
-)
 
 
 class State(msgspec.Struct, forbid_unknown_fields=True):
@@ -90,23 +80,6 @@ def _mark(seen: np.ndarray, ids: np.ndarray) -> int:
         if seen[byte] & bit:
             return i
         seen[byte] |= bit
-    return -1
-
-
-@kernel
-def _pwrite_runs(
-    file: int, first_byte: int, row_bytes: int, ids: np.ndarray, rows: np.ndarray
-) -> int:
-    """Write rows of rising ids, neighbours in one call; return one that failed, or -1."""
-    begin = 0
-    while begin < ids.size:
-        end = begin + 1
-        while end < ids.size and ids[end] == ids[end - 1] + 1:
-            end += 1
-        size, at = (end - begin) * row_bytes, first_byte + ids[begin] * row_bytes
-        if _pwrite(np.int32(file), rows[begin].ctypes, np.uint64(size), at) != size:
-            return begin
-        begin = end
     return -1
 
 
@@ -217,7 +190,7 @@ class Staging:
                 order = np.argsort(ids)
                 ids, rows = ids[order], rows[order]
             state.row_bytes = rows.shape[1]
-            self._write(ids, rows)
+            write_rows(self._rows, ids, rows)
             state.read += ids.size
             state.top = max(state.top, int(ids[-1]) + 1)
         state.skipped += self._held_skipped
@@ -226,19 +199,6 @@ class Staging:
         sync_file(self._rows, self.path)
         sync_file(self._ids, self._directory / "ids")
         write_durably(self._directory / "state.json", msgspec.json.encode(state))
-
-    def _write(self, ids: NDArray[np.int64], rows: NDArray[np.uint8]) -> None:
-        row_bytes, first = rows.shape[1], 0
-        while True:
-            bad = _pwrite_runs(self._rows, _HEADER_BYTES, row_bytes, ids[first:], rows[first:])
-            if bad < 0:
-                return
-            # Once more, for the error that the system gives.
-            first += bad
-            at = _HEADER_BYTES + int(ids[first]) * row_bytes
-            if os.pwrite(self._rows, rows[first].tobytes(), at) != row_bytes:
-                raise OSError(errno.ENOSPC, "only a part of a row was written")
-            first += 1
 
     def missing(self, rows: int) -> NDArray[np.int64]:
         """Return the ids below `rows` of which no row came, int64 (n,), rising."""
@@ -249,12 +209,7 @@ class Staging:
     def shape(self, rows: int, dtype: np.dtype[Any]) -> None:
         """Make the file a table of `rows` rows; those that did not come are zeros."""
         dim = self.state.row_bytes // dtype.itemsize
-        header = io.BytesIO()
-        described = {"descr": dtype.str, "fortran_order": False, "shape": (rows, dim)}
-        np.lib.format.write_array_header_1_0(header, described)
-        assert header.tell() == _HEADER_BYTES
-        os.pwrite(self._rows, header.getvalue(), 0)
-        os.ftruncate(self._rows, _HEADER_BYTES + rows * self.state.row_bytes)
+        shape_file(self._rows, rows, dim, dtype)
         sync_file(self._rows, self.path)
 
     def close(self) -> None:

@@ -54,6 +54,8 @@ class Options:
         Overrides the plan.
     source : Source or None
         Where rows come from whose blocks do not.
+    version : int or None
+        The only one to serve; None: whichever is current.
     totals : Totals
         What is counted meanwhile.
     """
@@ -64,11 +66,12 @@ class Options:
     policy: Policy | None
     coalesce: bool
     source: Source | None
+    version: int | None = None
     totals: Totals = field(default_factory=Totals)
 
 
 def open_current(options: Options, before: ServedVersion | None = None) -> ServedVersion:
-    """Open the store's current version for serving.
+    """Open the store's current version for serving, or the one that `options` name.
 
     Parameters
     ----------
@@ -83,13 +86,16 @@ def open_current(options: Options, before: ServedVersion | None = None) -> Serve
     BandanaError
         As :func:`bandana_kv.open`; nothing stays open.
     """
+    if options.version is not None:
+        return open_version(options, options.version, before)
     return _opened_version(options, before, hold_current)
 
 
-def open_version(options: Options, version: int, before: ServedVersion) -> ServedVersion:
-    """Open a version for serving that is not the current one yet.
+def open_version(options: Options, version: int, before: ServedVersion | None) -> ServedVersion:
+    """Open a version for serving that need not be the current one.
 
-    Only with the writer's lock held. Raises as :func:`open_current`.
+    One that is not yet: only with the writer's lock held. Raises as :func:`open_current`, and a
+    FormatError where the version has gone.
     """
     return _opened_version(options, before, lambda root, stack: hold_version(root, version, stack))
 

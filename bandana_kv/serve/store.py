@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from bandana_kv.disk.plan import TablePlan
     from bandana_kv.logs.access_log import AccessLog
 
-__all__ = ["EmbeddingStore", "open"]
+__all__ = ["EmbeddingStore", "open", "open_kept"]
 
 _log = logging.getLogger("bandana_kv")
 WARM_SECONDS = 10.0
@@ -1147,16 +1147,7 @@ def open(
         raise InputError("coalesce=False goes without a deadline")
     source = None if fallback is None else source_of(fallback)
     options = Options(root, cache_bytes, adapter, override, coalesce, source)
-    load_kernels()
-    serving, follower = _opened(options, None)
-    try:
-        anchor = Anchor(root)
-        anchor.check(serving.manifest, serving.held)
-    except BaseException:
-        serving.retire()
-        raise
-    reader = BlockReader(int(readers))
-    store = EmbeddingStore(options, anchor, serving, follower, reader, deadline_ms)
+    store = _store(options, int(readers), deadline_ms)
     if watch_seconds is not None:
         try:
             store._watch(watch_seconds)
@@ -1164,6 +1155,33 @@ def open(
             store.close()
             raise
     return store
+
+
+def open_kept(
+    path: str | os.PathLike[str], version: int, *, adapter: Adapter | None = None
+) -> EmbeddingStore:
+    """Open one of the versions that a store keeps, to be read: without a cache.
+
+    Raises
+    ------
+    BandanaError
+        As :func:`open`; a FormatError where the version has gone.
+    """
+    root = Path(path).absolute()
+    return _store(Options(root, 0, adapter, None, True, None, version), depth_of(root, None), None)
+
+
+def _store(options: Options, readers: int, deadline_ms: float | None) -> EmbeddingStore:
+    load_kernels()
+    serving, follower = _opened(options, None)
+    try:
+        anchor = Anchor(options.root)
+        anchor.check(serving.manifest, serving.held)
+    except BaseException:
+        serving.retire()
+        raise
+    reader = BlockReader(readers)
+    return EmbeddingStore(options, anchor, serving, follower, reader, deadline_ms)
 
 
 def _opened(

@@ -18,6 +18,7 @@ NAMES = {
     "bandana_kv.exporter": ["Collector", "Exporter", "serve"],
     "bandana_kv.logs": ["JsonFormatter"],
     "bandana_kv.metrics": ["Buckets", "Labelled", "Measured", "Metric"],
+    "bandana_kv": ["export", "load", "open", "repair", "rollback", "verify", "versions"],
     "bandana_kv.migration": ["Migrated", "migrate"],
     "bandana_kv.performance": ["Load", "at_rate", "calibrate", "predict"],
     "bandana_kv.placement.incremental": ["place_incrementally"],
@@ -59,6 +60,21 @@ def test_what_an_older_version_left_behind_is_not_taken(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "bandana_kv.care.drift.watch\n"
+
+
+def test_nothing_is_imported_that_is_not_asked_for() -> None:
+    code = "import sys, bandana_kv; print('numpy' in sys.modules, bandana_kv.__version__ != '')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False True\n"
+
+
+def test_a_function_is_not_hidden_by_the_room_of_its_name() -> None:
+    code = (
+        "import bandana_kv.load.jobs, bandana_kv; from bandana_kv.load import loader; "
+        "print(bandana_kv.load is loader.load, {*bandana_kv.__all__} - {*dir(bandana_kv)})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True set()\n"
 
 
 def test_other_names_are_errors() -> None:

@@ -84,7 +84,7 @@ def test_the_picture_is_an_extra(directory: Path, monkeypatch: pytest.MonkeyPatc
     if "reach no device" in output or "no direct I/O" in output:
         pytest.skip(output)
     assert status == 0, output
-    assert "no picture: it needs matplotlib" in output
+    assert "no picture: a picture needs matplotlib" in output
     assert Path("device.json").exists()
     assert not Path("device.png").exists()
 

@@ -1,0 +1,199 @@
+"""A table of a store -> a .npy file, its rows in the order of their ids: the way back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from bandana_kv.care.versions import versions
+from bandana_kv.disk import manifest
+from bandana_kv.errors import DiskFullError, InputError, TableNotFoundError
+from bandana_kv.migration.row_file import shape_file, write_rows
+from bandana_kv.progress import Progress
+from bandana_kv.serve.store import EmbeddingStore, open_kept
+from bandana_kv.system.durable import NO_ROOM, sync_directory, sync_file
+from bandana_kv.system.permission import check_permission, permission_named
+
+if TYPE_CHECKING:
+    from bandana_kv.adapters.contract import Adapter
+
+__all__ = ["Exported", "export"]
+
+_CHUNK_BYTES = 8 << 20
+
+
+class Exported(msgspec.Struct, frozen=True):
+    """What an export wrote.
+
+    Attributes
+    ----------
+    table : str
+    version : int
+        Of the store.
+    rows, dim, dtype
+        Shape and numpy dtype of the table.
+    bytes : int
+        Of all rows.
+    path : str
+        The file.
+    """
+
+    table: str
+    version: int
+    rows: int
+    dim: int
+    dtype: str
+    bytes: int
+    path: str
+
+
+@permission_named()
+def export(
+    path: str | os.PathLike[str],
+    table: str,
+    out: str | os.PathLike[str],
+    version: int | None = None,
+    *,
+    adapter: Adapter | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Exported:
+    """Write a table back to a .npy file, an array (rows, dim) in the order of the ids.
+
+    Parameters
+    ----------
+    path
+        A directory that :func:`bandana_kv.load` made. Processes may be serving from it, loading
+        into it and updating rows.
+    table
+        Its name.
+    out
+        The file, which ends in ``.npy``. It is there when all of it is, or not at all.
+    version
+        One of :func:`bandana_kv.versions`; by default the current one.
+    adapter
+        The adapter on your own handles, for a store that was loaded through one.
+    overwrite
+        Replace the file if it is there.
+    progress
+        Told of the rows.
+
+    Returns
+    -------
+    Exported
+
+    Raises
+    ------
+    StoreNotFoundError, TableNotFoundError
+        There is no such store, or no such table in that version.
+    InputError
+        The store does not keep that version, or the file is there, cannot be made, or is to be
+        of a format that is not written.
+    BlockMissingError, BlockCorruptError, AdapterError
+        A block cannot be read, or is not what was written.
+    FormatError
+        The store is damaged.
+    DiskFullError, DurabilityError
+        The file's device is full, or failed.
+
+    Notes
+    -----
+    Cost: reads each block once, in the order of the blocks, and verifies it. Memory: 8 bytes a row,
+    and some 32 MiB. Updates that were acknowledged before are in it; of those that are made
+    meanwhile, some may be.
+    """
+    target = Path(out).absolute()
+    _check_target(target, overwrite)
+    with _opened(path, table, version, adapter) as store:
+        (rows, dim), dtype = store.shape(table), store.dtype(table)
+        with _written(target, overwrite) as file:
+            _copy(store, table, file, progress or Progress())
+            shape_file(file, rows, dim, dtype)
+        nbytes = rows * dim * dtype.itemsize
+        return Exported(table, store.version, rows, dim, dtype.str, nbytes, str(target))
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    """Refuse before all is read what would fail after it."""
+    if target.suffix.lower() != ".npy":
+        raise InputError(
+            f"{target}: only .npy files are written; name the file so, and convert it from there"
+        )
+    if not target.parent.is_dir():
+        raise InputError(f"{target}: there is no directory {target.parent}")
+    if target.is_dir():
+        raise InputError(f"{target}: is a directory")
+    if not overwrite and os.path.lexists(target):
+        raise InputError(f"{target}: is there already; overwrite=True (--force) replaces it")
+
+
+@contextlib.contextmanager
+def _opened(
+    path: str | os.PathLike[str], table: str, version: int | None, adapter: Adapter | None
+) -> Iterator[EmbeddingStore]:
+    """Open the store if it has that version, and that the table."""
+    root = Path(path).absolute()
+    number = manifest.current_number(root) if version is None else version
+    kept = {each.number: each.tables for each in versions(root)}
+    if number not in kept:
+        manifest.read_current(root)  # says what is wrong if it is that one
+        listed = ", ".join(map(str, kept))
+        raise InputError(f"{root}: keeps no version {number}; it has {listed}")
+    if table not in kept[number]:
+        listed = ", ".join(kept[number])
+        raise TableNotFoundError(f"no table {table!r} in version {number}; it has {listed}")
+    with open_kept(root, number, adapter=adapter) as store:
+        yield store
+
+
+@contextlib.contextmanager
+def _written(target: Path, overwrite: bool) -> Iterator[int]:
+    """Give a new file to write to, which takes its place at the end; or nothing is left of it."""
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
+    try:
+        file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        check_permission(error, target)
+        raise InputError(f"{target}: cannot be made ({error.strerror})") from error
+    try:
+        try:
+            yield file
+            sync_file(file, target)
+        finally:
+            os.close(file)
+        _check_target(target, overwrite)  # somebody may have been faster
+        temporary.replace(target)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        _raise_if_full(error, target)
+        raise
+    sync_directory(target.parent)
+
+
+def _raise_if_full(error: BaseException, target: Path) -> None:
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        message = f"{target}: no space left; free some and export again"
+        raise DiskFullError(error.errno, message) from error
+
+
+def _copy(store: EmbeddingStore, table: str, file: int, progress: Progress) -> None:
+    """Write all rows, read in the order in which they lie: each block is read once."""
+    placement = store.placement(table)
+    ids = placement.id_of_position()
+    row_bytes = store.shape(table)[1] * store.dtype(table).itemsize
+    per_block = placement.rows_per_block
+    chunk = per_block * max(1, _CHUNK_BYTES // (per_block * row_bytes))
+    progress.start(f"export {table}", ids.size, "rows")
+    for first in range(0, ids.size, chunk):
+        part = np.sort(ids[first : first + chunk]).astype(np.int64)
+        rows = store.multi_get(table, part)
+        write_rows(file, part, rows.view(np.uint8).reshape(part.size, row_bytes))
+        progress.advance(part.size)
+    progress.finish()

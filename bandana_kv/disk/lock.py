@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bandana_kv.disk.manifest import has_store, read_current
 from bandana_kv.errors import DurabilityError, InputError, LoadInProgressError, StoreChangedError
-from bandana_kv.system.durable import NO_ROOM, make_directory
+from bandana_kv.system.durable import NO_ROOM, make_directory, sync_directory
 from bandana_kv.system.permission import check_permission
 
 __all__ = ["writer_lock"]
@@ -46,6 +46,9 @@ def writer_lock(root: Path) -> Iterator[Callable[[], None]]:
             f"{root}: another process is loading into it; wait for it or stop it"
         )
     try:
+        if not has_store(root):
+            # Segments that outlast it in a crash would be taken for somebody else's.
+            sync_directory(root)
         yield lambda: _check_lock(root, handle)
     finally:
         if _is_at(root / _LOCK, handle) and not has_store(root):

@@ -101,6 +101,9 @@ class Trace:
         taken for synced.
     ignores
         Says of a path whether it is no part of the state.
+    killed_at
+        The point of another trace at which its process was killed, and `root` is what the system
+        shows then: all that was written. What was not synced then is so still.
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class Trace:
         root: Path,
         syncs_itself: Callable[[Path], bool] = lambda _: False,
         ignores: Callable[[Path], bool] = lambda _: False,
+        killed_at: Point | None = None,
     ) -> None:
         self._root, self._syncs_itself, self._ignores = root, syncs_itself, ignores
         self._lock = threading.RLock()
@@ -117,10 +121,23 @@ class Trace:
         self._acknowledged = 0
         self.points: list[Point] = []
         """All moments at which something had changed, in their order."""
-        self._look()
-        self._disk = {number: each.synced for number, each in self._disk.items()}
-        self.points.clear()
+        if killed_at is None:
+            self._look()
+            self._disk = {number: each.synced for number, each in self._disk.items()}
+            self.points.clear()
+        else:
+            self._disk = dict(killed_at.disk)
+            self._count = 1 + max(self._disk)
+            self._know(root, _ROOT)
         self._note()
+
+    def _know(self, path: Path, number: int) -> None:
+        """Note which file of the disk lies at a path, and those below."""
+        found, node = path.lstat(), self._disk[number]
+        self._numbers[found.st_dev, found.st_ino] = number
+        if isinstance(node, Folder):
+            for name, inner in node.names().items():
+                self._know(path / name, inner)
 
     def acknowledge(self) -> None:
         """Note that a call has returned: what it did must be there from now on."""
@@ -208,15 +225,13 @@ class Trace:
             content = file.read()
         return before if content == before.contents[-1] else File((*before.contents, content))
 
-    def _folder_now(
-        self, path: Path, before: Any, numbers: dict[tuple[int, int], int]
-    ) -> Folder:
+    def _folder_now(self, path: Path, before: Any, numbers: dict[tuple[int, int], int]) -> Folder:
         now: dict[str, int] = {}
-        for each in sorted(os.listdir(path)):
+        for each in sorted(path.iterdir()):
             # Threads of an engine may remove what was just listed.
             with contextlib.suppress(FileNotFoundError):
-                if not self._ignores(path / each):
-                    now[each] = self._look_at(path / each, numbers)
+                if not self._ignores(each):
+                    now[each.name] = self._look_at(each, numbers)
         old = before.names()
         # One call was made since: what differs in one directory happened at once.
         change = {

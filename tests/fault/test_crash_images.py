@@ -6,7 +6,7 @@ leave at each point. Such images of the directory are opened: all rows are those
 that had returned, or all those of the call under way; and the store takes updates, flushes, loads
 and new placements as ever.
 
-Covered in full are manifests, ``CURRENT``, arrays, the journal, the ledger, what a migration stages,
+Covered in full are manifests, ``CURRENT``, arrays, the journal, the ledger, what a migration stages
 and the engine ``blockfile``. LMDB and RocksDB write without Python: what files of theirs hold when
 a call into them has returned is taken for synced, and for RocksDB, which syncs its directories, the
 names too. Not covered are a power cut in the midst of their calls; several processes or threads
@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,12 +28,16 @@ import numpy as np
 import pytest
 
 import bandana_kv
+from bandana_kv.adapters import rows as adapter_rows
+from bandana_kv.adapters.blockfile_files import BlockFile
 from bandana_kv.adapters.rows import open_rows
-from bandana_kv.disk import journal
+from bandana_kv.disk.journal import Journal
 from bandana_kv.errors import BandanaError, StoreNotFoundError
 from bandana_kv.migration import migrate, staging
 from bandana_kv.placement import Placement
-from bandana_kv.testing.crashes import CUTS, Image, Point, Trace, image_of, write_image
+from bandana_kv.serve.updates import Updates
+from bandana_kv.system import durable
+from bandana_kv.testing.crashes import CUTS, Cut, Image, Point, Trace, image_of, write_image
 
 SEED = 0
 State = Mapping[str, np.ndarray] | None
@@ -42,6 +47,11 @@ FIRST = {"t": RNG.random((300, 16), np.float32), "u": RNG.random((40, 4), np.flo
 SECOND = {name: rows + 1 for name, rows in FIRST.items()}
 THIRD = {name: rows + 2 for name, rows in FIRST.items()}
 # Some in one sector of the journal, some across many pages of it.
+# How many images are looked at, by engine; of how many first cuts or kills, and for each of them; and
+# of migrations.
+MOST = {"blockfile": 16, "lmdb": 10, "rocksdb": 5}
+FIRSTS, SECONDS = 4, 5
+OF_MIGRATIONS = 16
 FEW, MANY = np.arange(5, 8), np.arange(0, 300, 2)
 
 
@@ -69,6 +79,8 @@ class Work:
     engine: str
     states: list[State]
     trace: Trace
+    before: Sequence[State] = ()
+    """What it may be as well until the first acknowledgement."""
 
     @property
     def state(self) -> State:
@@ -169,8 +181,7 @@ def rollback(work: Work) -> None:
 
 
 WORK: dict[str, Callable[[Work], None]] = {
-    each.__name__: each
-    for each in (first_load, load, failed_load, update, flush, place, rollback)
+    each.__name__: each for each in (first_load, load, failed_load, update, flush, place, rollback)
 }
 
 
@@ -185,17 +196,24 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-def traced(root: Path, engine: str, state: State, what: Callable[[Work], None]) -> Work:
+def traced(
+    root: Path,
+    engine: str,
+    state: State,
+    what: Callable[[Work], None],
+    killed_at: Point | None = None,
+    before: Sequence[State] = (),
+) -> Work:
     """Do something to the store that lies at `root`/s, or to none, and see all that it writes."""
-    root.mkdir(exist_ok=True)
-    work = Work(root / "s", engine, [state], Trace(root, *engine_files(engine)))
+    trace = Trace(root, *engine_files(engine), killed_at)
+    work = Work(root / "s", engine, [state], trace, before)
     with work.trace.running():
         what(work)
     return work
 
 
 def engine_files(engine: str) -> tuple[Callable[[Path], bool], Callable[[Path], bool]]:
-    """Return what says of a path whether the engine syncs it by itself, and whether to ignore it."""
+    """Return what says of a path whether the engine syncs it, and whether it is no state at all."""
 
     def syncs_itself(path: Path) -> bool:
         inside = any(each.startswith("blocks-") for each in path.parts)
@@ -238,7 +256,8 @@ def images(work: Work, most: int) -> list[Left]:
 
 def allowed(work: Work, point: Point) -> Sequence[State]:
     """Return the last state that was acknowledged, and that of the call under way."""
-    return work.states[point.acknowledged : point.acknowledged + 2]
+    last = point.acknowledged
+    return [*work.states[last : last + 2], *(work.before if last == 0 else ())]
 
 
 def opened(path: Path) -> bandana_kv.EmbeddingStore:
@@ -276,9 +295,7 @@ def updates_are_taken(store: bandana_kv.EmbeddingStore, found: State) -> State:
     return new
 
 
-def then_verify(
-    store: bandana_kv.EmbeddingStore, path: Path, found: State, engine: str
-) -> State:
+def then_verify(store: bandana_kv.EmbeddingStore, path: Path, found: State, engine: str) -> State:
     assert bandana_kv.verify(path).sound
     return found
 
@@ -300,7 +317,12 @@ def then_load(store: bandana_kv.EmbeddingStore, path: Path, found: State, engine
     return {**found, "t": THIRD["t"] + 5}
 
 
+Look = Callable[[Path, Left, str], None]
 AFTERWARDS = [then_flush, then_load, then_place, then_verify]
+
+
+def no_sync(*_: object) -> None:
+    """Leave a sync out."""
 
 
 @contextlib.contextmanager
@@ -308,12 +330,12 @@ def no_syncs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whoever only looks at what is left need not wait for the device."""
     with monkeypatch.context() as patched:
         for name in ("fsync", "fdatasync"):
-            patched.setattr(os, name, lambda handle: None)
+            patched.setattr(os, name, no_sync)
         yield
 
 
 def failures(
-    work: Work, most: int, monkeypatch: pytest.MonkeyPatch, examined: Any = check
+    work: Work, most: int, monkeypatch: pytest.MonkeyPatch, look: Look = check
 ) -> list[str]:
     """Return what is wrong with images."""
     found = []
@@ -322,24 +344,153 @@ def failures(
         for left in images(work, most):
             write_image(left.image, root)
             try:
-                examined(root / work.path.name, left, work.engine)
+                look(root / work.path.name, left, work.engine)
             except (AssertionError, BandanaError) as error:
                 found.append(f"{left}: {type(error).__name__}: {str(error)[:200]}")
     return found
 
 
-def done(tmp_path: Path, bases: Mapping[str, Path], what: str, engine: str) -> Work:
-    root = tmp_path / "traced"
+@pytest.fixture
+def place_for_it(tmp_path: Path) -> Iterator[Path]:
+    """Return a directory in memory, where there is one: nothing here is about a device."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as made:
+        yield Path(made)
+
+
+def done(root: Path, bases: Mapping[str, Path], what: str, engine: str) -> Work:
     if what == "first_load":
-        return traced(root, engine, None, WORK[what])
-    shutil.copytree(bases[engine], root)
-    return traced(root, engine, SECOND, WORK[what])
+        (root / "traced").mkdir()
+        return traced(root / "traced", engine, None, WORK[what])
+    shutil.copytree(bases[engine], root / "traced")
+    return traced(root / "traced", engine, SECOND, WORK[what])
 
 
 @pytest.mark.parametrize("what", WORK)
 @pytest.mark.parametrize("engine", ["blockfile", "lmdb", "rocksdb"])
 def test_a_power_cut_leaves_the_old_store_or_the_new(
-    bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, engine: str
+    bases: dict[str, Path],
+    place_for_it: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    engine: str,
 ) -> None:
-    work = done(tmp_path, bases, what, engine)
-    assert failures(work, 40, monkeypatch) == []
+    work = done(place_for_it, bases, what, engine)
+    assert failures(work, MOST[engine], monkeypatch) == []
+
+
+# -- a second time -----------------------------------------------------------------------------
+
+
+def go_on(work: Work) -> None:
+    """Do what a new process does, whatever it finds."""
+    if work.state is None:
+        work.load(FIRST)
+    with work.opened() as store:
+        work.update(store, "t", FEW, 10)
+        work.flush(store)
+        work.update(store, "u", FEW, 20)
+    work.load({"t": THIRD["t"]})
+
+
+def found_at(path: Path, left: Left) -> State:
+    """Return which of the states that it may be a store is."""
+    if not (path / "CURRENT").exists():
+        return None
+    with opened(path) as store:
+        return rows_of(store)
+
+
+@pytest.mark.parametrize("what", ["update", "flush"])
+def test_a_power_cut_while_the_one_before_is_overcome(
+    bases: dict[str, Path], place_for_it: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    first = done(place_for_it, bases, what, "blockfile")
+    found = []
+    for number, left in enumerate(images(first, FIRSTS)):
+        root = place_for_it / str(number) / "traced"
+        write_image(left.image, root)
+        again = traced(root, "blockfile", found_at(root / "s", left), go_on)
+        found += failures(again, SECONDS, monkeypatch)
+    assert found == []
+
+
+@pytest.mark.parametrize("what", ["first_load", "load", "update", "place"])
+def test_a_power_cut_after_another_process_was_killed(
+    bases: dict[str, Path], place_for_it: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """What the killed one did not sync is shown to the next one, and may go nevertheless."""
+    first = done(place_for_it, bases, what, "blockfile")
+    rng = np.random.default_rng(SEED)
+    found = []
+    for number in sorted(rng.permutation(len(first.trace.points))[:FIRSTS]):
+        point = first.trace.points[number]
+        root = place_for_it / str(number) / "traced"
+        left = Left(image_of(point.disk, Cut(1, 1), ()), allowed(first, point), (SEED, int(number)))
+        write_image(left.image, root)
+        state = found_at(root / "s", left)
+        again = traced(root, "blockfile", state, go_on, point, left.allowed)
+        found += [f"killed at {number}: {each}" for each in failures(again, SECONDS, monkeypatch)]
+    assert found == []
+
+
+# -- migrations --------------------------------------------------------------------------------
+
+
+MOVED = RNG.random((300, 16), np.float32)
+
+
+@pytest.mark.parametrize("engine", ["blockfile", "lmdb"])
+def test_a_power_cut_during_a_migration_leaves_the_old_table_or_the_new(
+    bases: dict[str, Path],
+    place_for_it: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    put_by_key: Callable[..., None],
+    engine: str,
+) -> None:
+    source = place_for_it / "source"
+    put_by_key("lmdb", source, {b"%d" % each: row.tobytes() for each, row in enumerate(MOVED)})
+    monkeypatch.setattr(adapter_rows, "_SCANNED_KEYS", 64)
+    monkeypatch.setattr(staging, "CHECKPOINT_BYTES", 100 * MOVED[0].nbytes)
+
+    def move(path: Path) -> None:
+        with open_rows("lmdb", source, key="decimal") as rows:
+            migrate(rows, path, "t", adapter=engine)
+
+    def move_traced(work: Work) -> None:
+        move(work.path)
+        work.now({**SECOND, "t": MOVED})
+
+    def check_migration(path: Path, left: Left, engine: str) -> None:
+        assert any(is_same(found_at(path, left), each) for each in left.allowed)
+        move(path)
+        assert is_same(found_at(path, left), {**SECOND, "t": MOVED})
+        assert not (path / "migrations").exists()
+
+    shutil.copytree(bases[engine], place_for_it / "traced")
+    work = traced(place_for_it / "traced", engine, SECOND, move_traced)
+    assert failures(work, OF_MIGRATIONS, monkeypatch, check_migration) == []
+
+
+# -- what is found if it is there --------------------------------------------------------------
+
+
+PLANTED: dict[str, tuple[Any, str, str, str]] = {
+    "names are not synced": (durable, "sync_directory", "load", "rows are of no state"),
+    "files are not synced": (durable, "sync_file", "load", "FormatError"),
+    "the journal is not synced": (Journal, "_sync", "update", "rows are of no state"),
+    "blocks are not synced": (BlockFile, "sync", "flush", "Corrupt"),
+    "the journal goes before the blocks": (Updates, "_flush_table", "flush", "rows are of no"),
+}
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_a_sync_that_is_left_out_is_found(
+    bases: dict[str, Path], place_for_it: Path, monkeypatch: pytest.MonkeyPatch, bug: str
+) -> None:
+    owner, name, what, shown_as = PLANTED[bug]
+    with monkeypatch.context() as planted:
+        planted.setattr(owner, name, no_sync)
+        work = done(place_for_it, bases, what, "blockfile")
+    found = failures(work, MOST["blockfile"], monkeypatch)
+    assert any(shown_as in each for each in found), found

@@ -109,14 +109,15 @@ class Trace:
     def __init__(
         self,
         root: Path,
-        syncs_itself: Callable[[Path], bool] = lambda _: False,
-        ignores: Callable[[Path], bool] = lambda _: False,
+        syncs_itself: Callable[[str], bool] = lambda _: False,
+        ignores: Callable[[str], bool] = lambda _: False,
         killed_at: Point | None = None,
     ) -> None:
         self._root, self._syncs_itself, self._ignores = root, syncs_itself, ignores
         self._lock = threading.RLock()
         self._disk: dict[int, File | Folder] = {}
-        self._numbers: dict[tuple[int, int], int] = {}  # of what is there now, by inode
+        self._numbers: dict[int, int] = {}  # of what is there now, by inode
+        self._device = root.stat().st_dev
         self._count = 0
         self._acknowledged = 0
         self.points: list[Point] = []
@@ -133,8 +134,8 @@ class Trace:
 
     def _know(self, path: Path, number: int) -> None:
         """Note which file of the disk lies at a path, and those below."""
-        found, node = path.lstat(), self._disk[number]
-        self._numbers[found.st_dev, found.st_ino] = number
+        node = self._disk[number]
+        self._numbers[path.stat().st_ino] = number
         if isinstance(node, Folder):
             for name, inner in node.names().items():
                 self._know(path / name, inner)
@@ -163,7 +164,6 @@ class Trace:
     def _changing(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*args: Any, **options: Any) -> Any:
             with self._lock:
-                self._look()  # so that one call at most was made until the next
                 try:
                     return call(*args, **options)
                 finally:
@@ -176,7 +176,10 @@ class Trace:
 
         def opened(path: Any, mode: int | str = "r", *args: Any, **options: Any) -> Any:
             writes = mode & _WRITING if isinstance(mode, int) else set(mode) & set("wax+")
-            return (changing if writes else call)(path, mode, *args, **options)
+            if not writes:
+                return call(path, mode, *args, **options)
+            self._look()  # a new file may get the inode of one that an engine has removed
+            return changing(path, mode, *args, **options)
 
         return opened
 
@@ -185,8 +188,8 @@ class Trace:
             with self._lock:
                 self._look()
                 found = os.fstat(handle)
-                number = self._numbers.get((found.st_dev, found.st_ino))
-                if number is not None:
+                number = self._numbers.get(found.st_ino)
+                if number is not None and found.st_dev == self._device:
                     self._disk[number] = self._disk[number].synced
                     self._note()
 
@@ -197,49 +200,47 @@ class Trace:
 
     def _look(self) -> None:
         with self._lock:
-            before = dict(self._disk)
-            numbers: dict[tuple[int, int], int] = {}
-            self._look_at(self._root, numbers)
-            self._numbers = numbers
+            before, seen = dict(self._disk), dict[int, int]()
+            self._look_at(str(self._root), self._root.stat().st_ino, True, seen)
+            self._numbers = seen
             if before != self._disk:
                 self._note()
 
-    def _look_at(self, path: Path, numbers: dict[tuple[int, int], int]) -> int:
+    def _look_at(self, path: str, inode: int, is_folder: bool, seen: dict[int, int]) -> int:
         """Note what is new at a path; return its number."""
-        found = path.lstat()
-        inode = found.st_dev, found.st_ino
         number = self._numbers.get(inode)
         if number is None:
             number, self._count = self._count, self._count + 1
-        numbers[inode] = number
+        seen[inode] = number
         new: File | Folder
-        if path.is_dir():
-            new = self._folder_now(path, self._disk.get(number, Folder()), numbers)
+        if is_folder:
+            new = self._folder_now(path, self._disk.get(number, Folder()), seen)
         else:
-            new = self._file_now(path, self._disk.get(number, File()))
+            new = _file_now(path, self._disk.get(number, File()))
         self._disk[number] = new.synced if self._syncs_itself(path) else new
         return number
 
-    def _file_now(self, path: Path, before: Any) -> File:
-        with _plain_open(path, "rb") as file:
-            content = file.read()
-        return before if content == before.contents[-1] else File((*before.contents, content))
-
-    def _folder_now(self, path: Path, before: Any, numbers: dict[tuple[int, int], int]) -> Folder:
+    def _folder_now(self, path: str, before: Any, seen: dict[int, int]) -> Folder:
         now: dict[str, int] = {}
-        for each in sorted(path.iterdir()):
-            # Threads of an engine may remove what was just listed.
-            with contextlib.suppress(FileNotFoundError):
-                if not self._ignores(each):
-                    now[each.name] = self._look_at(each, numbers)
+        with os.scandir(path) as entries:
+            for each in sorted(entries, key=lambda entry: entry.name):
+                # Threads of an engine may remove what was just listed.
+                with contextlib.suppress(FileNotFoundError):
+                    if not self._ignores(each.path):
+                        now[each.name] = self._look_at(each.path, each.inode(), each.is_dir(), seen)
         old = before.names()
+        if old == now:
+            return before  # type: ignore[no-any-return]
         # One call was made since: what differs in one directory happened at once.
-        change = {
-            name: now.get(name)
-            for name in sorted(old.keys() | now.keys())
-            if old.get(name) != now.get(name)
-        }
-        return Folder(before.safe, (*before.changes, change)) if change else before
+        names = sorted(old.keys() | now.keys())
+        change = {name: now.get(name) for name in names if old.get(name) != now.get(name)}
+        return Folder(before.safe, (*before.changes, change))
+
+
+def _file_now(path: str, before: Any) -> File:
+    with _plain_open(path, "rb", buffering=0) as file:
+        content = file.read()
+    return before if content == before.contents[-1] else File((*before.contents, content))
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ from bandana_kv.errors import (
     InputError,
     StoreNotFoundError,
 )
+from bandana_kv.system.durable import sync_directory
 from bandana_kv.system.threads import cannot_start
 
 __all__ = ["LmdbAdapter"]
@@ -82,7 +83,13 @@ class LmdbAdapter(Adapter):
         cls._make_directory(path)
         # Leaf and branch pages add under 1 %; the rest is room for the free list.
         map_bytes = rounded_map(size_hint_bytes + size_hint_bytes // 16 + MAP_STEP)
-        return cls._on_path(path, read_only=False, pages=pages, map_bytes=map_bytes)
+        made = cls._on_path(path, read_only=False, pages=pages, map_bytes=map_bytes)
+        try:
+            sync_directory(path)  # the engine syncs what its files hold, not their names
+        except OSError as error:
+            made.close()
+            raise cls._cannot_open(str(path), error) from error
+        return made
 
     @classmethod
     def open_existing(cls, path: Path, *, read_only: bool, pages: int) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
@@ -10,12 +11,14 @@ from pathlib import Path
 
 from bandana_kv.disk.manifest import has_store, read_current
 from bandana_kv.errors import DurabilityError, InputError, LoadInProgressError, StoreChangedError
-from bandana_kv.system.durable import NO_ROOM, make_directory
+from bandana_kv.system.durable import NO_ROOM, make_directory, sync_directory
 from bandana_kv.system.permission import check_permission
 
 __all__ = ["writer_lock"]
 
 _LOCK = "lock"
+# What the directory above says that is not ours, or where nothing is ever written.
+_NOT_SYNCED_BY_US = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL)
 
 
 @contextlib.contextmanager
@@ -46,6 +49,8 @@ def writer_lock(root: Path) -> Iterator[Callable[[], None]]:
             f"{root}: another process is loading into it; wait for it or stop it"
         )
     try:
+        if not has_store(root):
+            _settle_names(root)
         yield lambda: _check_lock(root, handle)
     finally:
         if _is_at(root / _LOCK, handle) and not has_store(root):
@@ -53,6 +58,18 @@ def writer_lock(root: Path) -> Iterator[Callable[[], None]]:
         # Said, since a child that was forked meanwhile has the handle too.
         fcntl.flock(handle, fcntl.LOCK_UN)
         os.close(handle)
+
+
+def _settle_names(root: Path) -> None:
+    """Make the names of a store's directory and of its lock durable, before a first load."""
+    # Segments that outlast the lock in a crash would be taken for somebody else's.
+    sync_directory(root)
+    try:
+        # Who made the directory may have died before its name was durable.
+        sync_directory(root.resolve().parent)
+    except OSError as error:
+        if error.errno not in _NOT_SYNCED_BY_US:
+            raise
 
 
 def _check_lock(root: Path, handle: int) -> None:

@@ -220,7 +220,10 @@ class Staging:
             self.discard()
 
     def discard(self) -> None:
-        """Remove what is on its way."""
+        """Remove what is on its way, and first the state, which counts on the rest."""
+        with contextlib.suppress(OSError):
+            (self._directory / "state.json").unlink(missing_ok=True)
+            sync_directory(self._directory)
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def __enter__(self) -> Self:
@@ -260,6 +263,7 @@ def staged(
                 path.unlink()
         sync_directory(directory)
         with Staging(directory, {"table": table, **origin}) as staging:
+            sync_directory(directory)  # files must not be gone where the state counts on them
             yield staging
     finally:
         with contextlib.suppress(OSError):

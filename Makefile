@@ -1,4 +1,4 @@
-# make setup | demo | test | test-all | torture | lint | bench | clean
+# make setup | demo | test | test-all | torture | lint | figures-check | docs | bench | clean
 # Every target sets up what it needs. Another interpreter: make PYTHON=/path/to/python3.12 setup
 # Demo on your own log: make demo LOG=path/to/log.npz [ORDERED=1]
 
@@ -15,7 +15,7 @@ install = $(1)/bin/python -m pip install -qq --disable-pip-version-check -c cons
 	$(1)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt \
 	--no-build-isolation -e '.[$(EXTRAS)]'
 
-.PHONY: setup demo test test-all torture lint bench clean
+.PHONY: setup demo test test-all torture lint figures-check docs bench clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -76,6 +76,24 @@ lint: $(STAMP)
 	@cd build/installed && ../../$(PY) -m mypy --config-file ../../pyproject.toml \
 	  --cache-dir ../../.mypy_cache -p bandana_kv
 	@cd build/installed && ../../$(VENV)/bin/lint-imports --no-cache --no-logo ../../pyproject.toml
+
+# every figure of README.md and docs/benchmarks.md against bench/results/
+figures-check: $(STAMP)
+	@$(PY) bench/figures_check.py
+
+# docs/ and a reference out of the docstrings, as a site in build/site; a dead link is an error. The
+# package is read from a copy that has adapters/ and tools/ inside it, as it is installed.
+DOCS_STAMP := $(VENV)/.set-up-docs
+docs: $(DOCS_STAMP)
+	@rm -rf build/api build/site && mkdir -p build/api
+	@cp -r bandana_kv build/api/ && cp -r adapters tools build/api/bandana_kv/
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
+	@echo "wrote build/site/index.html; to search, too: $(PY) -m http.server -d build/site"
+
+$(DOCS_STAMP): $(STAMP)
+	@$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt \
+	  --no-build-isolation -e '.[docs]'
+	@touch $@
 
 # the suite on every supported CPython that is on PATH or under pyenv
 test-all:

@@ -14,6 +14,8 @@ ARCHITECTURE = ROOT / "ARCHITECTURE.md"
 # It tells what was called how before.
 FORMER = ROOT / "docs" / "decisions" / "0012-rooms.md"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+# How paths in code spans begin that are not of the repository.
+ELSEWHERE = ("/", "DIR/")
 # Names that begin like ours and are not Python's.
 OTHERS = {"bandana_kv.adapters"}  # an entry point group as well
 
@@ -45,9 +47,11 @@ def defines(file: Path, name: str) -> bool:
 
 
 def named(page: Path) -> list[tuple[str, str]]:
-    """Return the paths in code spans, each with the name behind its colon."""
-    spans = re.findall(r"`([\w./-]+?(?:/|\.py|\.md|\.toml))(?::([\w.]+))?`", page.read_text())
-    return [(path, name) for path, name in spans if not path.startswith("/")]
+    """Return the paths in code spans and commands, each with the name behind its colon."""
+    text = page.read_text()
+    spans = re.findall(r"`([\w./-]+?(?:/|\.py|\.md|\.toml))(?::([\w.]+))?`", text)
+    commands = re.findall(r"\bpython ((?:tools|bench)/\w+\.py)()", text)
+    return [(path, name) for path, name in spans + commands if not path.startswith(ELSEWHERE)]
 
 
 def dotted_names(page: Path) -> set[str]:
@@ -69,12 +73,23 @@ def is_there(dotted: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize(("path", "name"), named(ARCHITECTURE))
-def test_the_architecture_names_what_is_there(path: str, name: str) -> None:
-    place = found(path)
-    assert place is not None, f"there is no {path}"
-    if name:
-        assert defines(place, name), f"{path} does not define {name}"
+def wrong_names(page: Path) -> list[str]:
+    """Return what a page names in code spans, as a path or as a name in one, and is not there."""
+    wrong = []
+    for path, name in named(page):
+        place = found(path)
+        if place is None:
+            wrong.append(f"there is no {path}")
+        elif name and not defines(place, name):
+            wrong.append(f"{path} does not define {name}")
+    return wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_name_files_that_are_there(page: Path) -> None:
+    if page == FORMER:
+        pytest.skip("its table has the former names")
+    assert wrong_names(page) == []
 
 
 def test_the_architecture_draws_every_room() -> None:
@@ -111,8 +126,17 @@ def test_links_are_not_dead(page: Path) -> None:
 
 def test_what_is_not_there_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("`serve/store.py:EmbeddingStore.gone`, `serve/gone.py`, bandana_kv.serve.gone")
-    (store, gone), (file, _) = named(page)
+    page.write_text(
+        "`serve/store.py:EmbeddingStore.gone`, `serve/gone.py`, bandana_kv.serve.gone\n"
+        "`DIR/lock/`, `python tools/gone.py DIR`\n"
+    )
+    (store, gone), (file, _), command = named(page)
+    assert command == ("tools/gone.py", "")
+    assert wrong_names(page) == [
+        "serve/store.py does not define EmbeddingStore.gone",
+        "there is no serve/gone.py",
+        "there is no tools/gone.py",
+    ]
     place = found(store)
     assert place is not None
     assert not defines(place, gone)

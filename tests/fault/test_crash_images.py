@@ -51,8 +51,8 @@ FEW, MANY = np.arange(5, 8), np.arange(0, 300, 2)
 
 # How many images are looked at, by engine; of how many first cuts or kills, and after each; and of
 # migrations. All there are would take some minutes.
-MOST = {"blockfile": 16, "lmdb": 10, "rocksdb": 5}
-FIRSTS, SECONDS = 4, 5
+MOST = {"blockfile": 10, "lmdb": 10, "rocksdb": 2}
+FIRSTS, SECONDS = 3, 2
 OF_MIGRATIONS = 40
 LEAST, SHOWN = Cut(0, 0), Cut(1, 1)
 
@@ -424,7 +424,7 @@ def test_a_power_cut_while_the_one_before_is_overcome(
     assert found == []
 
 
-@pytest.mark.parametrize("what", ["first_load", "load", "update", "place"])
+@pytest.mark.parametrize("what", ["first_load", "update", "place"])
 def test_a_power_cut_after_another_process_was_killed(
     bases: dict[str, Path], place_for_it: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:

@@ -174,7 +174,8 @@ def _status(arguments: list[str] | None) -> int:
         ended = cli.main(arguments, standalone_mode=False, **options)
     except click.UsageError as error:
         asked = error.ctx.command_path if error.ctx is not None else _NAME
-        return _failed(f"{error.format_message()} Try '{asked} --help'.", error.exit_code)
+        said = error.format_message().rstrip(".")
+        return _failed(f"{said}. Try '{asked} --help'.", error.exit_code)
     except click.ClickException as error:
         return _failed(error.format_message(), error.exit_code)
     return ended if isinstance(ended, int) else 0

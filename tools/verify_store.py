@@ -66,7 +66,7 @@ def main(
     named = [(name, path) for name, path in engines.items() if path is not None]
     if repair != (len(named) + bool(files) == 1):
         raise click.UsageError(
-            "--repair goes with one of --from-npy, --from-rocksdb and --from-lmdb"
+            "--repair goes with one of --table (--from-npy), --from-rocksdb and --from-lmdb"
         )
     with Bar() as progress, ExitStack() as stack:
         if repair:

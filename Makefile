@@ -82,11 +82,14 @@ figures-check: $(STAMP)
 	@$(PY) bench/figures_check.py
 
 # docs/ and a reference out of the docstrings, as a site in build/site; a dead link is an error. The
-# package is read from a copy that has adapters/ and tools/ inside it, as it is installed.
+# package is read from a copy that has adapters/ and tools/ inside it, as it is installed, and its
+# docstrings name things as Markdown does.
 DOCS_STAMP := $(VENV)/.set-up-docs
 docs: $(DOCS_STAMP)
 	@rm -rf build/api build/site && mkdir -p build/api
 	@cp -r bandana_kv build/api/ && cp -r adapters tools build/api/bandana_kv/
+	@find build/api -name '*.py' -exec sed -i -E \
+	  's/:(func|class|mod|meth|data|attr|exc):`~?([^`]+)`/`\2`/g' {} +
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
 	@echo "wrote build/site/index.html; to search, too: $(PY) -m http.server -d build/site"
 

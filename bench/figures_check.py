@@ -75,7 +75,8 @@ class Figure:
     def is_rounded(self, kept: float) -> bool:
         """Return whether this is `kept`, to as many digits as it has."""
         digits = len(self.text.partition(".")[2])
-        return abs(float(self.text.replace(",", "")) - kept) <= 0.5 * 10**-digits * (1 + 1e-9)
+        apart = abs(float(self.text.replace(",", "")) - kept)
+        return apart <= 0.5 * math.pow(10, -digits) * (1 + 1e-9)
 
 
 @dataclass(frozen=True)

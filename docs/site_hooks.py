@@ -21,7 +21,8 @@ PAGES = {
 }
 PAGES["README.md"] = "overview.md"
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+://|#)([^)#\s]+)((?:#[^)]*)?)(?=\))")
-_COMMENT = re.compile(r"^<!--.*?^-->\n?|<!--.*?-->", re.DOTALL | re.MULTILINE)
+# Where figures come from, below them; what shows such a comment in a block of code stays.
+_COMMENT = re.compile(r"(?<=\n\n)<!-- figures\n.*?^-->$", re.DOTALL | re.MULTILINE)
 
 
 def uri_of(target: Path) -> str:
@@ -48,7 +49,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     """Lead links to where things lie here, and leave comments out."""
     source = Path(str(page.file.abs_src_path))
     here = posixpath.dirname(page.file.src_uri)

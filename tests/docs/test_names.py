@@ -144,3 +144,18 @@ def test_what_is_not_there_is_found(tmp_path: Path) -> None:
     assert found(file) is None
     assert [is_there(name) for name in dotted_names(page)] == [False]
     assert is_there("bandana_kv.serve.store.EmbeddingStore")
+
+
+def test_the_site_shows_every_page() -> None:
+    shown = set(re.findall(r"([\w./-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert pages - shown == set()
+
+
+def test_the_reference_names_what_is_there() -> None:
+    pages = sorted((ROOT / "docs" / "reference").glob("*.md"))
+    names = [
+        n for page in pages for n in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)
+    ]
+    assert len(names) > 10
+    assert [name for name in names if not is_there(name)] == []

@@ -17,10 +17,10 @@ from bandana_kv.errors import BandanaError, IdError, InputError
 from bandana_kv.metrics import Metric
 from bandana_kv.metrics.quiet_log import QuietLog
 from bandana_kv.rollout.canary import chosen, key_bytes, request_bytes
-from bandana_kv.rollout.comparison import Answer, Background, Differences
-from bandana_kv.rollout.data import NEW, OLD, SIDES, Limits, Report, Shares, Stage
+from bandana_kv.rollout.cross_check import CrossCheck, said
+from bandana_kv.rollout.data import NEW, OLD, Limits, Report, Shares, Stage
 from bandana_kv.rollout.metrics import metrics_of, report_of
-from bandana_kv.rollout.observations import Lookup, Observed
+from bandana_kv.rollout.observations import Observed
 from bandana_kv.rollout.old_source import Ids, OldRows, Rows
 from bandana_kv.rollout.stages import Stages, Standing
 from bandana_kv.rows.source import source_of
@@ -114,10 +114,11 @@ class Rollout:
             self._observed,
             None if state is None else Path(state).absolute(),
         )
-        self._differences = Differences()
-        self._background = Background(self._compare, threads, waiting_bytes)
-        self._random = random.Random()
         self._quiet = QuietLog()
+        self._check = CrossCheck(
+            self._old, self._ask_new, self._stages, self._quiet, threads, waiting_bytes
+        )
+        self._random = random.Random()
         self._closed = False
         with _rollouts_lock:
             _rollouts.add(self)
@@ -126,7 +127,7 @@ class Rollout:
         """Go on in the stage of the parent, without its threads."""
         self._observed.after_fork_in_child()
         self._stages.after_fork_in_child()
-        self._background.after_fork_in_child()
+        self._check.background.after_fork_in_child()
         self._random.seed()
         self._quiet.after_fork_in_child()
 
@@ -214,11 +215,11 @@ class Rollout:
             seconds = time.perf_counter() - begun
             asked = asked or self._old.checked(table, ids, out)
             return self._rescued(now, table, asked, out, error, seconds)
-        self._note((now.number, NEW, time.perf_counter() - begun, False, True))
+        self._stages.note((now.number, NEW, time.perf_counter() - begun, False, True))
         if now.compared and self._random.random() < now.compared:
             asked = asked or self._old.checked(table, ids, out)
             rows = answer if isinstance(answer, dict) else dict.fromkeys(asked, answer)
-            self._compare_later(now, NEW, asked, rows)
+            self._check.later(now, NEW, asked, rows)
         return answer
 
     def _from_old(
@@ -230,12 +231,12 @@ class Rollout:
         except IdError:
             raise
         except BandanaError:
-            self._note((now.number, OLD, time.perf_counter() - begun, True, False))
+            self._stages.note((now.number, OLD, time.perf_counter() - begun, True, False))
             self._observed.count("failed_requests")
             raise
-        self._note((now.number, OLD, time.perf_counter() - begun, False, True))
+        self._stages.note((now.number, OLD, time.perf_counter() - begun, False, True))
         if now.stage == "shadow" and self._random.random() < now.compared:
-            self._compare_later(now, OLD, asked, rows)
+            self._check.later(now, OLD, asked, rows)
         return _as_asked(table, rows, out)
 
     def _rescued(
@@ -254,58 +255,19 @@ class Rollout:
         except IdError:
             raise
         except BandanaError as error:
-            self._note((now.number, NEW, seconds, True, False))
-            self._note((now.number, OLD, time.perf_counter() - begun, True, False))
+            self._stages.note((now.number, NEW, seconds, True, False))
+            self._stages.note((now.number, OLD, time.perf_counter() - begun, True, False))
             self._observed.count("failed_requests")
-            raise type(error)(f"{_said(why)}; and the old source: {error}") from why
-        self._note((now.number, NEW, seconds, True, False))
-        self._note((now.number, OLD, time.perf_counter() - begun, False, True))
+            raise type(error)(f"{said(why)}; and the old source: {error}") from why
+        self._stages.note((now.number, NEW, seconds, True, False))
+        self._stages.note((now.number, OLD, time.perf_counter() - begun, False, True))
         self._observed.count("rescued_requests")
         self._quiet.warning(
-            f"roll-out: {_said(why)}; answered from the old source",
+            f"roll-out: {said(why)}; answered from the old source",
             event="rollout_rescued",
-            why=_said(why),
+            why=said(why),
         )
         return _as_asked(table, rows, out)
-
-    def _note(self, lookup: Lookup) -> None:
-        breach = self._observed.note(lookup)
-        if breach is not None:
-            self._stages.step_back(breach)
-
-    def _compare_later(self, now: Standing, side: int, asked: Ids, rows: Rows) -> None:
-        given = {name: (ids, rows[name]) for name, ids in asked.items() if ids.size}
-        if given:
-            self._background.offer(now.number, side, given)
-
-    def _compare(self, answer: Answer) -> None:
-        """Ask the other side for what a caller got, and compare; in the background."""
-        if answer.number != self._stages.now.number:
-            self._background.skip()
-            return
-        asked = {name: ids for name, (ids, _) in answer.rows.items()}
-        other = OLD if answer.side == NEW else NEW
-        begun = time.perf_counter()
-        try:
-            found = self._old.rows(asked) if other == OLD else self._ask_new(asked)
-        except Exception as error:
-            self._note((answer.number, other, time.perf_counter() - begun, True, False))
-            self._quiet.warning(
-                f"roll-out: {SIDES[other]} cannot be compared: {_said(error)}",
-                event="rollout_not_compared",
-                side=SIDES[other],
-                error=_said(error),
-            )
-            return
-        self._note((answer.number, other, time.perf_counter() - begun, False, False))
-        rows = mismatched = 0
-        for name, (ids, given) in answer.rows.items():
-            old, new = (given, found[name]) if other == NEW else (found[name], given)
-            rows += ids.size
-            mismatched += self._differences.count(name, ids, old, new)
-        breach = self._observed.note_compared(answer.number, rows, mismatched)
-        if breach is not None:
-            self._stages.step_back(breach)
 
     def advance(self, fraction: float | None = None) -> Stage:
         """Go to the next stage, if this one has been good for long enough, and return it.
@@ -362,7 +324,10 @@ class Rollout:
     def report(self) -> Report:
         """Return how it stands. Cost: no reads of rows."""
         return report_of(
-            self._stages, self._observed, self._background.skipped, self._differences.kept()
+            self._stages,
+            self._observed,
+            self._check.background.skipped,
+            self._check.differences.kept(),
         )
 
     def metrics(self) -> Iterable[Metric]:
@@ -371,7 +336,7 @@ class Rollout:
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until nothing is left to compare, at most so long; return whether that came."""
-        done = self._background.wait(seconds)
+        done = self._check.background.wait(seconds)
         if done:
             self._stages.wait()
         return done
@@ -379,7 +344,7 @@ class Rollout:
     def close(self) -> None:
         """Wait for comparisons that have begun, and end. Both sides stay their owner's."""
         self._closed = True
-        self._background.stop()
+        self._check.background.stop()
         self._stages.wait()
 
     def _open(self) -> None:
@@ -400,10 +365,6 @@ def _as_asked(table: object, rows: Rows, out: NDArray[Any] | None) -> NDArray[An
         return rows[table]
     out[...] = rows[table]
     return out
-
-
-def _said(error: Exception) -> str:
-    return str(error) if isinstance(error, BandanaError) else f"{type(error).__name__}: {error}"
 
 
 _rollouts_lock = threading.Lock()

@@ -21,7 +21,7 @@ from bandana_kv.rollout.data import (
     checked_share,
     checked_stage,
 )
-from bandana_kv.rollout.observations import Breach, Observed
+from bandana_kv.rollout.observations import Breach, Lookup, Observed
 from bandana_kv.rollout.state import read_state, write_state
 
 __all__ = ["Stages", "Standing"]
@@ -144,6 +144,18 @@ class Stages:
             done = self._go(stage, fraction, reason, False)
         _tell(done)
         self._save()
+
+    def note(self, lookup: Lookup) -> None:
+        """Count a lookup of one side, and step back if a limit is broken by now."""
+        breach = self._observed.note(lookup)
+        if breach is not None:
+            self.step_back(breach)
+
+    def note_compared(self, number: int, rows: int, mismatched: int) -> None:
+        """Count a comparison of stage `number`, and step back if a limit is broken by now."""
+        breach = self._observed.note_compared(number, rows, mismatched)
+        if breach is not None:
+            self.step_back(breach)
 
     def step_back(self, breach: Breach) -> None:
         """Go back to shadow, if the limit was broken in the stage that is now.

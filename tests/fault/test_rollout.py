@@ -416,7 +416,7 @@ def test_a_child_forked_meanwhile_goes_on(tmp_path: Path, opened: Any) -> None:
         rollout._observed._lock,
         rollout._stages._changing,
         rollout._stages._writing,
-        rollout._background._changed,
+        rollout._check.background._changed,
         rollout._quiet._lock,
     ):
         child = os.fork()

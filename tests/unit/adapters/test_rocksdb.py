@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import resource
 import struct
 from collections.abc import Iterator
@@ -169,10 +170,12 @@ def test_the_options_in_force_are_those_asked_for(tmp_path: Path) -> None:
         "block_size: 4096",
         "cache_index_and_filter_blocks: 0",
         "Options.use_direct_reads: 1",
-        f"Options.max_open_files: {resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4}",
         "Options.compression: NoCompression",
     ):
         assert line in " ".join(log.split()), line
+    most_open = re.search(r"Options\.max_open_files: (-?\d+)", log)
+    assert most_open
+    assert 20 <= int(most_open[1]) <= resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
 
 
 def test_a_reader_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,6 +22,11 @@ _UPDATES = hasattr(bandana_kv.EmbeddingStore, "update")
 
 class Actor:
     """Changes the store at random, and says so before and after."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("load", "rollback")
+    """What it does, as often as it stands here."""
+    if _UPDATES:
+        kinds += ("update", "update", "update", "flush", "place", "place")
 
     def __init__(
         self, tortured: Tortured, tell: Tell, readers: int = 2, *, failing: bool = False
@@ -70,10 +75,7 @@ class Actor:
     def step(self) -> bool:
         """Do one thing; False: whether it happened is not known."""
         self._tortured.counters.add("operations")
-        kinds = ["load", "rollback"]
-        if _UPDATES:
-            kinds += ["update", "update", "update", "flush", "place", "place"]
-        match self._rng.choice(kinds):
+        match self._rng.choice(self.kinds):
             case "load":
                 self.load()
                 self._refresh()

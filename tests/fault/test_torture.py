@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from bandana_kv.testing import torture
 from bandana_kv.testing.oracle import Expected, rows_of
 
 Run = Callable[..., dict[str, Any]]
+_PATIENCE_S = 35.0
 ADAPTERS = ["blockfile", "lmdb", "rocksdb"]
 
 
@@ -34,8 +37,8 @@ def tortured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     assert process.stdin is not None
     assert process.stdout is not None
 
-    def run(adapter: str, bug: str = "", seconds: float = 2.0) -> dict[str, Any]:
-        asked = {"bug": bug, "directory": str(directory), "seconds": seconds, "seed": 0}
+    def run(adapter: str, bug: str = "", seconds: float = 2.0, seed: int = 0) -> dict[str, Any]:
+        asked = {"bug": bug, "directory": str(directory), "seconds": seconds, "seed": seed}
         print(json.dumps(asked | {"adapter": adapter}), file=process.stdin, flush=True)
         found: dict[str, Any] = json.loads(process.stdout.readline())
         return found
@@ -58,19 +61,22 @@ def test_nothing_is_found(tortured: Run, adapter: str) -> None:
 @pytest.mark.parametrize(
     ("bug", "shown_as"),
     [
-        ("no checksums", "wrong_rows"),
-        ("switch before the blocks", "lost_versions"),
-        ("no snapshot", "mixed_answers"),
-        ("no journal", "wrong_rows"),
-        ("late journal", "wrong_rows"),
-        ("place over blocks in use", "failed_calls"),
-        ("a foreign error", "unexpected_exceptions"),
+        ("no checksums", {"wrong_rows"}),
+        ("switch before the blocks", {"lost_versions"}),
+        ("no snapshot", {"mixed_answers"}),
+        ("no journal", {"wrong_rows"}),
+        ("late journal", {"wrong_rows"}),
+        # A block with other rows than its label says, whoever meets it first.
+        ("place over blocks in use", {"failed_calls", "lost_versions", "unsound_stores"}),
+        ("a foreign error", {"unexpected_exceptions"}),
     ],
 )
-def test_a_planted_bug_is_found(tortured: Run, bug: str, shown_as: str) -> None:
-    for _ in range(4):  # a kill may miss the moment
-        found = tortured("blockfile", bug)
-        if found[shown_as]:
+def test_a_planted_bug_is_found(tortured: Run, bug: str, shown_as: set[str]) -> None:
+    until = time.monotonic() + _PATIENCE_S  # on a busy machine little happens in a second
+    seeds = itertools.count()
+    while time.monotonic() < until:
+        found = tortured("blockfile", bug, seconds=1.0, seed=next(seeds))
+        if any(found[name] for name in shown_as):
             return
     raise AssertionError(f"not found: {found}")
 

@@ -1,4 +1,4 @@
-"""LMDB files that are replaced, cut, removed or written to meanwhile: the right rows, or an error."""
+"""LMDB files that are replaced, cut, removed or written to: the right rows, or an error."""
 
 from __future__ import annotations
 

@@ -158,9 +158,10 @@ class BlockfileAdapter(Adapter):
 
     def reading(self, count: int) -> Reading | None:
         """Return what compiled code needs, as :meth:`Adapter.reading` says."""
+        view = self._view  # before looking: closing leaves an empty one, where all are missing
         if self._closed:
             raise AdapterError(f"{self.name} at {self._where} is closed")
-        return self._reads.reading(self._view, count)
+        return self._reads.reading(view, count)
 
     def end_reading(self, reading: Reading) -> None:
         """Take back what :meth:`reading` gave."""

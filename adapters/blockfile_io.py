@@ -17,6 +17,8 @@ import errno
 import functools
 import mmap
 import os
+import threading
+import weakref
 from typing import Any
 
 import numba
@@ -48,7 +50,7 @@ _SETUP_COOP_TASKRUN = 1 << 8  # spares interrupts; Linux 5.19
 _FEATURES = 1 | 1 << 3  # one mapping for both rings; plain reads, which came with it in 5.6
 _OFFSET_SQES = 0x10000000
 _OP_READ = 22
-_EINTR, _EAGAIN, _EBUSY = errno.EINTR, errno.EAGAIN, errno.EBUSY
+_EINTR, _EAGAIN, _EBUSY, _EINVAL = errno.EINTR, errno.EAGAIN, errno.EBUSY, errno.EINVAL
 
 # numba's own annotations say too little of these.
 types: Any = numba.types
@@ -128,9 +130,14 @@ def _place(runs: np.ndarray, run: int, key: np.uint64) -> int:
 
 @kernel
 def _read_singly(runs: np.ndarray, size: int, reads: np.ndarray) -> None:
-    """Read one block after the other; `reads` as :class:`~.contract.Reading` says."""
+    """Do what is left of `reads`, one after the other: :class:`~.contract.Reading` describes them.
+
+    A read may end before its block does, at a bad sector for example: the next one says why.
+    """
     run = -1
     for i in range(reads.shape[0]):
+        if reads[i, FOUND] == size or reads[i, FOUND] == ABSENT:
+            continue
         key = np.uint64(reads[i, KEY])
         run = _place(runs, run, key)
         if run < 0:
@@ -138,10 +145,16 @@ def _read_singly(runs: np.ndarray, size: int, reads: np.ndarray) -> None:
             continue
         fd = np.int32(signed(runs[run, 3]))
         offset = signed(runs[run, 2] + (key - runs[run, 0]) * np.uint64(size))
-        found = _pread(fd, reads[i, ADDRESS], size, offset)
-        while found < 0 and _errno() == _EINTR:
-            found = _pread(fd, reads[i, ADDRESS], size, offset)
-        reads[i, FOUND] = -_errno() if found < 0 else found
+        done, reason = 0, _EINTR
+        while done < size and reason == _EINTR:
+            found = _pread(fd, reads[i, ADDRESS] + done, size - done, offset + done)
+            if found > 0:
+                done += found
+            else:
+                reason = _errno() if found < 0 else 0
+        # A direct read cannot go on from where a file ends within a sector.
+        ended = done == size or reason == 0 or (done and reason == _EINVAL)
+        reads[i, FOUND] = done if ended else -reason
 
 
 @inlined
@@ -222,6 +235,7 @@ def _read_by_ring(
 _FUNCTION, _SIZE, _RUNS, _RUNS_COUNT, _RING, _RING_WORDS, _RING_AT, _SQES, _SQES_COUNT, _CQES = (
     range(10)
 )
+_OF_VIEW = slice(_RUNS, _RING)
 
 
 @kernel
@@ -229,20 +243,22 @@ def _read_reading(reading: np.ndarray, reads_at: int, count: int) -> int:
     runs = uint64s_at(reading[_RUNS], 4 * reading[_RUNS_COUNT]).reshape(reading[_RUNS_COUNT], 4)
     reads = words_at(reads_at, READ_WORDS * count).reshape(count, READ_WORDS)
     if reading[_RING] < 0:
-        _read_singly(runs, reading[_SIZE], reads)
-        return 0
-    at = words_at(reading[_RING_AT], 4)
-    entries = reading[_SQES_COUNT]
-    _read_by_ring(
-        reading[_RING],
-        uint32s_at(reading[_RING_WORDS], at.max() + 1),
-        at,
-        uint64s_at(reading[_SQES], 8 * entries).reshape(entries, 8),
-        uint64s_at(reading[_CQES], 4 * entries).reshape(2 * entries, 2),
-        runs,
-        reading[_SIZE],
-        reads,
-    )
+        reads[:, FOUND] = 0
+    else:
+        at = words_at(reading[_RING_AT], 4)
+        entries = reading[_SQES_COUNT]
+        _read_by_ring(
+            reading[_RING],
+            uint32s_at(reading[_RING_WORDS], at.max() + 1),
+            at,
+            uint64s_at(reading[_SQES], 8 * entries).reshape(entries, 8),
+            uint64s_at(reading[_CQES], 4 * entries).reshape(2 * entries, 2),
+            runs,
+            reading[_SIZE],
+            reads,
+        )
+    # All, or what the ring did not bring: it may be forbidden since, or have been interrupted.
+    _read_singly(runs, reading[_SIZE], reads)
     return 0
 
 
@@ -261,9 +277,15 @@ def _function() -> Any:
 
 
 class _Ring:
-    """An io_uring of one user at a time."""
+    """An io_uring of one user at a time.
 
-    def __init__(self) -> None:
+    Attributes
+    ----------
+    words : int64 array
+        Of readings by this ring.
+    """
+
+    def __init__(self, words_without: npt.NDArray[np.int64]) -> None:
         self._fd = -1
         self._fd, parameters = _set_up(_DEPTH)
         if parameters[5] & _FEATURES != _FEATURES:
@@ -280,32 +302,19 @@ class _Ring:
         cqes = np.frombuffer(shared, np.uint64, 2 * cq_entries, cqes_at).reshape(-1, 2)
         sqes = np.frombuffer(entries, np.uint64).reshape(-1, 8)
         self._arrays = words, at, sqes, cqes
-        self._reading: Reading | None = None
-        self._view: View | None = None
-
-    def reading_of(self, view: View, block_bytes: int) -> Reading:
-        """Return what compiled code needs to read a view by this ring."""
-        if self._reading is None or self._view is not view:
-            self._view = view
-            words, at, sqes, cqes = self._arrays
-            ring = [self._fd, words.ctypes.data, at.ctypes.data]
-            ring += [sqes.ctypes.data, len(sqes), cqes.ctypes.data]
-            self._reading = Reading(_reading_words(view, block_bytes, ring), (self, view))
-        return self._reading
-
-    def forget_view(self) -> None:
-        """Refer to no files any more, nor to itself."""
-        self._reading = self._view = None
+        self.words = words_without.copy()
+        self.words[_RING:] = [
+            self._fd,
+            words.ctypes.data,
+            at.ctypes.data,
+            sqes.ctypes.data,
+            sq_entries,
+            cqes.ctypes.data,
+        ]
 
     def __del__(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
-
-
-def _reading_words(view: View, block_bytes: int, ring: list[int]) -> npt.NDArray[np.int64]:
-    runs = view.runs
-    address = _function().address
-    return np.array([address, block_bytes, runs.ctypes.data, len(runs), *ring], np.int64)
 
 
 def _set_up(entries: int) -> tuple[int, npt.NDArray[np.uint32]]:
@@ -336,52 +345,59 @@ class BlockReads:
 
     def __init__(self, block_bytes: int) -> None:
         self._block_bytes = block_bytes
+        # The function is loaded now, not in the middle of a lookup.
+        self._words = np.array([_function().address, block_bytes, 0, 0, -1, *[0] * 5], np.int64)
+        self._closed = False
         self._idle: list[_Ring] = []
-        self._single: Reading | None = None
-        _function()  # loaded now, not in the middle of a lookup
-        self._to_make = _MOST_RINGS
+        # Also those in use: a ring that an exception has dropped is gone from here as well.
+        self._rings: weakref.WeakSet[_Ring] = weakref.WeakSet()
+        self._most_rings = _MOST_RINGS
+        self._making = threading.Lock()
         self._idle += self._new_ring()
         self.by_ring = bool(self._idle)
         """Whether one call keeps many reads in flight."""
 
     def _new_ring(self) -> list[_Ring]:
         """Return a new ring, or none where the kernel or a limit forbids."""
-        if self._to_make <= 0:
-            return []
-        self._to_make -= 1
-        try:
-            return [_Ring()]
-        except OSError:
-            self._to_make = 0
-            return []
+        with self._making:
+            if len(self._rings) >= self._most_rings:
+                return []
+            try:
+                ring = _Ring(self._words)
+            except OSError:
+                self._most_rings = 0
+                return []
+            self._rings.add(ring)
+        return [ring]
 
     def after_fork_in_child(self) -> None:
         """Begin anew with rings: those of the parent are still the parent's."""
         self._idle = []
-        self._to_make = _MOST_RINGS if self.by_ring else 0
+        self._rings = weakref.WeakSet()
+        self._making = threading.Lock()
+        self._most_rings = _MOST_RINGS if self.by_ring else 0
 
     def close(self) -> None:
-        """Release the rings; no call may be running."""
-        for ring in self._idle:
-            ring.forget_view()
-        self._idle = []
-        self._single = None
+        """Release the rings; those in use go when they are given back."""
+        self._closed = True
+        self._idle.clear()
 
     def reading(self, view: View, count: int) -> Reading:
         """Return what compiled code needs to read `count` blocks of a view."""
         ring = self._take() if count > 1 else None
-        if ring is not None:
-            return ring.reading_of(view, self._block_bytes)
-        single = self._single  # another thread may be here, with a view from before or after
-        if single is None or single.kept is not view:
-            words = _reading_words(view, self._block_bytes, [-1, 0, 0, 0, 0, 0])
-            self._single = single = Reading(words, view)
-        return single
+        words = self._words.copy() if ring is None else ring.words
+        words[_OF_VIEW] = view.words
+        # Nothing else refers to the view: its files are closed, and their room is free, once
+        # another has taken its place.
+        return Reading(words, (view, ring))
 
     def end_reading(self, reading: Reading) -> None:
         """Take back what :meth:`reading` gave."""
-        if isinstance(reading.kept, tuple):
-            self._idle.append(reading.kept[0])
+        ring = reading.kept[1]  # type: ignore[index]
+        if ring is not None:
+            self._idle.append(ring)
+        if self._closed:
+            self._idle.clear()
 
     def read(
         self, view: View, keys: npt.NDArray[np.uint64], out: npt.NDArray[np.uint8]
@@ -401,8 +417,10 @@ class BlockReads:
         reads[:, KEY] = keys.view(np.int64) if keys.flags.c_contiguous else keys.astype(np.int64)
         reads[:, ADDRESS] = memory.ctypes.data + size * np.arange(len(keys))
         reading = self.reading(view, len(keys))
-        _read_reading(reading.words, reads.ctypes.data, len(keys))
-        self.end_reading(reading)
+        try:
+            _read_reading(reading.words, reads.ctypes.data, len(keys))
+        finally:
+            self.end_reading(reading)
         if not straight:
             out[...] = memory
         bad = np.flatnonzero(reads[:, FOUND] != size)

@@ -141,9 +141,10 @@ class Environment:
             max_dbs=_MAX_DATABASES,
             create=not self._read_only,
         )
-        self._refuse_truncated(handle)
         self.handle = handle
         try:
+            self._refuse_truncated(handle)
+            self._refuse_replaced(handle)
             self.reads = TreeReads.of(
                 self.data_file, self.engine_version()[0], handle.stat()["psize"]
             )
@@ -171,9 +172,23 @@ class Environment:
         spare = max(8, min(_SPARE_PAGES, pages // 16))
         found = self.data_file.stat().st_size
         if found < (pages - spare) * page_bytes:
-            handle.close()
             raise lmdb.CorruptedError(
                 f"{self.data_file.name} is cut short: {found} of {pages * page_bytes} bytes"
+            )
+
+    def _refuse_replaced(self, handle: lmdb.Environment) -> None:
+        # A file that was renamed over one that others still have open, a copy for example, has
+        # their table of readers beside it. The engine takes the number of the last commit from
+        # that table, and by it one of the file's two roots: perhaps an older one, or an empty
+        # one, which the next commit would make the only one.
+        before = handle.info()["last_txnid"]
+        with handle.begin() as txn:
+            number = txn.id()
+        # A commit is in the file a moment before it is in the table.
+        if not before - 1 <= number <= handle.info()["last_txnid"]:
+            raise lmdb.CorruptedError(
+                f"{self.data_file.name} has taken the place of a file that other processes still "
+                f"have open, which shows in {self._lock_file().name}: end those first"
             )
 
     def check(self) -> None:

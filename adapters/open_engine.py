@@ -168,7 +168,12 @@ class OpenEngine(ABC):
                 raise
             except (StaleHandleError, *self.engine_errors) as error:  # type: ignore[misc]
                 failure: Exception = error
-            if not self._recover(failure):
+            try:
+                repaired = self._recover(failure)
+            except self.engine_errors as error:
+                # What it was to open again is gone or damaged since.
+                raise self._translate(error) from error
+            if not repaired:
                 raise self._translate(failure) from failure
 
     def _check_writable(self) -> None:

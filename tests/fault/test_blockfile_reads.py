@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bandana_kv.adapters import block_keys, blockfile, blockfile_io, create, open_existing
+from bandana_kv.adapters import block_keys, blockfile_io, blockfile_slots, create, open_existing
 from bandana_kv.adapters.blockfile import BlockfileAdapter
 from bandana_kv.errors import AdapterError
 from bandana_kv.testing import in_child, payloads_for
@@ -210,7 +210,7 @@ def test_files_of_deleted_spaces_are_not_kept_open(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else their room would not come back while the process lives."""
-    monkeypatch.setattr(blockfile, "_FILE_BYTES", PAGE)
+    monkeypatch.setattr(blockfile_slots, "_FILE_BYTES", PAGE)
     keys = block_keys(2, np.arange(10))
     with again(path, read_only=False) as adapter:
         adapter.bulk_load([(keys, payloads_for(keys, PAGE))], keys.size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
@@ -24,7 +23,7 @@ from bandana_kv.logs.formats.check import MOST_ID, as_ids, as_offsets, check_log
 from bandana_kv.logs.formats.growable import Growing
 from bandana_kv.logs.options import LogOptions
 from bandana_kv.progress import Progress
-from bandana_kv.system.durable import sync_directory, sync_file
+from bandana_kv.system.durable import replacing, sync_directory, sync_file
 from bandana_kv.system.permission import check_permission
 
 __all__ = ["AccessLog"]
@@ -275,12 +274,11 @@ class AccessLog:
         """
         path = Path(path)
         write = WRITERS[format_of(path, WRITERS)]
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
-            write(partial, self.offsets, self.ids)
-            with open(partial, "rb") as file:
-                sync_file(file.fileno(), path)
-            partial.replace(path)
+            with replacing(path) as partial:
+                write(partial, self.offsets, self.ids)
+                with open(partial, "rb") as file:
+                    sync_file(file.fileno(), path)
             sync_directory(path.parent)
         except DurabilityError:
             raise
@@ -291,9 +289,6 @@ class AccessLog:
             if error.errno is None:
                 raise
             raise InputError(f"{path}: cannot be written ({error.strerror})") from error
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink()
 
     def split(
         self, train: float = 0.7, ordered: bool = False, seed: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -94,6 +95,9 @@ def errors_named(command: F) -> F:
 
     @wraps(command)
     def run(*arguments: Any, **options: Any) -> Any:
+        # A path may have bytes, and a table's name letters, that the terminal's encoding has not.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return command(*arguments, **options)
         except (BandanaError, OSError) as error:

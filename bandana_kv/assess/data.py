@@ -15,6 +15,7 @@ import msgspec
 from bandana_kv.assess.table_data import Recommendation, Spread, TableReport
 from bandana_kv.device.record import check_writable
 from bandana_kv.errors import InputError
+from bandana_kv.system.durable import replacing
 from bandana_kv.system.permission import check_permission
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "SmallestDrive",
     "Throughput",
     "Uncertainty",
+    "encodable",
     "write_text",
 ]
 
@@ -273,6 +275,11 @@ class Assessment(msgspec.Struct, frozen=True):
         write_text(Path(path), text.decode())
 
 
+def encodable(path: str) -> str:
+    """Return a path as JSON and pages can hold it: those of the system may be any bytes."""
+    return path.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file in one step.
 
@@ -282,12 +289,9 @@ def write_text(path: Path, text: str) -> None:
         The path cannot be written.
     """
     check_writable(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
         check_permission(error, path)
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        partial.unlink(missing_ok=True)

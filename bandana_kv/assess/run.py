@@ -17,6 +17,7 @@ from bandana_kv.assess.data import (
     Inputs,
     Throughput,
     Uncertainty,
+    encodable,
 )
 from bandana_kv.assess.devices import PUBLISHED
 from bandana_kv.assess.dram import HEADROOM, Budget, Curves, budgets, choose_budget, reads_at
@@ -298,8 +299,8 @@ class _Work:
         device, block_bytes = self.asked.device, self.server.costs.block_bytes
         depth = device.queue_depth
         return Device(
-            name=self.asked.device_name,
-            source=self.asked.device_source,
+            name=encodable(self.asked.device_name),
+            source=encodable(self.asked.device_source),
             measured=device.engine != PUBLISHED,
             block_bytes=block_bytes,
             queue_depth=depth,
@@ -311,7 +312,7 @@ class _Work:
     def _inputs(self) -> Inputs:
         asked = self.asked
         return Inputs(
-            logs={name: each.log.source for name, each in asked.tables.items()},
+            logs={name: encodable(each.log.source) for name, each in asked.tables.items()},
             ordered=asked.ordered,
             seed=asked.seed,
             dram_price=asked.prices.dram,

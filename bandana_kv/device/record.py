@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import math
 import os
@@ -15,7 +14,7 @@ import numpy as np
 
 from bandana_kv.device.mount import Mount
 from bandana_kv.errors import DiskFullError, DurabilityError, FormatError, InputError
-from bandana_kv.system.durable import sync_directory, sync_file
+from bandana_kv.system.durable import replacing, sync_directory, sync_file
 from bandana_kv.system.permission import check_permission
 
 __all__ = [
@@ -198,13 +197,11 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         path = Path(path)
         check_writable(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
-            with open(partial, "wb") as file:
+            with replacing(path) as partial, open(partial, "wb") as file:
                 file.write(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
                 file.flush()
                 sync_file(file.fileno(), path)
-            partial.replace(path)
             sync_directory(path.parent)
         except DurabilityError:
             raise
@@ -213,9 +210,6 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskFullError(f"{path}: no room on the device") from error
             raise InputError(f"{path}: cannot be written ({error.strerror})") from error
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink()
 
     def matches(self, path: str | os.PathLike[str]) -> bool:
         """Return whether `path`, a directory, lies on the file system that was measured.

@@ -19,7 +19,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from bandana_kv.errors import FormatError, InputError
-from bandana_kv.system.durable import sync_directory, sync_file
+from bandana_kv.system.durable import replacing, sync_directory, sync_file
 from bandana_kv.system.permission import check_permission
 
 __all__ = ["Stored", "read_placement", "write_placement"]
@@ -65,18 +65,13 @@ def write_placement(path: str | os.PathLike[str], stored: Stored) -> None:
         digest.intdigest(),
     )
     target = Path(path)
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with open(beside, "wb") as file:
-            file.write(fields + _DIGEST.pack(xxhash.xxh3_64_intdigest(fields)))
-            for array in arrays:
-                file.write(array)
-            file.flush()
-            sync_file(file.fileno(), target)
-        beside.replace(target)
-        sync_directory(target.parent)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(target) as beside, open(beside, "wb") as file:
+        file.write(fields + _DIGEST.pack(xxhash.xxh3_64_intdigest(fields)))
+        for array in arrays:
+            file.write(array)
+        file.flush()
+        sync_file(file.fileno(), target)
+    sync_directory(target.parent)
 
 
 def read_placement(path: str | os.PathLike[str]) -> Stored:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from pathlib import Path
@@ -13,6 +12,7 @@ import msgspec
 from bandana_kv.cache.policy import Policy
 from bandana_kv.cache.state import cache_bytes_of
 from bandana_kv.errors import FormatError, InputError
+from bandana_kv.system.durable import replacing
 from bandana_kv.system.permission import check_permission
 
 __all__ = [
@@ -182,13 +182,10 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             The path cannot be written.
         """
         text = msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
-        temporary = Path(f"{os.fspath(path)}.new")
         try:
-            temporary.write_bytes(text)
-            temporary.replace(path)
+            with replacing(Path(path)) as beside:
+                beside.write_bytes(text)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
             check_permission(error, path)
             raise InputError(f"{path}: cannot be written ({error.strerror})") from error
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from bandana_kv.logs.formats import WRITERS, format_of, read_directory, reader_o
 from bandana_kv.logs.formats.bad_rows import BadRows
 from bandana_kv.logs.options import LogOptions
 from bandana_kv.progress import Progress
-from bandana_kv.system.durable import sync_directory, sync_file
+from bandana_kv.system.durable import replacing, sync_directory, sync_file
 from bandana_kv.system.permission import check_permission
 
 __all__ = ["read_arrays", "write_arrays"]
@@ -55,12 +53,11 @@ def _of_file(
 def write_arrays(path: Path, offsets: NDArray[Any], ids: NDArray[Any]) -> None:
     """Write a log in the format of its suffix; raises as :meth:`bandana_kv.AccessLog.write`."""
     write = WRITERS[format_of(path, WRITERS)]
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        write(partial, offsets, ids)
-        with open(partial, "rb") as file:
-            sync_file(file.fileno(), path)
-        partial.replace(path)
+        with replacing(path) as partial:
+            write(partial, offsets, ids)
+            with open(partial, "rb") as file:
+                sync_file(file.fileno(), path)
         sync_directory(path.parent)
     except DurabilityError:
         raise
@@ -71,6 +68,3 @@ def write_arrays(path: Path, offsets: NDArray[Any], ids: NDArray[Any]) -> None:
         if error.errno is None:
             raise
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ __all__ = [
     "NO_ROOM",
     "disk_full_named",
     "make_directory",
+    "replacing",
     "sync_directory",
     "sync_file",
     "temporary_path",
@@ -61,6 +63,25 @@ def write_durably(path: Path, content: bytes) -> None:
             f"{path}: is written, and whether it is there after a power failure too is not known: "
             f"{error.strerror}",
         ) from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give an empty file beside `path`, which takes its place at the end; no trace on an error.
+
+    For files at paths that users name. In a directory where others may write too, /tmp for
+    example, a name that can be guessed may be a link of theirs, to what only we may write to; and
+    no name is so odd that a file of the user's own could not have it.
+    """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    beside.touch(exist_ok=False)
+    try:
+        yield beside
+        beside.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise
 
 
 def sync_file(handle: int, path: Path) -> None:

@@ -16,8 +16,15 @@ import xxhash
 
 from bandana_kv.adapters import block_keys, blockfile_io, blockfile_slots, create, open_existing
 from bandana_kv.adapters.blockfile import BlockfileAdapter
-from bandana_kv.adapters.blockfile_index import overlaid, overlap, read_index, runs_of
-from bandana_kv.adapters.contract import Keys, empty_payloads
+from bandana_kv.adapters.blockfile_index import (
+    Space,
+    overlaid,
+    overlap,
+    read_index,
+    runs_of,
+    write_index,
+)
+from bandana_kv.adapters.contract import MAX_BLOCK, Keys, empty_payloads
 from bandana_kv.errors import (
     AdapterError,
     BlockCorruptError,
@@ -265,6 +272,31 @@ def test_where_there_are_no_direct_reads_they_are_buffered(
     with again(tmp_path / "store") as adapter:
         assert not adapter.direct
         check(adapter, block_keys(1, np.arange(100)))
+
+
+@pytest.mark.parametrize("slot", [(1 << 19) - 1, 1 << 19, (1 << 20) - 1, 1 << 20, (1 << 31) + 1])
+def test_blocks_beyond_2_and_4_gib_are_written_and_read(tmp_path: Path, slot: int) -> None:
+    path = tmp_path / "store"
+    first = block_keys(1, [0])
+    with own(path) as adapter:
+        put(adapter, first)
+    runs = np.array([[0, 1, 0], [1, 1, slot - 1]])  # as if all between had been replaced
+    write_index(path, PAGE, {1: Space(1, slot, runs)})
+    os.truncate(path / "space-1.blocks", slot * PAGE)
+    keys = block_keys(1, [MAX_BLOCK - 1, MAX_BLOCK, 1 << 31, 1 << 32])
+    with again(path, read_only=False) as adapter:
+        put(adapter, np.sort(keys))
+    with again(path) as adapter:
+        check(adapter, keys, version=1)
+        check(adapter, first, version=1)
+        for key in keys:
+            check(adapter, np.array([key]), version=1)
+        assert not adapter.get(int(block_keys(1, 1))).any()
+        with pytest.raises(BlockMissingError, match="block 2147483649"):
+            adapter.multi_get(block_keys(1, [1 << 31, (1 << 31) + 1]))
+    with open(path / "space-1.blocks", "rb") as file:
+        file.seek(slot * PAGE)
+        assert file.read() == payloads_for(np.sort(keys), PAGE, 1).tobytes()
 
 
 def test_compiled_reads_are_found_again_by_another_process(path: Path) -> None:

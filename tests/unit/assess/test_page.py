@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -185,6 +186,48 @@ def test_what_a_log_is_called_cannot_break_the_page(made: Path) -> None:
     plain = msgspec.to_builtins(changed)
     for key, text in page.figures:
         assert text == shown(key, at(plain, key))
+
+
+def test_no_text_of_users_can_break_the_page(made: Path) -> None:
+    """Of devices, ratings and warnings, which quote names and paths."""
+    hostile = "<script>alert('1')</script><svg onload=\"x\"> & \"' {{ 7 * 7 }} ]]> -->"
+    found = msgspec.json.decode((made / "report.json").read_bytes(), type=Assessment)
+    swap = msgspec.structs.replace
+    changed = swap(
+        found,
+        verdict=hostile,
+        reasons=(hostile,),
+        warnings=(hostile,),
+        device=swap(found.device, name=hostile, source=hostile),
+        endurance=swap(found.endurance, rating=hostile),
+        dram=swap(found.dram, why=hostile),
+        uncertainty=swap(found.uncertainty, not_known=(hostile,)),
+    )
+    plain, page, text = Page(render(found)), Page(render(changed)), render(changed)
+    assert {tag for tag, _ in page.tags} == {tag for tag, _ in plain.tags}
+    assert not [name for _, attributes in page.tags for name in attributes if name == "onload"]
+    assert text.count("<svg") == 5
+    assert dict(page.figures)["verdict"] == hostile
+    assert dict(page.figures)["device.name"] == hostile
+
+
+def test_a_path_of_any_bytes_is_reported(made: Path, tmp_path: Path) -> None:
+    """What cannot be encoded was found out when all the work was done."""
+    log = tmp_path / os.fsdecode(b"<script>\xff&.npz")
+    device = tmp_path / os.fsdecode(b"\xfe.json")
+    shutil.copy(made / "item.npz", log)
+    shutil.copy(made / "device.json", device)
+    page, numbers = tmp_path / os.fsdecode(b"p\xfd.html"), tmp_path / "p.json"
+    status, said, errors = run(
+        f"--log t={log} --row-bytes t=64 --device {device} --dram-price 3 --nvm-price 0.3 "
+        f"--out {page} --json {numbers}"
+    )
+    assert (status, errors) == (0, "")
+    assert "wrote" in said
+    assert "&lt;script&gt;\\udcff&amp;.npz" in page.read_text("utf-8")
+    found = msgspec.json.decode(numbers.read_bytes())
+    assert found["inputs"]["logs"]["t"].endswith("<script>\\udcff&.npz")
+    assert "\\udcfe.json" in found["device"]["source"]
 
 
 @pytest.mark.parametrize(

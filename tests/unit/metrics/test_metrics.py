@@ -344,6 +344,18 @@ def test_two_stores_are_told_apart_by_a_label() -> None:
     assert samples == {"a": 1, "b": 2}
 
 
+def test_names_hostile_to_labels_are_scraped_as_they_are() -> None:
+    names = ['a"b', "a\nb", "a\\b", '\\n"\n\\', '"} 7\nx{table="', "<script>", "\u2028\r\0", ""]
+    said = 'of \\ and "\nlines'
+    hostile = Fixed(*(metric("x", "gauge", said, at, table=name) for at, name in enumerate(names)))
+    with serve(0, hostile) as served:
+        assert served._server.server_address[0] == "127.0.0.1"  # nobody else's business
+        found = scraped(served.port)
+    assert found == {
+        ("bandana_kv_x", frozenset({("table", name)})): at for at, name in enumerate(names)
+    }
+
+
 def test_a_port_that_is_taken_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -45,6 +45,8 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 demo: $(STAMP)
 	@$(PY) tools/demo.py $(if $(LOG),--log '$(LOG)') $(if $(ORDERED),--ordered)
 
+# Files go to two processes: much of what they do is waiting for others that end or are killed.
+TEST_PROCESSES ?= 2
 # the report of tools/assess.py is opened in a browser; without one that test is skipped
 test: $(STAMP)
 	@command -v chromium >/dev/null || { \
@@ -53,7 +55,7 @@ test: $(STAMP)
 	    { apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null 2>&1; fi; \
 	  command -v chromium >/dev/null || \
 	    echo "note: chromium is missing, one test needs it: apt-get install chromium"; }
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 # ten minutes in all: kills, faults, and what they did to stores under TORTURE_DIR
 TORTURE_DIR ?= build/torture

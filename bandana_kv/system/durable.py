@@ -73,6 +73,8 @@ def replacing(path: Path) -> Iterator[Path]:
     example, a name that can be guessed may be a link of theirs, to what only we may write to; and
     no name is so odd that a file of the user's own could not have it.
     """
+    if not path.name:  # of "." and "/"
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     beside.touch(exist_ok=False)
     try:

@@ -17,51 +17,39 @@ from bandana_kv import adapters, tools
 from bandana_kv.kernels.compile import inlined, kernel, modules_of_kernels, signed
 
 ANNOUNCED = "compiling kernels; this happens once per machine and release"
-# importing, opening and the first lookup, in seconds
+# Two kernels of the hundred, one of which calls another: where one is kept, all are.
 SCRIPT = """
-import sys, time
-begun = time.perf_counter()
+import numpy as np
 import bandana_kv
-store = bandana_kv.open(sys.argv[1])
-store.multi_get("user", [1, 2, 150])
-print(time.perf_counter() - begun, bandana_kv.__file__)
+from bandana_kv.disk import blocks
+payloads, labels = np.zeros((2, 4096), np.uint8), np.arange(2)
+blocks.seal(payloads, 1, labels, 20, 0, 10, 16)
+assert not blocks.bad_blocks(payloads, 1, labels, 20, 0, 10, 16)
+print(bandana_kv.__file__)
 """
-# 2 s is what is promised; a busy machine gets some patience
-PATIENCE_S = 6.0
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("compiled") / "store"
-    bandana_kv.load(path, {"user": np.zeros((200, 32), np.float32)}, placement="identity")
-    return path
-
-
-def first_lookup(store: Path, **environment: str) -> tuple[float, str, str]:
-    """Return the seconds that a new process needs, what it logged, and which package it used."""
+def in_a_new_process(directory: Path, **environment: str) -> tuple[str, str]:
+    """Return what a process logged that called kernels, and which package it used."""
     inherited = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(store)],
+        [sys.executable, "-c", SCRIPT],
         capture_output=True,
         text=True,
         check=False,
-        cwd=store.parent,  # else what lies in this directory would be imported
+        cwd=directory,  # else what lies in this directory would be imported
         env=inherited | environment,
     )
     assert done.returncode == 0, done.stderr
-    seconds, package = done.stdout.split(maxsplit=1)
-    return float(seconds), done.stderr, package
+    return done.stderr, done.stdout
 
 
-def test_the_first_compilation_says_so_once_and_the_second_process_is_fast(
-    store: Path, tmp_path: Path
-) -> None:
-    _, logged, _ = first_lookup(store, NUMBA_CACHE_DIR=str(tmp_path))
+def test_the_first_compilation_says_so_once(tmp_path: Path) -> None:
+    logged, _ = in_a_new_process(tmp_path, NUMBA_CACHE_DIR=str(tmp_path))
     assert logged.count(ANNOUNCED) == 1
     assert logged.count("\n") == 1
-    seconds, logged, _ = first_lookup(store, NUMBA_CACHE_DIR=str(tmp_path))
+    logged, _ = in_a_new_process(tmp_path, NUMBA_CACHE_DIR=str(tmp_path))
     assert logged == ""
-    assert seconds <= PATIENCE_S
 
 
 @pytest.fixture
@@ -86,29 +74,28 @@ def read_only_package(tmp_path: Path) -> Path:
 
 
 def test_a_read_only_installation_caches_in_the_users_directory(
-    store: Path, read_only_package: Path, tmp_path: Path
+    read_only_package: Path, tmp_path: Path
 ) -> None:
     environment = {
         "PYTHONPATH": str(read_only_package),
         "HOME": str(tmp_path / "home"),
         "XDG_CACHE_HOME": str(tmp_path / "home" / "cache"),
     }
-    _, logged, package = first_lookup(store, **environment)
+    logged, package = in_a_new_process(tmp_path, **environment)
     assert package.startswith(str(read_only_package))
     assert ANNOUNCED in logged
     assert list((tmp_path / "home" / "cache").rglob("*.nbc"))
-    seconds, logged, _ = first_lookup(store, **environment)
+    logged, _ = in_a_new_process(tmp_path, **environment)
     assert logged == ""
-    assert seconds <= PATIENCE_S
 
 
 def test_with_no_directory_to_write_to_it_works_and_says_what_that_costs(
-    store: Path, read_only_package: Path, tmp_path: Path
+    read_only_package: Path, tmp_path: Path
 ) -> None:
     nowhere = tmp_path / "file"
     nowhere.touch()
-    _, logged, package = first_lookup(
-        store,
+    logged, package = in_a_new_process(
+        tmp_path,
         PYTHONPATH=str(read_only_package),
         HOME=str(nowhere / "home"),
         XDG_CACHE_HOME=str(nowhere / "cache"),

@@ -245,7 +245,7 @@ def children() -> list[int]:
     for entry in Path("/proc").iterdir():
         try:
             parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
-            command = (entry / "cmdline").read_text()
+            command = (entry / "cmdline").read_text(errors="replace")
         except (OSError, IndexError):
             continue
         if parent == str(os.getpid()) and ("blocks_file" in command or not command):

@@ -90,8 +90,8 @@ def test_rows_are_those_of_the_log_unless_said(inputs: Path) -> None:
     few = Plan.read("plan.json").tables["item"].points
     assert run(f"{alone} --row-bytes 64 --rows item=4000 --rows-per-block 16")[0] == 0
     many = Plan.read("plan.json").tables["item"].points
-    assert few[-1].capacity_rows == 200
-    assert many[-1].capacity_rows == 2000
+    assert few[-1].capacity_rows == 400
+    assert many[-1].capacity_rows == 4000
 
 
 ONE = "--log user=user.npz --out plan.json"

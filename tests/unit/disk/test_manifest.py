@@ -212,3 +212,21 @@ def test_a_manifest_whose_numbers_contradict_each_other_is_refused(tmp_path: Pat
         manifest.switch_to(tmp_path / "s", replace(current, tables=tables))
         with pytest.raises(FormatError, match="contradict"):
             bandana_kv.open(tmp_path / "s")
+
+
+def test_a_flipped_digit_is_noticed_by_the_checksum(tmp_path: Path) -> None:
+    """Still a manifest, whose numbers go together: the table would be read as another's."""
+    load(tmp_path / "s")
+    path = manifest.manifest_path(tmp_path / "s", 1)
+    text = path.read_bytes()
+    assert text.count(b'"looked_up_rows": 20') == 1
+    path.write_bytes(text.replace(b'"looked_up_rows": 20', b'"looked_up_rows": 10'))
+    with pytest.raises(FormatError, match="checksum does not match"):
+        manifest.read_version(tmp_path / "s", 1)
+
+
+def test_a_number_that_only_litter_bears_is_not_given_again(tmp_path: Path) -> None:
+    """Blocks that a killed load has left, or a reader holds, are not to be taken for new ones."""
+    load(tmp_path / "s")
+    manifest.segment_path(tmp_path / "s", 7).mkdir()
+    assert manifest.next_version(tmp_path / "s") == 8

@@ -98,3 +98,10 @@ def test_rows_per_block() -> None:
     assert blocks.rows_per_block(4096, 4064) == 1
     with pytest.raises(InputError, match="4065 bytes does not fit"):
         blocks.rows_per_block(4096, 4065)
+
+
+def test_bad_blocks_beside_each_other_are_all_named() -> None:
+    payloads, labels = np.zeros((5, 4096), np.uint8), np.arange(5)
+    blocks.seal(payloads, 1, labels, 50, 0, 10, 16)
+    payloads[1:4, 40] ^= 1
+    assert list(blocks.bad_blocks(payloads, 1, labels, 50, 0, 10, 16)) == [1, 2, 3]

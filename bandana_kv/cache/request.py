@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bandana_kv.cache.eviction import mark_used, settle, unsettle, used, victim
 from bandana_kv.cache.ghosts import DIRECT as REMEMBERED_DIRECT
-from bandana_kv.cache.ghosts import forget, remember
+from bandana_kv.cache.ghosts import Remembered, forget, remember
 from bandana_kv.cache.index import NOWHERE, find, index, unindex
 from bandana_kv.cache.live_heat import age, bump, credit
 from bandana_kv.cache.state import (
@@ -41,7 +41,8 @@ from bandana_kv.cache.state import (
     CacheState,
 )
 from bandana_kv.kernels.compile import inlined, kernel, signed
-from bandana_kv.kernels.layout import Layout, first_copy
+from bandana_kv.kernels.layout import Layout, first_copy, position_of_place
+from bandana_kv.kernels.search import index_in
 
 __all__ = [
     "BLOCK_READS",
@@ -160,31 +161,8 @@ def missing(positions: np.ndarray, slots: np.ndarray, missed: int) -> tuple[np.n
 
 
 @inlined
-def _position_at(place: int, rows: int, original_of: np.ndarray, behind: int) -> int:
-    """Return the position of the row at a place, or -1 where the place is empty."""
-    if place < rows:
-        return place
-    if place < behind or place - behind >= original_of.size:
-        return -1
-    return signed(original_of[place - behind])
-
-
-@inlined
-def _at(ordered: np.ndarray, value: int) -> int:
-    """Return where `value` is, or would be, in sorted numbers."""
-    low, high = 0, ordered.size
-    while low < high:
-        middle = (low + high) // 2
-        if ordered[middle] < value:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-@inlined
 def _contains(ordered: np.ndarray, value: int) -> bool:
-    at = _at(ordered, value)
+    at = index_in(ordered, value)
     return bool(at < ordered.size and ordered[at] == value)
 
 
@@ -208,6 +186,7 @@ def _room(
 @inlined
 def _enter(
     eviction: int,
+    ghost: Remembered,
     buckets: np.ndarray,
     held: np.ndarray,
     links: np.ndarray,
@@ -224,6 +203,8 @@ def _enter(
     if slot == clock[USED]:
         clock[USED] += 1
     else:
+        if eviction == S3_FIFO and not marks[slot] & MAIN:
+            remember(ghost, signed(held[slot]))
         unindex(buckets, clock[DIRECT], signed(held[slot]))
         unsettle(eviction, links, older_half, ends, marks, clock, slot)
     held[slot] = position
@@ -265,7 +246,7 @@ def _share_reads(
     asked_of = np.zeros(blocks.size, np.int64)
     at = np.empty(ordered.size, np.int64)
     for i in range(ordered.size):
-        at[i] = _at(blocks, places[i] // rows_per_block)
+        at[i] = index_in(blocks, places[i] // rows_per_block)
         # Another request may have read the block; then the row shares with nobody here.
         if at[i] < blocks.size and blocks[at[i]] == places[i] // rows_per_block:
             asked_of[at[i]] += 1
@@ -338,10 +319,9 @@ def admit(
         full = slot < clock[USED]
         if full and eviction == TINYLFU and live[position] <= live[held[slot]]:
             continue
-        if full and eviction == S3_FIFO and not marks[slot] & MAIN:
-            remember(state.ghost, signed(held[slot]))
         _enter(
             eviction,
+            state.ghost,
             buckets,
             held,
             links,
@@ -355,7 +335,7 @@ def admit(
             remembered,
         )
         fills[filled, 0] = slot
-        fills[filled, 1] = places[_at(ordered, position)]
+        fills[filled, 1] = places[index_in(ordered, position)]
         filled += 1
     return filled
 
@@ -373,7 +353,7 @@ def _admit_neighbours(
     slot = NOWHERE
     for block in blocks:
         for place in range(block * rows_per_block, (block + 1) * rows_per_block):
-            position = _position_at(place, heat.size, original_of, behind)
+            position = position_of_place(place, heat.size, original_of, behind)
             if position < 0:
                 continue
             if rule == ONLINE and 0 <= slot < clock[USED] and live[position] <= live[held[slot]]:
@@ -393,10 +373,9 @@ def _admit_neighbours(
             # The victim stays chosen until some neighbour is hotter.
             if rule == ONLINE and full and live[position] <= live[held[slot]]:
                 continue
-            if full and eviction == S3_FIFO and not marks[slot] & MAIN:
-                remember(state.ghost, signed(held[slot]))
             _enter(
                 eviction,
+                state.ghost,
                 buckets,
                 held,
                 links,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from bandana_kv.kernels.compile import inlined, kernel, signed
 
-__all__ = ["Layout", "blocks_of", "cover", "first_copy"]
+__all__ = ["Layout", "blocks_of", "cover", "first_copy", "position_of_place"]
 
 
 class Layout(NamedTuple):
@@ -41,6 +41,19 @@ class Layout(NamedTuple):
 def first_copy(rows: int, rows_per_block: int) -> int:
     """Return the first place behind the blocks of the table's rows."""
     return (rows + rows_per_block - 1) // rows_per_block * rows_per_block
+
+
+@inlined
+def position_of_place(place: int, rows: int, original_of: np.ndarray, behind: int) -> int:
+    """Return the position of the row at a place, or -1 where the place is empty.
+
+    `behind` is where copies begin: :func:`first_copy`.
+    """
+    if place < rows:
+        return place
+    if place < behind or place - behind >= original_of.size:
+        return -1
+    return signed(original_of[place - behind])
 
 
 @kernel

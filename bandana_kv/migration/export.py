@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from bandana_kv.errors import DiskFullError, InputError, TableNotFoundError
 from bandana_kv.migration.row_file import shape_file, write_rows
 from bandana_kv.progress import Progress
 from bandana_kv.serve.store import EmbeddingStore, open_kept
-from bandana_kv.system.durable import NO_ROOM, sync_directory, sync_file
+from bandana_kv.system.durable import NO_ROOM, replacing, sync_directory, sync_file
 from bandana_kv.system.permission import check_permission, permission_named
 
 if TYPE_CHECKING:
@@ -156,31 +155,23 @@ def _opened(
 @contextlib.contextmanager
 def _written(target: Path, overwrite: bool) -> Iterator[int]:
     """Give a new file to write to, which takes its place at the end; or nothing is left of it."""
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
     try:
-        file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with contextlib.ExitStack() as stack:
+            try:
+                temporary = stack.enter_context(replacing(target))
+            except OSError as error:
+                check_permission(error, target)
+                raise InputError(f"{target}: cannot be made ({error.strerror})") from error
+            with open(temporary, "r+b", buffering=0) as file:
+                yield file.fileno()
+                sync_file(file.fileno(), target)
+            _check_target(target, overwrite)  # somebody may have been faster
     except OSError as error:
-        check_permission(error, target)
-        raise InputError(f"{target}: cannot be made ({error.strerror})") from error
-    try:
-        try:
-            yield file
-            sync_file(file, target)
-        finally:
-            os.close(file)
-        _check_target(target, overwrite)  # somebody may have been faster
-        temporary.replace(target)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        _raise_if_full(error, target)
+        if error.errno in NO_ROOM:
+            message = f"{target}: no space left; free some and export again"
+            raise DiskFullError(error.errno, message) from error
         raise
     sync_directory(target.parent)
-
-
-def _raise_if_full(error: BaseException, target: Path) -> None:
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
-        message = f"{target}: no space left; free some and export again"
-        raise DiskFullError(error.errno, message) from error
 
 
 def _copy(store: EmbeddingStore, table: str, file: int, progress: Progress) -> None:

@@ -26,6 +26,7 @@ from bandana_kv.kernels.addresses import (
 from bandana_kv.kernels.bitpack import bits_for, position_at
 from bandana_kv.kernels.compile import brief, inlined, kernel, signed
 from bandana_kv.kernels.layout import cover
+from bandana_kv.kernels.search import index_in
 from bandana_kv.serve.inflight import (
     AHEAD,
     BAD,
@@ -177,37 +178,12 @@ def _others(table: np.ndarray, in_flight: np.ndarray, scratch: np.ndarray, ids: 
 
 
 @inlined
-def _block_index(scratch: np.ndarray, ids: int, count: int, block: int) -> int:
-    """Return which of the request's blocks `block` is."""
-    low, high = 0, count
-    while low < high:
-        middle = (low + high) // 2
-        if scratch[HEAD + BLOCKS * ids + middle] < block:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-@inlined
-def _index_of(numbers: np.ndarray, number: int) -> int:
-    """Return where `number` stands, or would, in sorted numbers."""
-    low, high = 0, numbers.size
-    while low < high:
-        middle = (low + high) // 2
-        if numbers[middle] < number:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-@inlined
 def _row_at(table: np.ndarray, scratch: np.ndarray, ids: int, place: int) -> int:
     """Return the address of the row at a place, or 0: no block brought it."""
     per_block = table[PER_BLOCK]
     block = place // per_block
-    k = _block_index(scratch, ids, scratch[ALL_BLOCKS], block)
+    first = HEAD + BLOCKS * ids
+    k = index_in(scratch[first : first + scratch[ALL_BLOCKS]], block)
     if scratch[HEAD + STATUS * ids + k]:
         return 0
     row = (place - block * per_block) * table[ROW_BYTES]
@@ -222,7 +198,7 @@ def _copy_out(table: np.ndarray, scratch: np.ndarray, ids: int, out: np.ndarray)
     lost = 0
     for i in range(ids):
         if scratch[HEAD + ids + i] < 0:
-            at = _index_of(ordered, scratch[HEAD + i])
+            at = index_in(ordered, scratch[HEAD + i])
             row = _row_at(table, scratch, ids, scratch[HEAD + PLACES * ids + at])
             if row:
                 copy(row, out.ctypes.data + i * row_bytes, row_bytes)
@@ -247,7 +223,7 @@ def _leave_out_lost(table: np.ndarray, scratch: np.ndarray, ids: int) -> None:
     asked = scratch[HEAD + ASKED * ids : HEAD + ASKED * ids + scratch[MISSED]]
     left = 0
     for i in range(scratch[MISSED]):
-        at = _index_of(ordered, asked[i])
+        at = index_in(ordered, asked[i])
         if at < kept and ordered[at] == asked[i]:
             asked[left] = asked[i]
             left += 1

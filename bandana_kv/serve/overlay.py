@@ -9,8 +9,8 @@ from bandana_kv.cache.index import find, index
 from bandana_kv.cache.state import DIRECT, CacheState
 from bandana_kv.disk.blocks import HEADER_BYTES
 from bandana_kv.kernels.bitpack import bits_for, position_at
-from bandana_kv.kernels.compile import copy_bytes, inlined, kernel, signed
-from bandana_kv.kernels.layout import Layout, first_copy
+from bandana_kv.kernels.compile import copy_bytes, kernel, signed
+from bandana_kv.kernels.layout import Layout, first_copy, position_of_place
 
 __all__ = ["Overlay", "blocks_with", "positions_of_ids"]
 
@@ -46,16 +46,6 @@ def _put(
     counted[0] = used
 
 
-@inlined
-def _position_of(place: int, first: int, layout: Layout) -> int:
-    """Return the position of the row at a place; -1 where no row lies."""
-    if place < layout.heat.size:
-        return place
-    if place < first or place - first >= layout.original_of.size:
-        return -1
-    return signed(layout.original_of[place - first])
-
-
 @kernel
 def _patch(
     buckets: np.ndarray,
@@ -69,7 +59,8 @@ def _patch(
     first = first_copy(layout.heat.size, layout.rows_per_block)
     for k in range(blocks.size):
         for row in range(layout.rows_per_block):
-            position = _position_of(blocks[k] * layout.rows_per_block + row, first, layout)
+            place = blocks[k] * layout.rows_per_block + row
+            position = position_of_place(place, layout.heat.size, layout.original_of, first)
             slot = find(buckets, 0, position) if position >= 0 else -1
             if slot >= 0:
                 at = k * payloads.shape[1] + HEADER_BYTES + row * row_bytes

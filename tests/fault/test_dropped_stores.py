@@ -11,7 +11,6 @@ import textwrap
 import threading
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -194,14 +193,14 @@ def test_a_recorder_loses_nothing_at_a_clean_exit(tmp_path: Path, how: str) -> N
 # -- dropped ------------------------------------------------------------------------------------
 
 
-def ours() -> tuple[list[str], set[str]]:
-    """Return the names of our threads, and the files of stores that are open."""
+def ours(path: Path) -> tuple[list[str], set[str]]:
+    """Return the names of our threads, and the files that are open beside the store at `path`."""
     threads = sorted(t.name for t in threading.enumerate() if t.name.startswith("bandana"))
     files = set()
     for each in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
             files.add(str(each.readlink()))
-    return threads, {file for file in files if file.startswith("/tmp/pytest")}
+    return threads, {file for file in files if file.startswith(str(path.parent))}
 
 
 def used(path: Path, **options: Any) -> bandana_kv.EmbeddingStore:
@@ -210,14 +209,14 @@ def used(path: Path, **options: Any) -> bandana_kv.EmbeddingStore:
     return store
 
 
-def drop(held: list[bandana_kv.EmbeddingStore], until: Callable[[], bool]) -> None:
-    """Drop a store, which a thread of its own may be about to use."""
+def drop(held: list[bandana_kv.EmbeddingStore], path: Path, before: object) -> None:
+    """Drop a store, which a thread of its own may be about to use, until all is as `before`."""
     held.clear()
     begun = time.monotonic()
-    while not until():
+    while ours(path) != before:
         gc.collect()
         time.sleep(0.01)
-        assert time.monotonic() - begun < 20, ours()
+        assert time.monotonic() - begun < 20, ours(path)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +224,7 @@ def drop(held: list[bandana_kv.EmbeddingStore], until: Callable[[], bool]) -> No
 )
 @pytest.mark.parametrize("also", ["nothing", "updates", "records", "refreshes", "waits"])
 def test_a_dropped_store_leaves_nothing(path: Path, options: dict[str, Any], also: str) -> None:
-    before = ours()
+    before = ours(path)
     store = used(path, **options)
     if also == "updates":
         store.update("t", [3], ROWS[3:4])
@@ -241,7 +240,7 @@ def test_a_dropped_store_leaves_nothing(path: Path, options: dict[str, Any], als
     held = [store]
     del store
     with pytest.warns(ResourceWarning, match=f"the store at {path} was dropped while it was open"):
-        drop(held, lambda: ours() == before)
+        drop(held, path, before)
     for _ in range(3):
         bandana_kv.load(path, {"t": ROWS}, keep=1)
     assert len(bandana_kv.versions(path)) == 1  # none is held any more

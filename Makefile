@@ -55,7 +55,7 @@ test: $(STAMP)
 	    { apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null 2>&1; fi; \
 	  command -v chromium >/dev/null || \
 	    echo "note: chromium is missing, one test needs it: apt-get install chromium"; }
-	@$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile
+	@$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 # ten minutes in all: kills, faults, and what they did to stores under TORTURE_DIR
 TORTURE_DIR ?= build/torture

@@ -1,8 +1,8 @@
-"""The one place that knows how kernels are compiled, cached and announced.
+"""The one place that knows how kernels are compiled and announced.
 
 Kernels are numba functions over numpy arrays. They release the GIL, and their machine
-code is kept beside the module, or in the user's cache directory when the installation
-is read-only (numba chooses; ``NUMBA_CACHE_DIR`` overrides).
+code is kept (:mod:`bandana_kv.kernels.machine_code`) beside the module, or in the user's cache
+directory when the installation is read-only (numba chooses; ``NUMBA_CACHE_DIR`` overrides).
 """
 
 from __future__ import annotations
@@ -10,73 +10,22 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
 import numpy as np
-from numba.core import caching, event
+from numba.core import event
+from numba.core.ccallback import CFunc
+from numba.core.sigutils import normalize_signature
 
+from bandana_kv.kernels.machine_code import keep
 from bandana_kv.system.interrupts import without_interrupts
 
-__all__ = [
-    "brief",
-    "copy_bytes",
-    "foreign",
-    "inlined",
-    "kernel",
-    "modules_of_kernels",
-    "signed",
-]
+__all__ = ["brief", "copy_bytes", "foreign", "inlined", "kernel", "signed"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_PACKAGE = Path(__file__).resolve().parents[1]
 _log = logging.getLogger("bandana_kv")
-
-
-# What a module says of itself that holds numbers for kernels, and no kernel.
-_MARKS = b"bandana_kv.kernels.compile import", b"# Constants of kernels."
-
-
-def modules_of_kernels() -> list[Path]:
-    """Return the package's modules that kernels are made of: with what they call and name."""
-    modules = sorted(_PACKAGE.rglob("*.py"))
-    return [path for path in modules if any(mark in path.read_bytes() for mark in _MARKS)]
-
-
-def _package_stamp() -> tuple[float, int]:
-    """Return the newest change and the total size of the modules that kernels are made of."""
-    stats = [path.stat() for path in modules_of_kernels()]
-    return max(stat.st_mtime for stat in stats), sum(stat.st_size for stat in stats)
-
-
-_STAMP = _package_stamp()
-
-
-_IndexDataCacheFile: Any = caching.IndexDataCacheFile  # numba has no types
-
-
-class _CacheFile(_IndexDataCacheFile):  # type: ignore[misc]
-    """What is kept of a kernel; what another release has kept counts as nothing."""
-
-    def _load_index(self) -> Any:
-        try:
-            return super()._load_index()
-        except (AttributeError, ImportError):
-            # It names types by modules that have moved since, before its stamp can be read.
-            return {}
-
-
-def _stamp(cache: Any, function: Callable[..., Any]) -> None:
-    """Tie a kernel's cached machine code to the state of its file and of all kernels."""
-    # In a source checkout adapters lie outside of the package's directory.
-    own = Path(function.__code__.co_filename).stat()
-    cache._cache_file = _CacheFile(
-        cache_path=cache._cache_path,
-        filename_base=cache._impl.filename_base,
-        source_stamp=(max(_STAMP[0], own.st_mtime), _STAMP[1] + own.st_size),
-    )
 
 
 @functools.cache
@@ -104,9 +53,8 @@ def kernel(function: F) -> F:
 
     Notes
     -----
-    numba watches only the file a kernel is written in. Kernels call kernels of other
-    files, so the cache is stamped with all of those: after an edit or an upgrade, nothing
-    old is linked in.
+    After an edit or an upgrade nothing old is linked in: see
+    :mod:`bandana_kv.kernels.machine_code`.
     """
     return _compiled(function, {})
 
@@ -135,12 +83,17 @@ def foreign(signature: Any) -> Callable[[Callable[..., Any]], Any]:
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
-        cfunc: Any = numba.cfunc
+        made: Any = CFunc(
+            function, normalize_signature(signature), locals={}, options={"error_model": "numpy"}
+        )
         try:
-            return cfunc(signature, cache=True, error_model="numpy")(function)
+            made.enable_caching()
         except RuntimeError:  # numba finds no directory that it may write to
             _warn_uncached()
-            return cfunc(signature, error_model="numpy")(function)
+        else:
+            keep(made._cache, function)
+        made.compile()
+        return made
 
     return decorate
 
@@ -164,7 +117,7 @@ def _compiled(function: F, options: dict[str, bool]) -> F:
         _warn_uncached()
         dispatcher = njit(error_model="numpy", **options)(function)
     else:
-        _stamp(dispatcher._cache, function)
+        keep(dispatcher._cache, function)
     dispatcher.compile = _uninterrupted(dispatcher.compile)
     typed: F = dispatcher
     return typed
@@ -219,7 +172,7 @@ class _Announce(event.Listener):
             self.announced = True
             _log.warning(
                 "compiling kernels; this happens once per machine and release, "
-                "and takes up to a minute",
+                "and takes a few minutes",
                 extra={"event": "kernels_compiling"},
             )
 

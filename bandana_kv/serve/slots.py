@@ -1,39 +1,37 @@
-"""Lookups with rows: what a cache decides about slots, done to the rows in them."""
+"""Rows that enter a cache without a request: those that another table had in DRAM."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from bandana_kv.cache.request import admit
-from bandana_kv.cache.state import CacheState
-from bandana_kv.disk.blocks import HEADER_BYTES
-from bandana_kv.kernels.compile import copy_bytes, kernel
-from bandana_kv.kernels.layout import Layout
+from bandana_kv.kernels.compile import kernel
+from bandana_kv.kernels.search import index_in
+from bandana_kv.serve.words import COUNTERS_KEPT, DATA, ROW_BYTES, copy, layout_of, state_of
 
 __all__ = ["admit_rows"]
 
 
 @kernel
-def admit_rows(
-    state: CacheState,
-    data: np.ndarray,
-    layout: Layout,
-    asked: np.ndarray,
-    ordered: np.ndarray,
-    places: np.ndarray,
-    read: np.ndarray,
-    blocks: np.ndarray,
-    payloads: np.ndarray,
-    counters: np.ndarray,
-) -> None:
-    """Let rows of the blocks that were read into the cache."""
-    rows_per_block = layout.rows_per_block
-    fills = np.empty((read.size * rows_per_block + asked.size, 2), np.int64)
-    filled = admit(state, layout, asked, ordered, places, read, fills, counters)
-    row_bytes = data.shape[1]
+def admit_rows(table: np.ndarray, asked: np.ndarray, ordered: np.ndarray, rows: np.ndarray) -> None:
+    """Let rows into the cache, which is locked; nothing is counted.
+
+    Parameters
+    ----------
+    table
+        As :class:`bandana_kv.serve.words.TableWords` has it.
+    asked, ordered
+        int64 (n,): distinct positions, as they are to enter, and sorted.
+    rows
+        uint8 (n, row_bytes), those of `ordered`.
+    """
+    row_bytes = table[ROW_BYTES]
+    fills = np.empty((asked.size, 2), np.int64)
+    counters = np.zeros(COUNTERS_KEPT, np.int64)
+    no_blocks = ordered[:0]
+    filled = admit(
+        state_of(table), layout_of(table), asked, ordered, ordered, no_blocks, fills, counters
+    )
     for i in range(filled):
-        slot, place = fills[i, 0], fills[i, 1]
-        block = place // rows_per_block
-        index = np.searchsorted(blocks, block)
-        start = HEADER_BYTES + (place - block * rows_per_block) * row_bytes
-        copy_bytes(payloads, index * payloads.shape[1] + start, data, slot * row_bytes, row_bytes)
+        at = index_in(ordered, fills[i, 1])
+        copy(rows.ctypes.data + at * row_bytes, table[DATA] + fills[i, 0] * row_bytes, row_bytes)

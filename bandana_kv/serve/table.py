@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bandana_kv.adapters.contract import empty_payloads
 from bandana_kv.cache.policy import Policy
-from bandana_kv.cache.request import BLOCK_READS, new_counters
+from bandana_kv.cache.request import BLOCK_READS
 from bandana_kv.cache.state import USED, cache_bytes_of, check, hits_relink, make_state
 from bandana_kv.cache.state import positions as cached_positions
 from bandana_kv.disk.blocks import HEADER_BYTES, NUMBER_BITS, REASONS, corrupt_block
@@ -612,29 +612,11 @@ class ServedTable:
 
     def take_in(self, positions: Positions, rows: NDArray[np.uint8]) -> None:
         """Let rows, uint8 (n, row_bytes), of distinct positions in, without reading blocks."""
-        per_block, row_bytes = self.stored.rows_per_block, self.stored.row_bytes
         order = np.argsort(positions)
-        ordered = positions[order]
-        blocks, numbers = np.unique(ordered // per_block, return_inverse=True)
-        # Blocks of which nothing but these rows is looked at.
-        payloads = np.empty((blocks.size, HEADER_BYTES + per_block * row_bytes), np.uint8)
-        of_rows = payloads[:, HEADER_BYTES:].reshape(blocks.size, per_block, row_bytes)
-        of_rows[numbers, ordered % per_block] = rows[order]
         with self._alone():
+            admit_rows(self.words, positions, positions[order], rows[order])
             if self._overlay.count:
-                self._overlay.patch(self._layout, blocks, payloads)
-            admit_rows(
-                self._state,
-                self._data,
-                self._layout,
-                positions,
-                ordered,
-                ordered.copy(),
-                blocks[:0],
-                blocks,
-                payloads,
-                new_counters(),
-            )
+                self._overlay.renew(positions, self._state, self._data)
 
     def hand_on(self, heir: ServedTable) -> None:
         """Let updates of this table reach the one that serves its rows from now on."""

@@ -16,6 +16,7 @@ from bandana_kv.cache.policy import Policy
 from bandana_kv.disk.placement import layout_of
 from bandana_kv.errors import InputError
 from bandana_kv.kernels.layout import Layout
+from bandana_kv.kernels.views import readable
 from bandana_kv.simulate.replay import Replayed, Stream, run, stream_of
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def miniature(stream: Stream, layout: Layout, rate: float, seed: int) -> Miniatu
     counted = int(stream.offsets[-1] - stream.offsets[stream.warm_requests])
     counted_here = int(offsets[-1] - offsets[stream.warm_requests])
     return Miniature(
-        Stream(np.append(offsets[alive], offsets[-1]), positions, warm),
+        Stream(readable(np.append(offsets[alive], offsets[-1])), positions, warm),
         Layout(rows_per_block, heat[rows], _NO_COPIES, _NO_COPIES),
         rows.size / max(1, heat.size),
         counted_here / max(1, counted),

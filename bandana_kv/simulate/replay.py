@@ -23,6 +23,7 @@ from bandana_kv.disk.placement import layout_of
 from bandana_kv.errors import InputError
 from bandana_kv.kernels.compile import kernel
 from bandana_kv.kernels.layout import Layout, cover
+from bandana_kv.kernels.views import readable
 from bandana_kv.simulate.crowd import ALONE, Crowd, reads_left
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Stream(NamedTuple):
 
     Attributes
     ----------
-    offsets : int64 (requests + 1,)
+    offsets : int64 (requests + 1,), read-only
     positions : uint32 (lookups,)
     warm_requests : int
         Requests at the start that fill the cache and are not counted.
@@ -161,7 +162,7 @@ def stream_of(log: AccessLog, placement: Placement, warm_requests: int = 0) -> S
             f"the log looks up ids from {log.ids.min()} to {log.ids.max()}; "
             f"the placement has {placement.rows} rows"
         )
-    offsets = np.asarray(log.offsets, np.int64)
+    offsets = readable(np.asarray(log.offsets, np.int64))
     return Stream(offsets, placement.position_of_id[log.ids], warm_requests)
 
 

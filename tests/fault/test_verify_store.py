@@ -225,6 +225,7 @@ def test_blocks_in_an_engine_that_the_user_holds(tmp_path: Path) -> None:
     assert bandana_kv.repair(tmp_path, lambda _, ids: USER[ids], adapter=engine).sound
 
 
+@pytest.mark.parametrize("sound", ["blockfile"], indirect=True)
 def test_the_command_says_what_is_bad_and_ends_with_1(store: Path, tmp_path: Path) -> None:
     run = [sys.executable, str(SCRIPT), str(store)]
     done = subprocess.run([*run, "--json"], capture_output=True, text=True, check=False)

@@ -173,6 +173,24 @@ def test_without_the_lock_a_version_is_taken_from_its_reader(tmp_path: Path) -> 
             assert kept(tmp_path) == [2]
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_manifest_that_goes_before_it_is_locked_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    path = tmp_path / "000001.json"
+    path.write_text("held")
+    flock = retention.fcntl.flock
+
+    def late(handle: int, kind: int) -> None:
+        path.unlink()
+        if again:
+            path.write_text("another of that number")
+        flock(handle, kind)
+
+    monkeypatch.setattr(retention.fcntl, "flock", late)
+    assert retention._shared_lock(path) is None
+
+
 def test_a_failed_open_holds_nothing(tmp_path: Path) -> None:
     load(tmp_path, 1)
     for _ in range(3):

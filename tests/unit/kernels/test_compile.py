@@ -14,7 +14,8 @@ import pytest
 
 import bandana_kv
 from bandana_kv import adapters, tools
-from bandana_kv.kernels.compile import inlined, kernel, modules_of_kernels, signed
+from bandana_kv.kernels.compile import inlined, kernel, signed
+from bandana_kv.kernels.machine_code import modules_of_kernels
 
 ANNOUNCED = "compiling kernels; this happens once per machine and release"
 # Two kernels of the hundred, one of which calls another: where one is kept, all are.

@@ -169,7 +169,7 @@ print(peak_mib() - before)
 """
 
 
-@pytest.mark.parametrize("view", ["m[:, :96]", "m[::2]", "m[:, ::2]", "m.T"])
+@pytest.mark.parametrize("view", ["m[::2, :96]", "m[:, ::2]", "m.T"])
 def test_memory_does_not_grow_with_the_file(view: str, tmp_path: Path) -> None:
     shape = (128, 500_000) if view == "m.T" else (800_000, 128)  # 244 or 390 MiB
     table = tmp_path / "rows.npy"

@@ -199,6 +199,8 @@ def test_bags_that_cannot_be_pooled_are_refused(store: bandana_kv.EmbeddingStore
             store.embedding_bag(**arguments)
 
 
+# the compiled reading, and the one through Python
+@pytest.mark.parametrize("store", ["blockfile", "rocksdb"], indirect=True)
 def test_ten_thousand_requests_of_an_event_loop_may_wait(
     store: bandana_kv.EmbeddingStore,
 ) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bandana_kv
+from bandana_kv.adapters.memory import MemoryAdapter
 from bandana_kv.cache.index import find
 from bandana_kv.disk import ledger
 from bandana_kv.disk.journal import journal_files
@@ -87,7 +88,7 @@ STEP = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(steps=st.lists(STEP, max_size=25), cache_rows=st.sampled_from([0, 3, 50, ROWS]))
 def test_equals_a_plain_array(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int, int]], cache_rows: int
@@ -384,3 +385,44 @@ def test_an_empty_overlay_can_be_asked() -> None:
         overlay.put(positions, rows, np.ones(5, np.uint64))
         overlay.drop(1)
     assert overlay.buckets.size
+
+
+def test_of_two_updates_of_a_row_the_later_one_stays_in_whatever_order_they_come() -> None:
+    """The journal numbers them, and threads bring them to DRAM in an order of their own."""
+    overlay = Overlay(4 * DIM)
+    position = np.array([3])
+    for sequence in (2, 1, 4, 3):
+        rows = np.full((1, 4 * DIM), sequence, np.uint8)
+        overlay.put(position, rows, np.array([sequence], np.uint64))
+    assert (overlay.data[find(overlay.buckets, 0, 3)] == 4).all()
+    assert overlay.count == 1
+    overlay.drop(3)
+    assert overlay.count == 1
+
+
+def test_what_was_read_before_a_flush_does_not_enter_the_cache_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = load(tmp_path / "s", "memory", placement="shuffled")
+    read, go = threading.Event(), threading.Event()
+    multi_get = MemoryAdapter.multi_get
+
+    def held(self: MemoryAdapter, *arguments: Any, **named: Any) -> Any:
+        found = multi_get(self, *arguments, **named)
+        if threading.current_thread() is reader:
+            read.set()
+            assert go.wait(20)
+        return found
+
+    monkeypatch.setattr(MemoryAdapter, "multi_get", held)
+    with bandana_kv.open(path, cache_bytes=100_000) as store:
+        reader = threading.Thread(target=store.multi_get, args=("t", [7]))
+        reader.start()
+        assert read.wait(20)
+        store.update("t", [7], new_rows(1, 1))
+        store.flush()
+        go.set()
+        reader.join()
+        for _ in range(2):
+            assert np.array_equal(store.multi_get("t", [7]), new_rows(1, 1))
+        store.check()

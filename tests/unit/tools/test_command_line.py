@@ -17,6 +17,8 @@ from click.testing import CliRunner
 
 import bandana_kv
 from bandana_kv.assess.performance.costs import Costs, Parts
+from bandana_kv.device import profiler
+from bandana_kv.device.sweep import Effort
 from bandana_kv.placement import Placement
 from bandana_kv.tools import command_line, console
 from bandana_kv.tools.command_line import _HOMES, main
@@ -275,8 +277,8 @@ def test_demo_checks_every_row(run: Runner) -> None:
     assert [each["wrong_rows"] for each in found["results"]] == [0] * 6
 
 
-@pytest.mark.slow
-def test_profile_prints_what_it_writes(run: Runner) -> None:
+def test_profile_prints_what_it_writes(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiler, "QUICK", Effort(4 << 20, 1, 1, 1, 60.0, False, 10_000))
     found = run.json("profile", ".", "--quick", "--engine", "python")
     assert found == json.loads(Path("device.json").read_text())
 

@@ -45,8 +45,8 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 demo: $(STAMP)
 	@$(PY) tools/demo.py $(if $(LOG),--log '$(LOG)') $(if $(ORDERED),--ordered)
 
-# Files go to two processes: much of what they do is waiting for others that end or are killed.
-TEST_PROCESSES ?= 2
+# A process more than two cores can use: much of what tests do is waiting for others that end.
+TEST_PROCESSES ?= 3
 # the report of tools/assess.py is opened in a browser; without one that test is skipped
 test: $(STAMP)
 	@command -v chromium >/dev/null || { \

@@ -83,9 +83,9 @@ def foreign(signature: Any) -> Callable[[Callable[..., Any]], Any]:
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
-        made: Any = CFunc(
-            function, normalize_signature(signature), locals={}, options={"error_model": "numpy"}
-        )
+        normalized: Any = normalize_signature
+        options = {"error_model": "numpy"}
+        made: Any = CFunc(function, normalized(signature), locals={}, options=options)
         try:
             made.enable_caching()
         except RuntimeError:  # numba finds no directory that it may write to

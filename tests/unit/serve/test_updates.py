@@ -426,3 +426,31 @@ def test_what_was_read_before_a_flush_does_not_enter_the_cache_after_it(
         for _ in range(2):
             assert np.array_equal(store.multi_get("t", [7]), new_rows(1, 1))
         store.check()
+
+
+def test_who_follows_notices_what_goes_into_blocks_while_it_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = load(tmp_path / "s")
+    replay = updates.replay
+    with bandana_kv.open(path) as store:
+        follower = updates.Follower(path)
+        store.update("t", [7], new_rows(1, 1))
+
+        def overtaken(*given: Any) -> None:
+            replay(*given)
+            store.flush()
+
+        monkeypatch.setattr(updates, "replay", overtaken)
+        assert not follower.catch_up([])
+        assert follower.catch_up([])
+
+
+def test_who_follows_notices_what_was_cut_off(tmp_path: Path) -> None:
+    path = load(tmp_path / "s")
+    with bandana_kv.open(path) as store:
+        store.update("t", [7], new_rows(1, 1))
+        follower = updates.Follower(path)
+        (journal,) = journal_files(path)
+        os.truncate(journal, journal.stat().st_size - 1)
+        assert not follower.catch_up([])

@@ -443,7 +443,6 @@ def test_who_follows_notices_what_goes_into_blocks_while_it_reads(
 
         monkeypatch.setattr(updates, "replay", overtaken)
         assert not follower.catch_up([])
-        assert follower.catch_up([])
 
 
 def test_who_follows_notices_what_was_cut_off(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from common import report, surroundings
 
 import bandana_kv
+from bandana_kv.device.advice import DEFAULT_DEPTH
 from bandana_kv.device.page_cache import device_bytes_read, drop_page_cache
 
 ADAPTERS = ("lmdb", "rocksdb")
@@ -68,7 +69,7 @@ def main(directory: Path, blocks: int, batch: int, seed: int, keep: bool) -> Non
     result = {
         "bench": "cold_reads",
         "batch": batch,
-        "readers": bandana_kv.serve.store.DEFAULT_READERS,
+        "readers": DEFAULT_DEPTH,
         "adapters": results,
         "surroundings": surroundings(seed),
     }

@@ -84,14 +84,14 @@ def main(
 
 
 def _written(store: bandana_kv.EmbeddingStore) -> dict[str, int]:
-    updates = store._updating()
+    updates = store._current.updating()
     return {"journal_bytes": updates.journal_bytes, "block_bytes": updates.block_bytes}
 
 
 def _batch(path: Path, rows: int, seed: int) -> dict[str, Any]:
     ids = np.random.default_rng(seed).choice(rows, rows // 100, replace=False)
     with bandana_kv.open(path, 0) as store:
-        served = store._serving.tables["t"]
+        served = store._current.serving.tables["t"]
         positions = served.positions_of(0, rows)[ids]
         touched = np.unique(positions // served.stored.rows_per_block).size
         begun = time.perf_counter()
@@ -129,7 +129,7 @@ def _stream(path: Path, rows: int, count: int, threads: int, seed: int) -> dict[
     with bandana_kv.open(path, 64 << 20) as store:
         lost = _lost(store, ids, shared[:threads].tolist(), threads)
         written = int(shared[threads]) + int(shared[threads + 1])
-        payload_bytes = store._serving.tables["t"].stored.adapter.payload_bytes
+        payload_bytes = store._current.serving.tables["t"].stored.adapter.payload_bytes
         store.flush()
         written += _written(store)["block_bytes"]
         assert not _lost(store, ids, shared[:threads].tolist(), threads)

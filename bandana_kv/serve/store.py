@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import os
 import threading
-import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -22,33 +20,28 @@ from numpy.typing import ArrayLike, NDArray
 from bandana_kv.cache.policy import Policy, asked_policy
 from bandana_kv.device.advice import DEFAULT_DEPTH, depth_of, given_profile
 from bandana_kv.device.record import DeviceProfile
-from bandana_kv.disk import manifest, retention
-from bandana_kv.disk.journal_files import sync_journal
-from bandana_kv.errors import BandanaError, InputError, StoreChangedError
+from bandana_kv.errors import InputError
 from bandana_kv.logs.recording.recorder import Counted, Recorder
 from bandana_kv.metrics import Metric
 from bandana_kv.progress import Progress
 from bandana_kv.rows.source import Source, source_of
-from bandana_kv.serve import replacement
-from bandana_kv.serve.anchor import Anchor
 from bandana_kv.serve.arguments import (
     check_update_ids,
     checked_ids,
     checked_numbers,
     checked_out,
 )
+from bandana_kv.serve.current import Current
 from bandana_kv.serve.failsafe import Deadline, checked_deadline
 from bandana_kv.serve.metrics import Wear, metrics_of
-from bandana_kv.serve.opener import Options, open_current
+from bandana_kv.serve.opener import Options
 from bandana_kv.serve.pooling import Mode, bags_of, pool
 from bandana_kv.serve.preload import load_kernels
 from bandana_kv.serve.reader import BlockReader
-from bandana_kv.serve.replacement import PlacedAnew
+from bandana_kv.serve.replacement import Change, PlacedAnew
 from bandana_kv.serve.requests import Batch, named, rows_of, rows_of_batch, rows_of_tables
 from bandana_kv.serve.table import ServedTable
-from bandana_kv.serve.updates import Follower, Updates, replay
 from bandana_kv.serve.version import ServedVersion
-from bandana_kv.serve.warmup import warm_up
 from bandana_kv.serve.watcher import Watcher
 from bandana_kv.system.ending import PATIENCE_S, close_dropped, end_at_exit
 from bandana_kv.system.interrupts import without_interrupts
@@ -83,23 +76,14 @@ class EmbeddingStore:
     forked child goes on with the version of its parent; see :meth:`refresh`.
     """
 
-    def __init__(
-        self,
-        options: Options,
-        anchor: Anchor,
-        serving: ServedVersion,
-        follower: Follower,
-        reader: BlockReader,
-        deadline_ms: float | None,
-    ) -> None:
+    def __init__(self, options: Options, readers: int, deadline_ms: float | None) -> None:
+        load_kernels()
         self._options = options
-        self._anchor = anchor
         self._deadline_ms = deadline_ms
-        self._serving = serving
-        self._reader = reader
-        self._closing = threading.Event()
-        self._follower = follower
-        self._updates: Updates | None = None
+        self._reader = BlockReader(readers)
+        self._current = Current(options, self._reader)
+        self._enter, self._inside = self._current.enter, self._current.inside
+        self._closing = self._current.closing
         self._recorder: Recorder | None = None
         self._wear = Wear(options.root)
         self._process = os.getpid()
@@ -117,19 +101,21 @@ class EmbeddingStore:
         )
 
     def _number(self) -> int:
-        return self._serving.number
+        return self.version
+
+    def _follow(self) -> None:
+        """Serve the current version, with what other processes updated."""
+        if self._current.is_behind():
+            self.refresh()
 
     def _begin(self) -> None:
         self._executors: ThreadPoolExecutor | None = None
         self._executor_lock = threading.Lock()
-        self._refreshing = threading.Lock()
         self._recording = threading.Lock()
 
     def after_fork_in_child(self) -> None:
         """Begin anew without threads: those of the parent do not exist here."""
-        if self._updates is not None:
-            self._updates.after_fork_in_child()
-            self._updates = None
+        self._current.after_fork_in_child()
         if self._recorder is not None:
             self._recorder.after_fork_in_child()
             self._recorder = None
@@ -139,7 +125,7 @@ class EmbeddingStore:
     @property
     def version(self) -> int:
         """The version that is served."""
-        return self._serving.number
+        return self._current.serving.number
 
     @without_interrupts()
     def refresh(
@@ -188,103 +174,11 @@ class EmbeddingStore:
         device read for each block with rows to warm. Until the last call has left the old
         version, both have their caches. A second caller waits for the first.
         """
-        with self._refreshing:
-            if self._closing.is_set():
-                raise InputError("the store is closed")
-            self._check_anchor()
-            old = self._serving
-            # Before the one in use looks, so that nothing is written unnoticed in between.
-            follower = Follower(self._options.root)
-            before: ServedVersion | None = old
-            if old.left_behind or (
-                self._updates is None and not self._follower.catch_up(old.tables.values())
-            ):
-                before = None  # rows that another process updated are in blocks by now
-            elif manifest.current_number(self._options.root) == old.number:
-                return old.number
-            with contextlib.ExitStack() as stack:
-                since = (0, 0)
-                if self._updates is not None:
-                    stack.enter_context(self._updates.blocks_held())
-                    since = self._updates.bookmark()
-                new, follower = _opened(self._options, before, follower)
-                stack.callback(new.retire)
-                self._refuse_other(old, new)
-                warm_up(
-                    new.tables,
-                    old.tables,
-                    self._reader,
-                    {name: _warmed(new, name, ids) for name, ids in (warm or {}).items()},
-                    warm_seconds,
-                    self._closing,
-                )
-                self._switch(new, since)
-                stack.pop_all()
-                self._follower = follower
-                self._flush_gone(old, new)
-                old.retire()
-            return new.number
-
-    def _refuse_other(self, old: ServedVersion, new: ServedVersion) -> None:
-        """See that a version which has become current is of the store that is served."""
-        self._check_anchor()
-        if old.manifest.store and new.manifest.store != old.manifest.store:
-            raise StoreChangedError(
-                f"{self._options.root}: version {new.number} is of another store than version "
-                f"{old.number}, which goes on being served; close it and open the path again"
-            )
-
-    def _tell_switch(self, old: ServedVersion, new: ServedVersion) -> None:
-        """Log that another version is served; not that the same one was opened anew."""
-        root, before, after = self._options.root, old.number, new.number
-        if before != after:
-            fields = {"event": "version_switched", "store": str(root), "from": before, "to": after}
-            _log.info("%s: version %d -> %d", root, before, after, extra=fields)
-
-    def _switch(
-        self, new: ServedVersion, since: tuple[int, int], then: Callable[[], None] = lambda: None
-    ) -> None:
-        """Serve another version; `then` is done in the same moment, or nothing."""
-        old = self._serving
-
-        def switch() -> None:
-            then()
-            self._serving = new
-
-        if self._updates is None:
-            switch()
-        else:
-            self._updates.switch(old.tables, new.tables, since, switch)
-        self._tell_switch(old, new)
-
-    def _flush_gone(self, old: ServedVersion, new: ServedVersion) -> None:
-        """Write updated rows into blocks that this process will not serve any more."""
-        served = {table.stored.space for table in new.tables.values()}
-        gone = {
-            name: table for name, table in old.tables.items() if table.stored.space not in served
-        }
-        if self._updates is None or not gone:
-            return
-        try:
-            self._updates.flush(gone, old, self._reader)
-        except BandanaError:
-            # They stay in the journal, for whoever serves that version again.
-            _log.exception(
-                "version %d: updated rows stay in the journal",
-                old.number,
-                extra={"event": "flush_failed", "version": old.number},
-            )
-
-    def _follow(self) -> None:
-        """Serve the current version, with what other processes updated. A look is a small file."""
-        self._check_anchor()
-        newest = manifest.current_number(self._options.root)
-        if newest != self.version or self.has_news():
-            self.refresh()
+        return self._current.refresh(warm or {}, warm_seconds)
 
     def has_news(self) -> bool:
         """Return whether another process has updated rows since the last :meth:`refresh`."""
-        return self._updates is None and self._follower.has_news()
+        return self._current.has_news()
 
     @without_interrupts()
     def update(self, table: str, ids: ArrayLike, rows: ArrayLike) -> None:
@@ -327,7 +221,7 @@ class EmbeddingStore:
         threads share. The rows wait in DRAM, and are answered from there. With 64 MiB of
         them, or 256 MiB of journal, :meth:`flush` is called by whoever updates next.
         """
-        updates = self._updating()
+        updates = self._current.updating()
         serving = self._enter()
         try:
             served = named(serving, table)
@@ -360,9 +254,7 @@ class EmbeddingStore:
         -----
         Cost: for each block with updated rows one device read and one write. Lookups go on.
         """
-        updates = self._updating()
-        with updates.blocks_held(), self._inside() as serving:
-            updates.flush(serving.tables, serving, self._reader)
+        self._current.flush()
 
     @without_interrupts()
     def place_anew(
@@ -427,22 +319,8 @@ class EmbeddingStore:
         of what is written. Memory: 25 bytes a row, 300 MiB, and until the last call has left
         the version before, the table's cache twice. Updates go on, and wait in DRAM.
         """
-        updates = self._updating()
-        with self._refreshing:
-            if self._closing.is_set():
-                raise InputError("the store is closed")
-            named(self._serving, table)
-            change = replacement.Change(table, placement, plan, log)
-            return replacement.place_anew(
-                self._options,
-                self._serving,
-                change,
-                updates,
-                self._reader,
-                self._switch,
-                self._closing,
-                progress or Progress(),
-            )
+        change = Change(table, placement, plan, log)
+        return self._current.place_anew(change, progress or Progress())
 
     def placement(self, table: str) -> Placement:
         """Return where the table's rows lie in the version that is served.
@@ -465,42 +343,6 @@ class EmbeddingStore:
             named(serving, table)
             return serving.manifest.tables[table].plan
 
-    def _updating(self) -> Updates:
-        """Return what takes updates; made at the first."""
-        if not self._closing.is_set():
-            self._check_anchor()
-            if self._updates is not None:
-                return self._updates
-        with self._refreshing:
-            if self._closing.is_set():
-                raise InputError("the store is closed")
-            if self._updates is None:
-                updates = Updates(self._options.root)
-                try:
-                    self._catch_up()
-                except BaseException:
-                    updates.close()
-                    raise
-                self._updates = updates
-            return self._updates
-
-    def _check_anchor(self) -> None:
-        """See that nothing is followed or written at the path but this store."""
-        serving = self._serving
-        self._anchor.check(serving.manifest, serving.held)
-
-    def _catch_up(self) -> None:
-        """Serve all that other processes have updated, in the placement that takes updates."""
-        old = self._serving
-        root = self._options.root
-        current = manifest.current_number(root)
-        if not self._follower.catch_up(old.tables.values()) or old.number in retention.superseded(
-            retention.readable(root), current
-        ):
-            self._serving, self._follower = _opened(self._options, None)
-            old.retire()
-            self._tell_switch(old, self._serving)
-
     @property
     def tables(self) -> tuple[str, ...]:
         """Names of the tables."""
@@ -508,7 +350,7 @@ class EmbeddingStore:
 
     @property
     def _tables(self) -> Mapping[str, ServedTable]:
-        return self._serving.tables
+        return self._current.serving.tables
 
     def get(self, table: str, id: int) -> NDArray[Any]:
         """Return the row of one id: (dim,), of the table's dtype.
@@ -780,7 +622,7 @@ class EmbeddingStore:
 
     def _counted(self) -> Counted:
         """Return what recorders keep beside the requests."""
-        serving = self._serving
+        serving = self._current.serving
         counted: dict[str, tuple[object, tuple[int, int, int]]] = {}
         for name, table in serving.tables.items():
             stats = table.stats()
@@ -900,28 +742,10 @@ class EmbeddingStore:
                 )
             return self._executors
 
-    def _enter(self) -> ServedVersion:
-        """Begin a call on the version that is served now; it must leave it."""
-        while not (serving := self._serving).enter():
-            if self._closing.is_set():
-                raise InputError("the store is closed")
-        return serving
-
-    @contextlib.contextmanager
-    def _inside(self) -> Iterator[ServedVersion]:
-        serving = self._enter()
-        try:
-            yield serving
-        finally:
-            # By a single step: Ctrl-C at the beginning of a function would leave it inside.
-            serving.inside.pop()
-            if serving.retired:
-                serving.close_if_empty()
-
     def _served(self, table: str) -> ServedTable:
         if self._closing.is_set():
             raise InputError("the store is closed")
-        return named(self._serving, table)
+        return named(self._current.serving, table)
 
     def stats(self) -> dict[str, dict[str, int]]:
         """Return counters by table, since it was opened: by :func:`open`, or :meth:`refresh`.
@@ -958,7 +782,8 @@ class EmbeddingStore:
 
         Cost: some 0.1 ms a table; the ledger is read once in ten seconds. No block is read.
         """
-        return metrics_of(self._serving, self._options.totals.by_table(), self._updates, self._wear)
+        current, totals = self._current, self._options.totals.by_table()
+        return metrics_of(current.serving, totals, current.updates, self._wear)
 
     @property
     def cache_bytes(self) -> int:
@@ -1031,17 +856,7 @@ class EmbeddingStore:
         with self._recording:
             if self._recorder is not None:
                 self._recorder.close()
-        with self._refreshing:
-            self._serving.retire()
-        end = None if patience_s is None else time.monotonic() + patience_s
-        while not self._serving.closed.wait(_LOOK_S):
-            if end is not None and time.monotonic() > end:
-                return  # what hangs is left to the system
-            self._serving.close_if_empty()  # who was the last may have been interrupted
-        if self._updates is not None:
-            self._updates.close()
-        self._anchor.close()
-        self._reader.close()
+        self._current.close(patience_s)
 
     def __enter__(self) -> Self:
         return self
@@ -1147,7 +962,7 @@ def open(
         raise InputError("coalesce=False goes without a deadline")
     source = None if fallback is None else source_of(fallback)
     options = Options(root, cache_bytes, adapter, override, coalesce, source)
-    store = _store(options, int(readers), deadline_ms)
+    store = EmbeddingStore(options, int(readers), deadline_ms)
     if watch_seconds is not None:
         try:
             store._watch(watch_seconds)
@@ -1168,43 +983,8 @@ def open_kept(
         As :func:`open`; a FormatError where the version has gone.
     """
     root = Path(path).absolute()
-    return _store(Options(root, 0, adapter, None, True, None, version), depth_of(root, None), None)
-
-
-def _store(options: Options, readers: int, deadline_ms: float | None) -> EmbeddingStore:
-    load_kernels()
-    serving, follower = _opened(options, None)
-    try:
-        anchor = Anchor(options.root)
-        anchor.check(serving.manifest, serving.held)
-    except BaseException:
-        serving.retire()
-        raise
-    reader = BlockReader(readers)
-    return EmbeddingStore(options, anchor, serving, follower, reader, deadline_ms)
-
-
-def _opened(
-    options: Options, before: ServedVersion | None, follower: Follower | None = None
-) -> tuple[ServedVersion, Follower]:
-    """Open the current version, with the updates of it that are not in blocks.
-
-    A `follower` that is given was made before the tables of `before` last caught up.
-    """
-    sync_journal(options.root)
-    while True:
-        follower = follower or Follower(options.root)
-        serving = open_current(options, before)
-        try:
-            replay(options.root, serving.tables.values())
-            if follower.catch_up(serving.tables.values()):
-                return serving, follower
-        except BaseException:
-            serving.retire()
-            raise
-        # Updates went into blocks meanwhile, which an engine opened before need not see.
-        serving.retire()
-        before = follower = None
+    options = Options(root, 0, adapter, None, True, None, version)
+    return EmbeddingStore(options, depth_of(root, None), None)
 
 
 def _calling(method: Callable[[], T], otherwise: T) -> Callable[[], T]:
@@ -1234,9 +1014,3 @@ if hasattr(os, "register_at_fork"):
         after_in_parent=_stores_lock.release,
         after_in_child=_after_fork_in_child,
     )
-
-
-def _warmed(serving: ServedVersion, table: str, ids: ArrayLike) -> NDArray[np.integer[Any]]:
-    """Return ids to warm, checked; those that the table has not are left to its error."""
-    named(serving, table)
-    return checked_ids(table, ids)

@@ -59,11 +59,11 @@ def test_the_same_version_opened_anew_is_no_switch(tmp_path: Path, lines: io.Str
     path = tmp_path / "s"
     bandana_kv.load(path, {"user": ROWS}, adapter="blockfile", placement="identity")
     with bandana_kv.open(path) as reader, bandana_kv.open(path) as writer:
-        before = reader._serving
+        before = reader._current.serving
         writer.update("user", [3], ROWS[:1])
         writer.flush()
         reader.refresh()
-        assert reader._serving is not before
+        assert reader._current.serving is not before
         assert np.array_equal(reader.get("user", 3), ROWS[0])
     assert "version_switched" not in {line["event"] for line in parsed(lines)}
 

@@ -192,7 +192,7 @@ def test_a_failed_refresh_says_nothing_new(path: Path, monkeypatch: pytest.Monke
         store.multi_get("user", EVERY[:9])
         before = counters(store)
         load(path, other=ROWS)
-        monkeypatch.setattr(bandana_kv.serve.store, "warm_up", lambda *_: 1 / 0)
+        monkeypatch.setattr(bandana_kv.serve.current, "warm_up", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             store.refresh()
         gc.collect()

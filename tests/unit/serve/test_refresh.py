@@ -141,7 +141,7 @@ def test_a_call_inside_finishes_on_its_version_whatever_it_asks_next(
     path = tmp_path / "held"
     with bandana_kv.open(path, adapter=slow) as store, ThreadPoolExecutor(1) as pool:
         load(path, slow, user=ROWS + 1, item=ROWS + 1)
-        old, slow.waiting = store._serving, 0
+        old, slow.waiting = store._current.serving, 0
         slow.gate.clear()
         asked = pool.submit(store.multi_get, {"user": [1, 2], "item": [3, 4]})
         wait_for(lambda: slow.waiting > 0)
@@ -171,14 +171,14 @@ def test_closing_waits_for_calls_inside_and_for_reads_ahead(slow: Slow, tmp_path
         slow.gate.set()
         assert np.array_equal(asked.result(PATIENCE_S), ROWS[[1]])
         closing.result(PATIENCE_S)
-    assert store._serving.closed.is_set()
+    assert store._current.serving.closed.is_set()
 
 
 def test_a_read_ahead_outlives_the_switch_and_lets_the_version_go(
     slow: Slow, tmp_path: Path
 ) -> None:
     with bandana_kv.open(tmp_path / "held", adapter=slow) as store:
-        old, slow.waiting = store._serving, 0
+        old, slow.waiting = store._current.serving, 0
         slow.gate.clear()
         store.prefetch("user", [5])
         wait_for(lambda: slow.waiting > 0)
@@ -192,7 +192,7 @@ def test_a_read_ahead_outlives_the_switch_and_lets_the_version_go(
         store.prefetch("user", [5])
         with pytest.raises(BandanaError):
             store.prefetch("user", [9999])
-        wait_for(lambda: not store._serving.inside)  # the read may end after its block is there
+        wait_for(lambda: not store._current.serving.inside)  # the read may end after its block is there
 
 
 @pytest.mark.parametrize("adapter", ["lmdb", "rocksdb", "blockfile"])
@@ -250,10 +250,10 @@ def test_refreshes_are_one_after_the_other(path: Path) -> None:
     with bandana_kv.open(path) as store, ThreadPoolExecutor(8) as pool:
         load(path, user=ROWS + 1)
         opened = []
-        original = bandana_kv.serve.store.open_current
+        original = bandana_kv.serve.current.open_current
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
-                bandana_kv.serve.store,
+                bandana_kv.serve.current,
                 "open_current",
                 lambda *given: (opened.append(1), original(*given))[1],
             )
@@ -339,7 +339,7 @@ def test_a_watcher_survives_what_cannot_be_served_and_says_so_seldom(
 ) -> None:
     with bandana_kv.open(path, watch_seconds=0.01) as store:
         with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING):
-            patch.setattr(bandana_kv.serve.store, "open_current", lambda *_: 1 / 0)
+            patch.setattr(bandana_kv.serve.current, "open_current", lambda *_: 1 / 0)
             load(path, user=ROWS + 1)
             wait_for(lambda: len(caplog.records) >= 3)
             time.sleep(0.1)

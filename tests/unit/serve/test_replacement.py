@@ -510,7 +510,7 @@ def test_an_update_that_meant_the_table_before_reaches_the_one_after(tmp_path: P
         expected = FIRST.copy()
         expected[9] += 1
         # As a thread does that had found its table just before the switch.
-        store._updating().update(before, np.array([9], np.uint32), expected[[9]].view(np.uint8))
+        store._current.updating().update(before, np.array([9], np.uint32), expected[[9]].view(np.uint8))
         assert_has(store, expected)
         store.flush()
         assert_has(store, expected)
@@ -526,14 +526,14 @@ def test_an_update_during_a_refresh_reaches_a_table_that_begins_anew(tmp_path: P
         store.multi_get("t", EVERY)
         store.update("t", [1], expected[[1]])
         bandana_kv.load(path, {"more": ITEMS}, adapter="blockfile")
-        warm_up = bandana_kv.serve.store.warm_up
+        warm_up = bandana_kv.serve.current.warm_up
 
         def updated_meanwhile(*given: Any) -> None:
             warm_up(*given)
             expected[[1, 2, 3]] += 1
             store.update("t", [1, 2, 3], expected[[1, 2, 3]])
 
-        patch.setattr(bandana_kv.serve.store, "warm_up", updated_meanwhile)
+        patch.setattr(bandana_kv.serve.current, "warm_up", updated_meanwhile)
         before = store._tables["t"]
         store.refresh()
         assert store._tables["t"] is not before
@@ -674,7 +674,7 @@ def test_a_block_of_the_placement_before_is_not_taken_for_the_new_one(
         entries = block_map.read_block_map(path, entry)
         assert entries is not None
         keys = bandana_kv.adapters.block_keys(entry.space, [3, block_map.numbers_of(entries)[3]])
-        engine = store._serving.writable(path, "t")
+        engine = store._current.serving.writable(path, "t")
         engine.put_many(keys[1:], engine.multi_get(keys[:1]))
     said = pytest.raises(BlockCorruptError, match="block 3: it belongs to another")
     with bandana_kv.open(path, 0) as store, said:

@@ -192,7 +192,8 @@ def test_a_read_ahead_outlives_the_switch_and_lets_the_version_go(
         store.prefetch("user", [5])
         with pytest.raises(BandanaError):
             store.prefetch("user", [9999])
-        wait_for(lambda: not store._current.serving.inside)  # the read may end after its block is there
+        # The read may end after its block is there.
+        wait_for(lambda: not store._current.serving.inside)
 
 
 @pytest.mark.parametrize("adapter", ["lmdb", "rocksdb", "blockfile"])

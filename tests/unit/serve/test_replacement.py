@@ -510,7 +510,8 @@ def test_an_update_that_meant_the_table_before_reaches_the_one_after(tmp_path: P
         expected = FIRST.copy()
         expected[9] += 1
         # As a thread does that had found its table just before the switch.
-        store._current.updating().update(before, np.array([9], np.uint32), expected[[9]].view(np.uint8))
+        updates, row = store._current.updating(), expected[[9]].view(np.uint8)
+        updates.update(before, np.array([9], np.uint32), row)
         assert_has(store, expected)
         store.flush()
         assert_has(store, expected)

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import TracebackType
-from typing import Self
+from contextlib import AbstractContextManager, contextmanager
 
 __all__ = ["Gate", "StaleHandleError"]
 
@@ -29,9 +28,13 @@ class StaleHandleError(Exception):
 class Gate:
     """Many users at once, or one alone; also held across a fork.
 
-    Used as a context manager it admits one more user; :meth:`alone` waits until all
-    users have left and keeps new ones out. Not reentrant: a thread inside must not
-    enter again.
+    Whoever is within ``with gate.inside:`` is a user; :meth:`alone` waits until all users have
+    left and keeps new ones out. A thread inside must not enter again.
+
+    Each thread has a lock of its own, which it holds while it is inside: entering and leaving
+    are one step each of compiled code, so that a signal whose handler raises, Ctrl-C first of
+    all, finds a thread inside or outside, and never leaves it inside for ever. Who is to be
+    alone takes all of these locks.
 
     Parameters
     ----------
@@ -47,32 +50,39 @@ class Gate:
         before_fork: Callable[[], None] | None = None,
         after_fork_in_child: Callable[[bool], None] | None = None,
     ) -> None:
-        self._changed = threading.Condition(threading.Lock())
-        self._users = 0
-        self._alone = False
         self._before_fork = before_fork
         self._after_fork_in_child = after_fork_in_child
         self._frozen = False
+        self._begin()
         with _gates_lock:
             _gates.add(self)
 
-    def __enter__(self) -> Self:
-        with self._changed:
-            while self._alone:
-                self._changed.wait()
-            self._users += 1
-        return self
+    def _begin(self) -> None:
+        self._shutting = threading.Lock()  # held by who is alone, or is about to be
+        self._own = threading.local()
+        self._locks: weakref.WeakSet[threading.Lock] = (
+            weakref.WeakSet()
+        )  # those of threads that live
+        self._taken: list[threading.Lock] = []
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with self._changed:
-            self._users -= 1
-            if self._alone and self._users == 0:
-                self._changed.notify_all()
+    @property
+    def inside(self) -> AbstractContextManager[object]:
+        """What a user holds."""
+        if self._shutting.locked():
+            with self._shutting:  # or users who come again and again would keep it open
+                pass
+        own: list[threading.Lock] = self._own.__dict__.setdefault("locks", [])
+        for lock in own:
+            if not lock.locked():
+                return lock
+        with self._shutting:
+            # Nobody is alone: what is held now, this thread holds, by a scan that is under way.
+            for lock in own:
+                if not lock.locked():
+                    return lock
+            own.append(threading.Lock())
+            self._locks.add(own[-1])
+            return own[-1]
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -94,20 +104,28 @@ class Gate:
                 self._open()
 
     def _shut(self, patience_s: float | None) -> bool:
-        with self._changed:
-            if not self._changed.wait_for(lambda: not self._alone, patience_s):
-                return False
-            self._alone = True
-            if self._changed.wait_for(lambda: self._users == 0, patience_s):
-                return True
-            self._alone = False
-            self._changed.notify_all()
+        end = None if patience_s is None else time.monotonic() + patience_s
+
+        def left_s() -> float:
+            return -1.0 if end is None else max(0.0, end - time.monotonic())
+
+        if not self._shutting.acquire(timeout=left_s()):
             return False
+        try:
+            for lock in list(self._locks):
+                if not lock.acquire(timeout=left_s()):
+                    self._open()
+                    return False
+                self._taken.append(lock)
+        except BaseException:
+            self._open()
+            raise
+        return True
 
     def _open(self) -> None:
-        with self._changed:
-            self._alone = False
-            self._changed.notify_all()
+        while self._taken:
+            self._taken.pop().release()
+        self._shutting.release()
 
     def _freeze(self) -> None:
         self._frozen = self._shut(_FORK_PATIENCE_S)
@@ -120,11 +138,9 @@ class Gate:
             self._open()
 
     def _thaw_in_child(self) -> None:
-        # The lock, and the threads counted as users, belong to the parent.
+        # The locks, and the threads that hold them, are the parent's.
         clean, self._frozen = self._frozen, False
-        self._changed = threading.Condition(threading.Lock())
-        self._users = 0
-        self._alone = False
+        self._begin()
         if self._after_fork_in_child is not None:
             self._after_fork_in_child(clean)
 

@@ -218,7 +218,7 @@ class Environment:
 
     def _free_slots(self) -> bool:
         """Take back the slots of dead readers; return whether there is one by now."""
-        with self.gate:
+        with self.gate.inside:
             if not self._open_now:
                 return True
             self.handle.reader_check()

@@ -159,7 +159,7 @@ class OpenEngine(ABC):
         """Run `work` inside the gate, translating and if possible repairing errors."""
         while True:
             try:
-                with self._gate:
+                with self._gate.inside:
                     if self._closed:
                         raise AdapterError(f"{self.name} at {self._where} is closed")
                     self._check_handle()

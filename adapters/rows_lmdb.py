@@ -75,7 +75,7 @@ class LmdbRows(KeyedRows):
         environment = self._environment
         while True:
             try:
-                with environment.gate:
+                with environment.gate.inside:
                     environment.check()
                     return self._read(environment.handle, keys)
             except (StaleHandleError, lmdb.Error) as error:
@@ -115,7 +115,7 @@ class LmdbRows(KeyedRows):
         return batch
 
     def _advise(self, advice: int) -> None:
-        with self._environment.gate:
+        with self._environment.gate.inside:
             self._environment.pages.advise(advice)
 
     def _refuse_order(self, txn: lmdb.Transaction[bytes], prefix: bytes) -> None:
@@ -134,7 +134,7 @@ class LmdbRows(KeyedRows):
         if self._living() is None:
             # Takes a slot of a dead reader, opens it again, or with a map that has grown.
             self._values([])
-        with self._environment.gate:
+        with self._environment.gate.inside:
             self._environment.check()
             txn = self._snapshot = self._living() or self._begin(self._environment.handle)
             if self._scanned_txn not in (None, txn.id()):

@@ -154,7 +154,7 @@ class RocksdbRows(KeyedRows):
     def _values(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
         asked: Any = list(keys)
         self._follow()
-        with self._reading:  # else closing would take the handle from under it
+        with self._reading.inside:  # else closing would take the handle from under it
             if self._closed:
                 raise AdapterError(f"{self.name} at {self._path} is closed")
             values: list[bytes | None] = self._now.family.get(asked)  # type: ignore[assignment]

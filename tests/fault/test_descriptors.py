@@ -81,7 +81,7 @@ def test_many_tables_open_refresh_and_close_at_a_low_limit(tmp_path: Path, adapt
         store.flush()
         check(store, 1)
         assert bandana_kv.verify(path).sound
-    assert open_files() == before
+    assert open_files() <= before  # what others left to be collected may go meanwhile
 
 
 @pytest.mark.parametrize("adapter", ENGINES)
@@ -94,7 +94,7 @@ def test_of_many_loads_of_one_table_each_as_many_are_open_as_versions(
     with bandana_kv.open(tmp_path / "s", cache_bytes=0) as store:
         for each in range(10):
             assert np.array_equal(store.multi_get(f"t{each}", [39]), ROWS[each, [39]])
-    assert open_files() == before
+    assert open_files() <= before  # what others left to be collected may go meanwhile
 
 
 # -- links to a rocksdb's files -----------------------------------------------------------------

@@ -120,8 +120,8 @@ rows = np.load(sys.argv[2])
 wait = random.Random(2)
 for _ in range(25):
     timer = threading.Timer(wait.uniform(0.001, 0.03), os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
     try:
+        timer.start()
         bandana_kv.load(sys.argv[1], {"t": rows + 1}, adapter="blockfile")
     except KeyboardInterrupt:
         pass

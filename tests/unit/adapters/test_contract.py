@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
@@ -139,13 +140,13 @@ def test_the_gate_lets_many_in_and_one_alone() -> None:
     events: list[str] = []
 
     def use() -> None:
-        with gate:
+        with gate.inside:
             all_inside.wait(10)  # passes only if the others are inside too
             time.sleep(0.02)
             events.append("left")
 
     def come_late() -> None:
-        with gate:
+        with gate.inside:
             events.append("late")
 
     users = [_started(use) for _ in range(4)]
@@ -159,13 +160,43 @@ def test_the_gate_lets_many_in_and_one_alone() -> None:
     assert events == ["left"] * 4 + ["alone", "late"]
 
 
+def test_a_signal_that_raises_leaves_nobody_inside() -> None:
+    """Whichever step it comes between: a thread left inside would keep it from ever closing."""
+
+    class AlarmError(Exception):
+        pass
+
+    def raises(*_: object) -> None:
+        raise AlarmError
+
+    gate, alarms = Gate(), 0
+    handler = signal.signal(signal.SIGALRM, raises)
+    end = time.monotonic() + 1.0
+    try:
+        while time.monotonic() < end:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-5)
+                for _ in range(100):
+                    with gate.inside:
+                        pass
+            except AlarmError:
+                alarms += 1
+    finally:
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+    assert alarms > 100
+    with gate.alone_soon(5) as alone:
+        assert alone
+
+
 def test_a_fork_waits_for_users_and_leaves_the_gate_usable() -> None:
     seen: list[str] = []
     gate = Gate(lambda: seen.append("before"), lambda clean: seen.append(f"child {clean}"))
     entered, leave = threading.Event(), threading.Event()
 
     def use() -> None:
-        with gate:
+        with gate.inside:
             entered.set()
             leave.wait()
             seen.append("user left")
@@ -175,7 +206,7 @@ def test_a_fork_waits_for_users_and_leaves_the_gate_usable() -> None:
     threading.Timer(0.05, leave.set).start()
 
     def in_order_and_usable() -> bool:
-        with gate, Gate():
+        with gate.inside, Gate().inside:
             return seen == ["user left", "before", "child True"]
 
     assert in_child(in_order_and_usable)
@@ -189,7 +220,7 @@ def test_a_fork_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bandana_kv.adapters.gate._FORK_PATIENCE_S", 0.05)
     told: list[bool] = []
     gate = Gate(None, told.append)
-    with gate:
+    with gate.inside:
         assert in_child(lambda: told == [False])
     with gate.alone():
         pass

@@ -49,6 +49,7 @@ def main() -> None:
 def _learn(directory: str) -> None:
     """Place, plan and load by a log; one read from a file has arrays of other types."""
     log = AccessLog.read(Path(directory) / "log.npz")
+    log.select(range(_REQUESTS)).select(range(_REQUESTS))
     for adapter, copies in (("memory", 0.0), ("blockfile", 0.2)):
         store = Path(directory) / f"learnt-{adapter}-{os.getpid()}"
         rows = {"rows": Path(directory) / "rows.npy"}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bandana_kv.kernels.addresses import (
     add,
@@ -25,6 +28,7 @@ from bandana_kv.kernels.addresses import (
 from bandana_kv.kernels.compile import kernel
 from bandana_kv.serve.answer import deliver_ahead
 from bandana_kv.serve.inflight import (
+    _GOLDEN,
     AHEAD,
     BAD,
     READING,
@@ -276,3 +280,55 @@ def test_a_block_read_ahead_is_taken_once_or_dropped() -> None:
     assert in_flight.count == 1  # the one that was taken is its taker's to leave
     leave(in_flight.words, entries[0])
     assert in_flight.count == 0
+
+
+_FEW = 8
+# Of sixteen homes these keys have three, side by side, one of them the last.
+_NEAR = [key for key in range(60) if (key * int(_GOLDEN) >> 32) & 15 in (14, 15, 0)]
+_STEPS = st.lists(
+    st.tuples(st.sampled_from(["claim", "claim", "leave", "forget"]), st.sampled_from(_NEAR)),
+    max_size=120,
+)
+
+
+@given(steps=_STEPS)
+def test_blocks_in_flight_equal_a_dict(steps: list[tuple[str, int]]) -> None:
+    """Keys collide, and gaps close over each other's homes."""
+    table = InFlight(64, _FEW)
+    entry_of: dict[int, int] = {}
+    forgotten: list[int] = []
+    users: Counter[int] = Counter()
+    for what, key in steps:
+        if what == "claim":
+            found = claim(table.words, np.uint64(key))
+            if key in entry_of:
+                assert found == -2 - entry_of[key]
+                users[entry_of[key]] += 1
+            elif len(users) == _FEW:
+                assert found == -1
+            else:
+                assert found >= 0
+                assert found not in users
+                entry_of[key] = found
+                users[found] = 1
+        elif what == "forget":
+            table.forget(np.array([key], np.uint64))
+            forgotten += [entry_of.pop(key)] if key in entry_of else []
+        elif key in entry_of:
+            entry = entry_of[key]
+            leave(table.words, entry)
+            users[entry] -= 1
+            if not users[entry]:
+                del users[entry]
+                del entry_of[key]
+        elif forgotten:
+            # What nobody finds any more is still whoever's who has claimed it.
+            entry = forgotten.pop()
+            while users[entry]:
+                leave(table.words, entry)
+                users[entry] -= 1
+            del users[entry]
+        assert table.count == len(users)
+        for each, at in entry_of.items():
+            assert claim(table.words, np.uint64(each)) == -2 - at
+            leave(table.words, at)

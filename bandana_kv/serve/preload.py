@@ -62,7 +62,7 @@ _KERNELS: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
 
 
 def load_kernels() -> None:
-    """Load the kernels of lookups; once a process. Cost: 0.2 s where they are compiled."""
+    """Load the kernels of lookups; once a process. Cost: a second, where they are compiled."""
     with without_interrupts():
         _load()
 

@@ -60,29 +60,25 @@ class Gate:
     def _begin(self) -> None:
         self._shutting = threading.Lock()  # held by who is alone, or is about to be
         self._own = threading.local()
-        self._locks: weakref.WeakSet[threading.Lock] = (
-            weakref.WeakSet()
-        )  # those of threads that live
+        # Of threads that live.
+        self._locks: weakref.WeakSet[threading.Lock] = weakref.WeakSet()
         self._taken: list[threading.Lock] = []
 
     @property
     def inside(self) -> AbstractContextManager[object]:
         """What a user holds."""
-        if self._shutting.locked():
-            with self._shutting:  # or users who come again and again would keep it open
-                pass
         own: list[threading.Lock] = self._own.__dict__.setdefault("locks", [])
-        for lock in own:
-            if not lock.locked():
-                return lock
-        with self._shutting:
-            # Nobody is alone: what is held now, this thread holds, by a scan that is under way.
-            for lock in own:
-                if not lock.locked():
-                    return lock
-            own.append(threading.Lock())
-            self._locks.add(own[-1])
-            return own[-1]
+        # Who is to be alone comes first, or users who come again and again would keep it waiting.
+        lock = None if self._shutting.locked() else _free(own)
+        if lock is None:
+            with self._shutting:
+                # Nobody is alone: what is held now, this thread holds itself.
+                lock = _free(own)
+                if lock is None:
+                    lock = threading.Lock()
+                    self._locks.add(lock)
+                    own.append(lock)
+        return lock
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -143,6 +139,10 @@ class Gate:
         self._begin()
         if self._after_fork_in_child is not None:
             self._after_fork_in_child(clean)
+
+
+def _free(locks: list[threading.Lock]) -> threading.Lock | None:
+    return next((lock for lock in locks if not lock.locked()), None)
 
 
 _gates: weakref.WeakSet[Gate] = weakref.WeakSet()

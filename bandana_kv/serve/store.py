@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import os
 import threading
 import weakref
@@ -56,7 +55,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EmbeddingStore", "open", "open_kept"]
 
-_log = logging.getLogger("bandana_kv")
 WARM_SECONDS = 10.0
 
 Fallback = Callable[[str, NDArray[np.int64]], NDArray[Any]]
@@ -64,9 +62,6 @@ Fallback = Callable[[str, NDArray[np.int64]], NDArray[Any]]
 
 
 T = TypeVar("T")
-
-# Closing looks this often whether the last call inside has gone.
-_LOOK_S = 0.1
 
 
 class EmbeddingStore:

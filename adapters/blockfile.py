@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -43,7 +43,7 @@ from bandana_kv.adapters.contract import (
     Capabilities,
     Keys,
     Payloads,
-    Reading,
+    Words,
     describe_key,
 )
 from bandana_kv.adapters.gate import Gate
@@ -156,16 +156,12 @@ class BlockfileAdapter(Adapter):
         if at >= 0:
             raise self.why_unread(int(keys[at]), found)
 
-    def reading(self, count: int) -> Reading | None:
-        """Return what compiled code needs, as :meth:`Adapter.reading` says."""
+    def reading(self, count: int, use: Callable[[Words], int]) -> int | None:
+        """Have compiled code read, as :meth:`Adapter.reading` says."""
         view = self._view  # before looking: closing leaves an empty one, where all are missing
         if self._closed:
             raise AdapterError(f"{self.name} at {self._where} is closed")
-        return self._reads.reading(view, count)
-
-    def end_reading(self, reading: Reading) -> None:
-        """Take back what :meth:`reading` gave."""
-        self._reads.end_reading(reading)
+        return self._reads.reading(view, count, use)
 
     def why_unread(self, key: int, found: int) -> BandanaError:
         """Return the error for a block of which so much was found."""

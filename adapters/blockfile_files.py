@@ -103,8 +103,7 @@ class View:
             handles = np.full((len(runs), 1), files[held.file].handle, np.uint64)
             parts.append(np.hstack([runs, handles]))
         self.runs = np.concatenate(parts)
-        # Where compiled code finds them.
-        self.words = np.array([self.runs.ctypes.data, len(self.runs)], np.int64)
+        self.words: npt.NDArray[np.int64] | None = None  # kept by who reads
 
 
 def open_view(path: Path, block_bytes: int, *, read_only: bool) -> View:

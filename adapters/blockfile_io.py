@@ -19,6 +19,7 @@ import mmap
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -27,16 +28,14 @@ import numpy.typing as npt
 from numba import extending
 
 from bandana_kv.adapters.blockfile_files import View
-from bandana_kv.adapters.contract import Reading
-from bandana_kv.kernels.addresses import uint32s_at, uint64s_at, words_at
+from bandana_kv.adapters.contract import Words
+from bandana_kv.adapters.reads import ADDRESS, FOUND, KEY, READ_WORDS
+from bandana_kv.kernels.addresses import last_errno, uint32s_at, uint64s_at, words_at
 from bandana_kv.kernels.compile import foreign, inlined, kernel, signed
 
 __all__ = ["ABSENT", "BlockReads", "aligned_bytes"]
 
 ABSENT = 1 << 40  # in place of a length: no run has that key
-# Columns of reads.
-KEY, ADDRESS, FOUND = range(3)
-READ_WORDS = 4
 
 _PAGE_BYTES = 4096
 _DEPTH = 128
@@ -60,7 +59,6 @@ _int64 = types.int64
 _syscall: Any = types.ExternalFunction("syscall", _int64(*[_int64] * 7))
 _pread: Any = types.ExternalFunction("pread", _int64(types.int32, _int64, types.uint64, _int64))
 _usleep: Any = types.ExternalFunction("usleep", types.int32(types.uint32))
-_errno_at: Any = types.ExternalFunction("__errno_location", types.CPointer(types.int32)())
 
 
 def aligned_bytes(count: int) -> npt.NDArray[np.uint8]:
@@ -101,11 +99,6 @@ def _store_release(typing_context: Any, words: Any, at: Any, value: Any) -> Any:
 
 
 @kernel
-def _errno() -> int:
-    return signed(_errno_at()[0])
-
-
-@kernel
 def _run_of(runs: np.ndarray, key: np.uint64) -> int:
     """Return the run that has `key`, or -1."""
     low, high = 0, runs.shape[0]
@@ -130,7 +123,7 @@ def _place(runs: np.ndarray, run: int, key: np.uint64) -> int:
 
 @kernel
 def _read_singly(runs: np.ndarray, size: int, reads: np.ndarray) -> None:
-    """Do what is left of `reads`, one after the other: :class:`~.contract.Reading` describes them.
+    """Do what is left of `reads`, one after the other: :data:`~.contract.Words` describes them.
 
     A read may end before its block does, at a bad sector for example: the next one says why.
     """
@@ -151,7 +144,7 @@ def _read_singly(runs: np.ndarray, size: int, reads: np.ndarray) -> None:
             if found > 0:
                 done += found
             else:
-                reason = _errno() if found < 0 else 0
+                reason = last_errno() if found < 0 else 0
         # A direct read cannot go on from where a file ends within a sector.
         ended = done == size or reason == 0 or (done and reason == _EINVAL)
         reads[i, FOUND] = done if ended else -reason
@@ -209,7 +202,7 @@ def _read_by_ring(
         else:
             _usleep(np.uint32(1000))  # what is in flight still ends, and is to be waited for
         if taken < 0:
-            reason = _errno()
+            reason = last_errno()
             if reason != _EINTR and (in_flight == 0 or (reason != _EAGAIN and reason != _EBUSY)):
                 failed = -reason
                 # Take back what was not submitted.
@@ -231,7 +224,7 @@ def _read_by_ring(
         _store_release(words, at[2], head)
 
 
-# Words of a reading: the function, of a view, and of a ring where there is one.
+# The words: the function, of a view, and of a ring where there is one.
 _FUNCTION, _SIZE, _RUNS, _RUNS_COUNT, _RING, _RING_WORDS, _RING_AT, _SQES, _SQES_COUNT, _CQES = (
     range(10)
 )
@@ -264,7 +257,7 @@ def _read_reading(reading: np.ndarray, reads_at: int, count: int) -> int:
 
 @functools.cache
 def _function() -> Any:
-    """Return what :class:`~.contract.Reading` names; made when first needed."""
+    """Return what :data:`~.contract.Words` name; made when first needed."""
 
     @foreign(_int64(_int64, _int64, _int64))
     def read(reading_at: int, reads_at: int, count: int) -> int:
@@ -282,10 +275,10 @@ class _Ring:
     Attributes
     ----------
     words : int64 array
-        Of readings by this ring.
+        For reading by this ring.
     """
 
-    def __init__(self, words_without: npt.NDArray[np.int64]) -> None:
+    def __init__(self, words_without: Words) -> None:
         self._fd = -1
         self._fd, parameters = _set_up(_DEPTH)
         if parameters[5] & _FEATURES != _FEATURES:
@@ -382,22 +375,26 @@ class BlockReads:
         self._closed = True
         self._idle.clear()
 
-    def reading(self, view: View, count: int) -> Reading:
-        """Return what compiled code needs to read `count` blocks of a view."""
-        ring = self._take() if count > 1 else None
-        words = self._words.copy() if ring is None else ring.words
-        words[_OF_VIEW] = view.words
-        # Nothing else refers to the view: its files are closed, and their room is free, once
-        # another has taken its place.
-        return Reading(words, (view, ring))
+    def reading(self, view: View, count: int, use: Callable[[Words], int]) -> int:
+        """Call `use` with what compiled code needs to read `count` blocks of a view.
 
-    def end_reading(self, reading: Reading) -> None:
-        """Take back what :meth:`reading` gave."""
-        ring = reading.kept[1]  # type: ignore[index]
-        if ring is not None:
+        The view's files stay open until it returns.
+        """
+        words = view.words
+        if words is None:
+            words = self._words.copy()
+            words[_OF_VIEW] = view.runs.ctypes.data, len(view.runs)
+            view.words = words
+        ring = self._take() if count > 1 else None
+        if ring is None:
+            return use(words)
+        try:
+            ring.words[_OF_VIEW] = words[_OF_VIEW]
+            return use(ring.words)
+        finally:
             self._idle.append(ring)
-        if self._closed:
-            self._idle.clear()
+            if self._closed:
+                self._idle.clear()
 
     def read(
         self, view: View, keys: npt.NDArray[np.uint64], out: npt.NDArray[np.uint8]
@@ -416,11 +413,9 @@ class BlockReads:
         reads = np.zeros((len(keys), READ_WORDS), np.int64)
         reads[:, KEY] = keys.view(np.int64) if keys.flags.c_contiguous else keys.astype(np.int64)
         reads[:, ADDRESS] = memory.ctypes.data + size * np.arange(len(keys))
-        reading = self.reading(view, len(keys))
-        try:
-            _read_reading(reading.words, reads.ctypes.data, len(keys))
-        finally:
-            self.end_reading(reading)
+        self.reading(
+            view, len(keys), lambda words: _read_reading(words, reads.ctypes.data, len(keys))
+        )
         if not straight:
             out[...] = memory
         bad = np.flatnonzero(reads[:, FOUND] != size)

@@ -12,10 +12,10 @@ Whatever an adapter imports is here, wherever it is made.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -56,7 +56,7 @@ __all__ = [
     "Capabilities",
     "Keys",
     "Payloads",
-    "Reading",
+    "Words",
     "block_keys",
     "describe_key",
     "empty_payloads",
@@ -64,24 +64,16 @@ __all__ = [
     "space_bounds",
 ]
 
+Words = npt.NDArray[np.int64]
+"""What compiled code needs to read blocks of an engine; for one thread at a time.
 
-class Reading(NamedTuple):
-    """What compiled code needs to read blocks of an engine; for one thread at a time.
-
-    Attributes
-    ----------
-    words : int64 array
-        The first is the address of a function of three int64: the address of these words, the
-        address of the reads, and their number. Each read is four int64: a key; the address of
-        memory for a block, at a page's boundary; written, how many bytes of it were found, or
-        what else :meth:`Adapter.why_unread` explains; and one that is not the engine's. Its
-        result means nothing. It is called without the GIL.
-    kept : object
-        What must not go away meanwhile.
-    """
-
-    words: npt.NDArray[np.int64]
-    kept: object
+The first is the address of a function of three int64: the address of these words, the address of
+the reads, and their number. Each read is four int64: a key; the address of memory for a block, at
+a page's boundary; written, how many bytes of it were found, or what else
+:meth:`Adapter.why_unread` explains; and one that is not the engine's. It is called without the
+GIL, and returns 0; or another number, and then nothing is known of any of the blocks:
+:meth:`Adapter.multi_get` is to be asked.
+"""
 
 
 @dataclass(frozen=True)
@@ -265,22 +257,26 @@ class Adapter(OpenEngine):
             self._call(lambda: None)
         return out
 
-    def reading(self, count: int) -> Reading | None:
-        """Return what compiled code needs to read `count` blocks of this engine, or None.
+    def reading(self, count: int, use: Callable[[Words], int]) -> int | None:
+        """Have compiled code read `count` blocks of this engine.
 
-        None: only :meth:`multi_get` can. :meth:`end_reading` gives it back.
+        Parameters
+        ----------
+        use
+            Called once with the words that such code needs, which are good until it returns.
+
+        Returns
+        -------
+        int or None
+            What `use` returned. None, and it was not called: only :meth:`multi_get` can read.
 
         Raises
         ------
         AdapterError
-            The adapter is closed.
+            The engine failed, or the adapter is closed.
         """
-        del count
+        del count, use
         return None
-
-    def end_reading(self, reading: Reading) -> None:
-        """Take back what :meth:`reading` gave."""
-        del reading
 
     def why_unread(self, key: int, found: int) -> BandanaError:
         """Return the error for a block that was not found whole by compiled code."""

@@ -7,12 +7,13 @@ a handle at once, and gives one thread the handle alone when it must change.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+
+from bandana_kv.system.forks import at_fork
 
 __all__ = ["Gate", "StaleHandleError"]
 
@@ -171,9 +172,9 @@ def _after_fork_in_child() -> None:
     _gates_lock.release()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=_after_fork_in_parent,
-        after_in_child=_after_fork_in_child,
-    )
+at_fork(
+    "engines",
+    before=_before_fork,
+    in_parent=_after_fork_in_parent,
+    in_child=_after_fork_in_child,
+)

@@ -11,6 +11,7 @@ Traps this module steers around, all of them measured:
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar, Self
@@ -24,6 +25,7 @@ from bandana_kv.adapters.contract import (
     Capabilities,
     Keys,
     Payloads,
+    Words,
     key_bytes,
 )
 from bandana_kv.adapters.lmdb_environment import (
@@ -34,6 +36,7 @@ from bandana_kv.adapters.lmdb_environment import (
     release,
     rounded_map,
 )
+from bandana_kv.adapters.lmdb_reads import failure
 from bandana_kv.errors import (
     AdapterError,
     BandanaError,
@@ -218,6 +221,26 @@ class LmdbAdapter(Adapter):
                 self._read_singly(txn, keys, out)
             # Inside the transaction the map cannot move.
             self._environment.pages.after_reads(len(keys))
+
+    def reading(self, count: int, use: Callable[[Words], int]) -> int | None:
+        """Have compiled code read, as :meth:`Adapter.reading` says."""
+        if self._environment.reads is None:
+            return None
+        return self._call(lambda: self._reading(count, use))
+
+    def _reading(self, count: int, use: Callable[[Words], int]) -> int | None:
+        reads = self._environment.reads  # another, where the environment was opened anew
+        if reads is None:
+            return None
+        with self._begin() as txn:
+            result = reads.reading(txn.id(), self.payload_bytes, use)
+            self._environment.pages.after_reads(count)
+        return result
+
+    def why_unread(self, key: int, found: int) -> BandanaError:
+        """Return the error for a block of which so much was found."""
+        del key
+        return self._translate(failure(found))
 
     def _read_singly(self, txn: lmdb.Transaction[memoryview], keys: Keys, out: Payloads) -> None:
         length = self.payload_bytes

@@ -27,6 +27,7 @@ from bandana_kv.adapters.gate import Gate, StaleHandleError
 from bandana_kv.adapters.lmdb_reads import TreeReads
 from bandana_kv.adapters.residency import MappedPages
 from bandana_kv.errors import NoPermissionError
+from bandana_kv.system.forks import at_fork
 
 __all__ = ["DATA_FILE", "MAP_STEP", "Environment", "acquire", "release", "rounded_map"]
 
@@ -276,12 +277,12 @@ class Environment:
 _open_environments: dict[tuple[int, int], Environment] = {}
 _registry_lock = threading.Lock()
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_registry_lock.acquire,
-        after_in_parent=_registry_lock.release,
-        after_in_child=_registry_lock.release,
-    )
+at_fork(
+    "environments",
+    before=_registry_lock.acquire,
+    in_parent=_registry_lock.release,
+    in_child=_registry_lock.release,
+)
 
 
 def _data_file(where: str) -> Path:

@@ -20,10 +20,12 @@ length. In a leaf a big value's first page follows the key; the value is 16 byte
 from __future__ import annotations
 
 import errno
+import functools
 import mmap
 import os
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,9 +33,12 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from bandana_kv.kernels.compile import inlined, kernel, signed
+from bandana_kv.adapters.contract import Words
+from bandana_kv.adapters.reads import ADDRESS, FOUND, KEY, READ_WORDS
+from bandana_kv.kernels.addresses import bytes_at, last_errno, words_at
+from bandana_kv.kernels.compile import foreign, inlined, kernel, signed
 
-__all__ = ["TreeReads"]
+__all__ = ["TreeReads", "failure"]
 
 _HEADER_BYTES = 16
 _BRANCH, _LEAF, _META = 1, 2, 8
@@ -43,7 +48,7 @@ _WILLNEED = 3  # POSIX_FADV_WILLNEED, on Linux
 _ENGINE = 0  # the major version whose format this is
 _MAGIC, _FORMAT = 0xBEEFC0DE, 1
 _MOST_LEVELS = 32
-_DONE, _IN_DOUBT = -1, -2
+_IN_DOUBT = 1
 
 # A page of the file's head: flags; magic, format; depth and root of the tree; last page, number.
 _HEAD = struct.Struct("<10xH4x II 16x 48x 6xH32xQ QQ")
@@ -124,40 +129,49 @@ def _step(
     return _number_at(file, node + 8 + _KEY_BYTES, 8)
 
 
-@kernel
-def _read(
-    fd: int,
-    file: np.ndarray,
-    page_bytes: int,
-    root: int,
-    levels: int,
-    keys: np.ndarray,
-    out: np.ndarray,
-) -> int:
-    """Copy the values of `keys` (n,) to `out` (n, size).
+# The words: the function; the file, where it is mapped, its pages; of a block; of a tree.
+_FUNCTION, _FD, _FILE, _FILE_BYTES, _PAGE_BYTES, _SIZE, _ROOT, _LEVELS = range(8)
+_OF_CALL = slice(_SIZE, _LEVELS + 1)
 
-    Returns _DONE, _IN_DOUBT, or where in the file a value lies that could not be read.
-    """
-    size = out.shape[1]
-    pages = np.full(keys.size, root, np.int64)
-    for level in range(levels):
+
+@kernel
+def _read(words: np.ndarray, reads_at: int, count: int) -> int:
+    """Copy values from the file to where reads want them; return _IN_DOUBT: ask the engine."""
+    fd, page_bytes, size = np.int32(words[_FD]), words[_PAGE_BYTES], words[_SIZE]
+    file = bytes_at(words[_FILE], words[_FILE_BYTES])
+    reads = words_at(reads_at, READ_WORDS * count).reshape(count, READ_WORDS)
+    pages = reads[:, FOUND]
+    pages[:] = words[_ROOT]
+    for level in range(words[_LEVELS]):
         asked = -1
-        for i in range(keys.size):
-            if pages[i] != asked:
+        for i in range(count):
+            if count > 1 and pages[i] != asked:  # a single one waits for it anyway
                 asked = pages[i]
                 _fadvise(fd, asked * page_bytes, page_bytes, _WILLNEED)
-        kind = _LEAF if level == levels - 1 else _BRANCH
-        for i in range(keys.size):
-            pages[i] = _step(file, pages[i], page_bytes, kind, keys[i], size)
+        kind = _LEAF if level == words[_LEVELS] - 1 else _BRANCH
+        for i in range(count):
+            pages[i] = _step(file, pages[i], page_bytes, kind, np.uint64(reads[i, KEY]), size)
             if pages[i] < 0:
                 return _IN_DOUBT
-    for i in range(keys.size):
-        _fadvise(fd, pages[i] * page_bytes, _HEADER_BYTES + size, _WILLNEED)
-    for i in range(keys.size):
+    if count > 1:
+        for i in range(count):
+            _fadvise(fd, pages[i] * page_bytes, _HEADER_BYTES + size, _WILLNEED)
+    for i in range(count):
         offset = pages[i] * page_bytes + _HEADER_BYTES
-        if _pread(fd, out.ctypes.data + i * size, size, offset) != size:
-            return signed(max(offset, 0))
-    return _DONE
+        found = _pread(fd, reads[i, ADDRESS], np.uint64(size), offset)
+        reads[i, FOUND] = found if found >= 0 else -last_errno()
+    return 0
+
+
+@functools.cache
+def _function() -> Any:
+    """Return what :data:`~.contract.Words` name; made when first needed."""
+
+    @foreign(_int64(_int64, _int64, _int64))
+    def read(words_of: int, reads_at: int, count: int) -> int:
+        return _read(words_at(words_of, _LEVELS + 1), reads_at, count)
+
+    return read
 
 
 # -- the file -----------------------------------------------------------------------------
@@ -183,6 +197,7 @@ class TreeReads:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         # The system would read pages beside those that a read finds missing.
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
+        self._function = _function().address  # loaded now, not in the middle of a lookup
         self._file = self._mapped()
 
     @classmethod
@@ -192,7 +207,7 @@ class TreeReads:
             return None
         self = cls(path, page_bytes)
         for at in (0, page_bytes):
-            flags, magic, form, *_ = _HEAD.unpack_from(self._file.data, at)
+            flags, magic, form, *_ = _HEAD.unpack_from(self._file[0].data, at)
             if (flags, magic, form) != (_META, _MAGIC, _FORMAT):
                 self.close()
                 return None
@@ -200,36 +215,58 @@ class TreeReads:
 
     def close(self) -> None:
         """Let go of the file; no call may be running."""
-        self._file = np.empty(0, np.uint8)  # the mapping holds a descriptor too
+        self._file = np.empty(0, np.uint8), np.empty(0, np.int64)  # the mapping has a descriptor
         os.close(self._fd)
 
-    def _mapped(self) -> npt.NDArray[np.uint8]:
+    def _mapped(self) -> tuple[npt.NDArray[np.uint8], Words]:
         mapped = mmap.mmap(self._fd, 0, mmap.MAP_SHARED, mmap.PROT_READ)
         mapped.madvise(mmap.MADV_RANDOM)
-        return np.frombuffer(mapped, np.uint8)
+        file = np.frombuffer(mapped, np.uint8)
+        place = file.ctypes.data, file.size, self._page_bytes
+        return file, np.array([self._function, self._fd, *place, 0, 0, 0], np.int64)
 
-    def read(self, snapshot: int, keys: npt.NDArray[np.uint64], out: npt.NDArray[np.uint8]) -> bool:
-        """Copy the values of `keys` (n,) into `out` (n, size), or return False: ask the engine.
+    def reading(self, snapshot: int, size: int, use: Callable[[Words], int]) -> int | None:
+        """Call `use` with what compiled code needs to read values of `size` bytes.
 
         Parameters
         ----------
         snapshot
             The number of the engine's read transaction, which the caller has open meanwhile.
 
+        Returns
+        -------
+        int or None
+            What `use` returned. None, and it was not called: ask the engine.
+        """
+        found = self._tree(snapshot)
+        if found is None:
+            return None
+        file, words = self._file  # mapped until this returns, also if the file has grown
+        words = words.copy()
+        words[_OF_CALL] = size, *found
+        result = use(words)
+        del file
+        return result
+
+    def read(self, snapshot: int, keys: npt.NDArray[np.uint64], out: npt.NDArray[np.uint8]) -> bool:
+        """Copy the values of `keys` (n,) into `out` (n, size), or return False: ask the engine.
+
         Raises
         ------
         OSError
             The device failed, or the file ends too early: the engine would be killed by it.
         """
-        found = self._tree(snapshot)
-        if found is None:
+        count, size = out.shape
+        reads = np.zeros((count, READ_WORDS), np.int64)
+        reads[:, KEY] = keys.view(np.int64) if keys.flags.c_contiguous else keys.astype(np.int64)
+        reads[:, ADDRESS] = out.ctypes.data + size * np.arange(count)
+        at = reads.ctypes.data
+        if self.reading(snapshot, size, lambda words: _read(words, at, count)) != 0:
             return False
-        if not (keys.flags.c_contiguous and keys.flags.writeable and keys.flags.aligned):
-            keys = keys.copy()  # for other kinds of arrays the kernel would be compiled anew
-        result = _read(self._fd, self._file, self._page_bytes, *found, keys, out)
-        if result >= 0 and len(os.pread(self._fd, out.shape[1], result)) < out.shape[1]:
-            raise OSError(errno.EIO, f"the data file ends before byte {result + out.shape[1]}")
-        return result == _DONE
+        bad = np.flatnonzero(reads[:, FOUND] != size)
+        if bad.size:
+            raise failure(int(reads[bad[0], FOUND]))
+        return True
 
     def _tree(self, snapshot: int) -> tuple[int, int] | None:
         """Return the snapshot's root and its levels; None if commits came meanwhile."""
@@ -238,9 +275,16 @@ class TreeReads:
         # before the next has written its number. This order of reading is what matters.
         if number != snapshot or self._head(~snapshot & 1)[-1] > snapshot:
             return None
-        if (last + 1) * self._page_bytes > self._file.size:
+        if (last + 1) * self._page_bytes > self._file[0].size:
             self._file = self._mapped()  # the file has grown
         return (root, levels) if 0 < levels <= _MOST_LEVELS and root <= last else None
 
     def _head(self, which: int) -> tuple[int, ...]:
-        return _HEAD.unpack_from(self._file.data, which * self._page_bytes)
+        return _HEAD.unpack_from(self._file[0].data, which * self._page_bytes)
+
+
+def failure(found: int) -> OSError:
+    """Return what is wrong where a value was not found whole, but for so many bytes, or -errno."""
+    if found < 0:
+        return OSError(-found, os.strerror(-found))
+    return OSError(errno.EIO, f"the data file ends before the block, {found} bytes into it")

@@ -25,6 +25,7 @@ __all__ = [
     "compare_and_set",
     "enter_lock",
     "ints_at",
+    "last_errno",
     "leave_lock",
     "load",
     "lock_alone",
@@ -49,6 +50,7 @@ _sched_yield: Any = types.ExternalFunction("sched_yield", types.int32())
 _syscall: Any = types.ExternalFunction("syscall", _int64(*[_int64] * 7))
 
 _clock_gettime: Any = types.ExternalFunction("clock_gettime", types.int32(types.int32, _int64))
+_errno_at: Any = types.ExternalFunction("__errno_location", types.CPointer(types.int32)())
 
 _SYS_FUTEX = 202 if platform.machine() == "x86_64" else 98
 _WAIT_PRIVATE, _WAKE_PRIVATE = 128, 129
@@ -167,6 +169,12 @@ def now_ns(clock: np.ndarray) -> int:
     """Return nanoseconds that only rise; `clock`, int64 (2,), is room to work in."""
     _clock_gettime(1, clock.ctypes.data)
     return signed(clock[0] * 1_000_000_000 + clock[1])
+
+
+@kernel
+def last_errno() -> int:
+    """Return why this thread's last call of the system failed."""
+    return signed(_errno_at()[0])
 
 
 # -- a lock that many may share or one may have alone ---------------------------------------

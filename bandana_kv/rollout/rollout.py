@@ -25,6 +25,7 @@ from bandana_kv.rollout.old_source import Ids, OldRows, Rows
 from bandana_kv.rollout.stages import Stages, Standing
 from bandana_kv.rows.source import source_of
 from bandana_kv.serve.store import EmbeddingStore
+from bandana_kv.system.forks import at_fork
 
 __all__ = ["Rollout"]
 
@@ -377,9 +378,9 @@ def _after_fork_in_child() -> None:
         rollout.after_fork_in_child()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_rollouts_lock.acquire,
-        after_in_parent=_rollouts_lock.release,
-        after_in_child=_after_fork_in_child,
-    )
+at_fork(
+    "rollouts",
+    before=_rollouts_lock.acquire,
+    in_parent=_rollouts_lock.release,
+    in_child=_after_fork_in_child,
+)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from bandana_kv.adapters.reads import READ_WORDS
 from bandana_kv.cache.index import find
 from bandana_kv.cache.request import BLOCK_READS, admit
 from bandana_kv.cache.state import DIRECT
@@ -77,7 +78,6 @@ from bandana_kv.serve.words import (
     OTHERS,
     PER_BLOCK,
     PLACES,
-    READ_WORDS,
     READS,
     ROW_BYTES,
     ROWS,
@@ -86,6 +86,7 @@ from bandana_kv.serve.words import (
     SOUND,
     SPACE,
     STATUS,
+    UNABLE,
     UNREAD,
     UPDATED,
     UPDATED_ROWS,
@@ -364,11 +365,13 @@ def read_and_answer(
 ) -> int:
     """Let an engine do the reads of a request, and answer it: :func:`answer_many`.
 
-    `engine` is what :meth:`bandana_kv.adapters.contract.Adapter.reading` returns.
+    `engine` is what :meth:`bandana_kv.adapters.contract.Adapter.reading` gives. UNABLE: it cannot
+    be read so just now, and nothing was done.
     """
     ids = scratch[IDS]
     reads = scratch.ctypes.data + 8 * (HEAD + ROWS_READ * ids)
-    call_at(engine[0], engine.ctypes.data, reads, scratch[READS])
+    if call_at(engine[0], engine.ctypes.data, reads, scratch[READS]) != 0:
+        return UNABLE
     return answer_request(table, in_flight, scratch, ids, out, True)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from bandana_kv.adapters.reads import READ_WORDS
 from bandana_kv.cache.index import find
 from bandana_kv.cache.request import HITS, look_up, look_up_together, missing
 from bandana_kv.cache.state import EVICTION
@@ -53,7 +54,6 @@ from bandana_kv.serve.words import (
     OTHERS,
     PER_BLOCK,
     PLACES,
-    READ_WORDS,
     READS,
     RELINKS,
     REQUESTS,

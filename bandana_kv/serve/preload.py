@@ -47,7 +47,7 @@ _KERNELS: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
     (tables._ask_many, (types.int64[:, ::1], _words, _words, _words, _word)),
     (
         tables._read_and_answer,
-        (types.int64[:, ::1], _words, _words, _word, _words, types.int64[:, ::1]),
+        (types.int64[:, ::1], _words, _words, _word, types.int64[:, ::1], _words),
     ),
     (words.lock_table, (_words, _words)),
     (words.unlock_table, (_words, _words)),

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -29,6 +28,7 @@ from bandana_kv.errors import (
     InputError,
     ThreadError,
 )
+from bandana_kv.system.forks import at_fork
 from bandana_kv.system.threads import start
 
 if TYPE_CHECKING:
@@ -263,6 +263,25 @@ class BlockReader:
             raise batch.failure
         return batch.payloads, batch.errors
 
+    def read_all(
+        self, tables: Sequence[StoredTable], blocks: Sequence[NDArray[np.int64]]
+    ) -> list[tuple[NDArray[np.uint8], Errors]]:
+        """Return for each table what :meth:`read_sound` would; all are in flight together."""
+        batches = [
+            BlockRead(table, wanted, self._slices(table, wanted.size))
+            for table, wanted in zip(tables, blocks, strict=True)
+        ]
+        for batch in batches:
+            self._enqueue(batch)
+        for batch in batches:
+            self._read_alone(batch)
+        for batch in batches:
+            batch.finished.wait()
+        for batch in batches:
+            if batch.failure is not None:
+                raise batch.failure
+        return [(batch.payloads, batch.errors) for batch in batches]
+
     def begin(
         self, table: StoredTable, blocks: NDArray[np.int64], then: Callable[[BlockRead], None]
     ) -> BlockRead:
@@ -393,8 +412,7 @@ def _after_fork_in_child() -> None:
         reader.after_fork_in_child()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+at_fork("readers", in_child=_after_fork_in_child)
 
 
 def _read_slice(

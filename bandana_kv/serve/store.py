@@ -43,6 +43,7 @@ from bandana_kv.serve.table import ServedTable
 from bandana_kv.serve.version import ServedVersion
 from bandana_kv.serve.watcher import Watcher
 from bandana_kv.system.ending import PATIENCE_S, close_dropped, end_at_exit
+from bandana_kv.system.forks import at_fork
 from bandana_kv.system.interrupts import without_interrupts
 from bandana_kv.system.permission import permission_named
 from bandana_kv.system.threads import cannot_start
@@ -1003,9 +1004,9 @@ def _after_fork_in_child() -> None:
         store.after_fork_in_child()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_stores_lock.acquire,
-        after_in_parent=_stores_lock.release,
-        after_in_child=_after_fork_in_child,
-    )
+at_fork(
+    "stores",
+    before=_stores_lock.acquire,
+    in_parent=_stores_lock.release,
+    in_child=_after_fork_in_child,
+)

@@ -6,7 +6,6 @@ import collections
 import contextlib
 import dataclasses
 import itertools
-import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv.adapters.contract import empty_payloads
+from bandana_kv.adapters.reads import READ_WORDS
 from bandana_kv.cache.policy import Policy
 from bandana_kv.cache.request import BLOCK_READS
 from bandana_kv.cache.state import USED, cache_bytes_of, check, hits_relink, make_state
@@ -34,6 +34,7 @@ from bandana_kv.serve.inflight import InFlight
 from bandana_kv.serve.overlay import Overlay, blocks_with, positions_of_ids
 from bandana_kv.serve.reader import BlockRead, BlockReader, Errors, StoredTable
 from bandana_kv.serve.slots import admit_rows
+from bandana_kv.system.forks import at_fork
 from bandana_kv.system.interrupts import without_interrupts
 
 if TYPE_CHECKING:
@@ -318,18 +319,19 @@ class ServedTable:
         scratch: NDArray[np.int64],
         out: NDArray[np.uint8],
         deadline: Deadline | None,
+        told: Errors | None = None,
     ) -> None:
         """Read the blocks of missed rows, answer them, and let rows into the cache.
 
-        `claimed` says whether its blocks are claimed already. After an error the caller abandons
-        the scratch.
+        `claimed` says whether its blocks are claimed already, `told` what :meth:`take_blocks` has
+        said of them. After an error the caller abandons the scratch.
         """
         allowed = missed
         if not claimed:
             allowed = self._fail_safe.allowed(missed)
             claim = lookup.claim_few if ids.size <= _FEW_IDS else lookup.claim_many
             claim(self.words, self.flights, scratch, allowed)
-        errors: Errors = {}
+        errors: Errors = {} if told is None else told
         memory: list[NDArray[np.uint8]] = []  # beside that of blocks in flight
         while True:
             lost = self._read_and_answer(reader, scratch, out, deadline, errors, memory)
@@ -356,24 +358,31 @@ class ServedTable:
         Into `memory` goes what must be kept until it is answered.
         """
         reads = int(scratch[words.READS])
-        if reads and scratch[words.UNPLACED]:
-            size = self._in_flight.block_bytes
-            memory.append(empty_payloads(int(scratch[words.UNPLACED]), size))
-            lookup.place_reads(scratch, memory[-1].ctypes.data, size)
+        if reads:
+            memory += self.place(scratch)
         if reads and deadline is not None:
             self._read_until(deadline, reader, scratch, errors, list(memory))
         elif reads:
-            adapter = self.stored.adapter
-            reading = adapter.reading(reads)
-            if reading is not None:
-                try:
-                    return answer.read_and_answer(
-                        self.words, self.flights, scratch, out, reading.words
-                    )
-                finally:
-                    adapter.end_reading(reading)
-            self._read_by(reader, scratch, errors)
+            lost = self.stored.adapter.reading(
+                reads,
+                lambda engine: answer.read_and_answer(
+                    self.words, self.flights, scratch, out, engine
+                ),
+            )
+            if lost is not None and lost != words.UNABLE:
+                return lost
+            payloads, wrong = reader.read_sound(self.stored, self.blocks_to_read(scratch))
+            self.take_blocks(scratch, payloads, wrong, errors)
         return answer.answer_many(self.words, self.flights, scratch, out)
+
+    def place(self, scratch: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        """Give those of its reads memory that have none; to be kept until the request is over."""
+        unplaced, size = int(scratch[words.UNPLACED]), self._in_flight.block_bytes
+        if not unplaced:
+            return []
+        memory = empty_payloads(unplaced, size)
+        lookup.place_reads(scratch, memory.ctypes.data, size)
+        return [memory]
 
     def _wait(
         self, in_flight: NDArray[np.int64], scratch: NDArray[np.int64], deadline: Deadline | None
@@ -389,27 +398,30 @@ class ServedTable:
     def _reads_of(self, scratch: NDArray[np.int64], reads: int) -> NDArray[np.int64]:
         """Return the reads (n, READ_WORDS) that a request is to do, where they stand."""
         first = words.HEAD + words.ROWS_READ * int(scratch[words.IDS])
-        last = first + words.READ_WORDS * reads
-        return scratch[first:last].reshape(reads, words.READ_WORDS)
+        last = first + READ_WORDS * reads
+        return scratch[first:last].reshape(reads, READ_WORDS)
 
     def _blocks_of(self, scratch: NDArray[np.int64], todo: NDArray[np.int64]) -> NDArray[np.int64]:
         first = words.HEAD + words.BLOCKS * int(scratch[words.IDS])
         blocks: NDArray[np.int64] = scratch[first + todo[:, 3]]
         return blocks
 
-    def _read_by(
+    def blocks_to_read(self, scratch: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the blocks that a request is to read, sorted: of engines that Python calls."""
+        return np.sort(self._blocks_of(scratch, self._reads_of(scratch, int(scratch[words.READS]))))
+
+    def take_blocks(
         self,
-        reader: BlockReader,
         scratch: NDArray[np.int64],
+        payloads: NDArray[np.uint8],
+        wrong: Errors,
         errors: Errors,
     ) -> None:
-        """Do reads through an engine that only Python can call."""
+        """Give a request what was read of :meth:`blocks_to_read`; `wrong` is put into `errors`."""
         todo = self._reads_of(scratch, int(scratch[words.READS]))
         blocks = self._blocks_of(scratch, todo)
-        order = np.argsort(blocks, kind="stable")
-        payloads, wrong = reader.read_sound(self.stored, blocks[order])
         if not self._coalesce:
-            payloads = payloads[np.argsort(order, kind="stable")]
+            payloads = payloads[np.argsort(np.argsort(blocks, kind="stable"), kind="stable")]
         answer.take_payloads(scratch, payloads, 0)
         self._tell(scratch, todo, blocks, wrong, errors)
 
@@ -793,9 +805,9 @@ def _after_fork_in_child() -> None:
     _tables_lock.release()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=_after_fork_in_parent,
-        after_in_child=_after_fork_in_child,
-    )
+at_fork(
+    "tables",
+    before=_before_fork,
+    in_parent=_after_fork_in_parent,
+    in_child=_after_fork_in_child,
+)

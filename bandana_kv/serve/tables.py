@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bandana_kv.adapters.reads import READ_WORDS
 from bandana_kv.kernels.addresses import bytes_at, call_at, words_at
 from bandana_kv.kernels.compile import brief, kernel
-from bandana_kv.serve.answer import abandon, answer_request
+from bandana_kv.serve.answer import abandon, answer_many, answer_request
 from bandana_kv.serve.inflight import WORDS as IN_FLIGHT_WORDS
 from bandana_kv.serve.lookup import claim_blocks, look_up_request
 from bandana_kv.serve.words import (
     BUSY,
     HEAD,
-    READ_WORDS,
     READS,
     ROW_BYTES,
     ROWS_READ,
     TABLE_WORDS,
-    UNPLACED,
+    UNABLE,
     WORDS_OF_ID,
     scratch_words,
 )
@@ -34,7 +35,7 @@ from bandana_kv.serve.words import (
 if TYPE_CHECKING:
     from bandana_kv.adapters.contract import Adapter
     from bandana_kv.serve.failsafe import Deadline
-    from bandana_kv.serve.reader import BlockReader
+    from bandana_kv.serve.reader import BlockReader, Errors
     from bandana_kv.serve.table import ServedTable
 
 __all__ = ["Tables"]
@@ -108,12 +109,13 @@ def _read_and_answer(
     offsets: np.ndarray,
     scratch: np.ndarray,
     number: int,
-    engine: np.ndarray,
     reads: np.ndarray,
+    engine: np.ndarray,
 ) -> int:
     """Do all reads of the tables of one engine, and answer them; return how many are not done.
 
-    Those have a state other than 0, as :func:`bandana_kv.serve.answer.answer_few` says.
+    Those have a state other than 0, as :func:`bandana_kv.serve.answer.answer_few` says. UNABLE:
+    the engine cannot be read so just now, and nothing was done.
     """
     count = 0
     for k in range(tables.shape[0]):
@@ -125,8 +127,8 @@ def _read_and_answer(
                     reads[count, word] = scratch[first + READ_WORDS * r + word]
                 reads[count, 3] = first + READ_WORDS * r
                 count += 1
-    if count:
-        call_at(engine[0], engine.ctypes.data, reads.ctypes.data, count)
+    if count and call_at(engine[0], engine.ctypes.data, reads.ctypes.data, count) != 0:
+        return UNABLE
     for r in range(count):
         scratch[reads[r, 3] + 2] = reads[r, 2]
     left = 0
@@ -243,6 +245,7 @@ class Tables:
     ) -> None:
         words = HEAD + WORDS_OF_ID * np.diff(offsets)
         singly: list[int] = []
+        memory: list[NDArray[np.uint8]] = []  # beside that of blocks in flight; until all is over
         # Asked anew each time: a flush gives a table the engine that it has written with, and
         # another table of the same engine goes on with one that does not see that.
         adapters: dict[int, Adapter] = {}
@@ -252,31 +255,56 @@ class Tables:
             adapters[id(adapter)] = adapter
             by_adapter.setdefault(id(adapter), []).append(k)
         for number, (known, of_engine) in enumerate(by_adapter.items(), 1):
-            adapter = adapters[known]
             requests[of_engine, _ENGINE] = number
             owns = {k: self._own(requests, scratch, words, k) for k in of_engine}
-            reads = sum(int(own[READS]) for own in owns.values())
-            reading = adapter.reading(reads) if reads else None
-            if reading is None or any(own[UNPLACED] for own in owns.values()):
-                if reading is not None:
-                    adapter.end_reading(reading)
+            room = np.zeros((sum(int(own[READS]) for own in owns.values()), READ_WORDS), np.int64)
+            for k, own in owns.items():
+                memory += self.tables[k].place(own)
+            answer = partial(_read_and_answer, requests, offsets, scratch, number, room)
+            left = adapters[known].reading(len(room), answer) if len(room) else None
+            if left is None or left == UNABLE:
                 singly += of_engine
-                continue
-            room = np.zeros((reads, READ_WORDS), np.int64)
-            try:
-                left = _read_and_answer(requests, offsets, scratch, number, reading.words, room)
-            finally:
-                adapter.end_reading(reading)
-            if left:
+            elif left:
                 singly += [k for k in of_engine if requests[k, _STATE]]
-        for k in singly:
-            low, high = offsets[k], offsets[k + 1]
-            own = self._own(requests, scratch, words, k)
-            size = int(high - low) * int(self._row_bytes[k])
-            rows = _rows_at(int(requests[k, _OUT]), size).reshape(int(high - low), -1)
+        owns = {k: self._own(requests, scratch, words, k) for k in singly}
+        rows = {k: self._rows_of(requests, offsets, k) for k in singly}
+        for k, told in self._read_together(reader, owns, rows, memory).items():
+            wanted, missed = ids[offsets[k] : offsets[k + 1]], int(requests[k, _MISSED])
             self.tables[k].answer_from_blocks(
-                reader, ids[low:high], int(requests[k, _MISSED]), True, own, rows, None
+                reader, wanted, missed, True, owns[k], rows[k], None, told
             )
+
+    def _rows_of(
+        self, requests: NDArray[np.int64], offsets: NDArray[np.int64], k: int
+    ) -> NDArray[np.uint8]:
+        count = int(offsets[k + 1] - offsets[k])
+        size = count * int(self._row_bytes[k])
+        return _rows_at(int(requests[k, _OUT]), size).reshape(count, -1)
+
+    def _read_together(
+        self,
+        reader: BlockReader,
+        owns: dict[int, NDArray[np.int64]],
+        rows: dict[int, NDArray[np.uint8]],
+        memory: list[NDArray[np.uint8]],
+    ) -> dict[int, Errors]:
+        """Have several tables' blocks in flight at once that only Python can read.
+
+        Returns which tables are not answered yet, and what is wrong with blocks of theirs.
+        """
+        left: dict[int, Errors] = {k: {} for k in owns}
+        # Until none of this request's own are left: others may wait for those, while it waits.
+        while todo := [k for k in left if owns[k][READS]]:
+            tables = [self.tables[k] for k in todo]
+            for k, table in zip(todo, tables, strict=True):
+                memory += table.place(owns[k])
+            blocks = [table.blocks_to_read(owns[k]) for k, table in zip(todo, tables, strict=True)]
+            reads = reader.read_all([table.stored for table in tables], blocks)
+            for k, table, (payloads, wrong) in zip(todo, tables, reads, strict=True):
+                table.take_blocks(owns[k], payloads, wrong, left[k])
+                if answer_many(table.words, table.flights, owns[k], rows[k]) == 0:
+                    del left[k]
+        return left
 
 
 def _rows_at(address: int, size: int) -> NDArray[np.uint8]:

@@ -16,6 +16,7 @@ from bandana_kv.disk.manifest import Manifest, engine_path
 from bandana_kv.serve.inflight import InFlight
 from bandana_kv.serve.table import ServedTable
 from bandana_kv.serve.tables import Tables
+from bandana_kv.system.forks import at_fork
 
 if TYPE_CHECKING:
     from bandana_kv.adapters.contract import Adapter
@@ -250,9 +251,9 @@ def _after_fork_in_child() -> None:
         version.after_fork_in_child()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=_after_fork_in_parent,
-        after_in_child=_after_fork_in_child,
-    )
+at_fork(
+    "versions",
+    before=_before_fork,
+    in_parent=_after_fork_in_parent,
+    in_child=_after_fork_in_child,
+)

@@ -13,6 +13,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from bandana_kv.adapters.reads import READ_WORDS
 from bandana_kv.cache.ghosts import Remembered
 from bandana_kv.cache.request import COUNTERS
 from bandana_kv.cache.state import CacheState
@@ -113,14 +114,12 @@ REQUESTS = len(COUNTERS)
 CLOCK_ROOM = 20
 HEAD = 22
 _POSITIONS, SLOTS, ASKED, ORDERED, PLACES, BLOCKS, ENTRIES, ADDRESSES, STATUS, ROWS_READ = range(10)
-READ_WORDS = 4
-"""A read that is to be done: key, address of the memory, what was found, which block it is."""
 WORDS_OF_ID = ROWS_READ + READ_WORDS
 
 # What became of a block: sound, one of the reasons of `blocks.REASONS`, or one of these.
 UNREAD, TOLD, NOT_ALLOWED, LATE = 16, 17, 18, 19
 LOST = -2  # in place of a slot: no block brought the row
-WAIT, AGAIN = -1, -2
+WAIT, AGAIN, UNABLE = -1, -2, -3
 BUSY = -(1 << 62)
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from bandana_kv.adapters import block_keys, blockfile_io, blockfile_slots, create, open_existing
 from bandana_kv.adapters.blockfile import BlockfileAdapter
+from bandana_kv.adapters.contract import Words
 from bandana_kv.errors import AdapterError
 from bandana_kv.testing import in_child, payloads_for
 
@@ -64,10 +65,7 @@ def descriptors(sign: str = "") -> list[str]:
 
 
 def has_ring(adapter: BlockfileAdapter) -> bool:
-    reading = adapter.reading(2)
-    assert reading is not None
-    adapter.end_reading(reading)
-    return int(reading.words[4]) >= 0
+    return bool(adapter.reading(2, lambda words: words[4] >= 0))
 
 
 # -- exceptions and signals -------------------------------------------------------------------
@@ -83,7 +81,8 @@ def test_readings_that_an_exception_dropped_cost_no_rings(
         raise KeyboardInterrupt
 
     for _ in range(20):
-        assert adapter.reading(2)  # and never given back
+        with pytest.raises(KeyboardInterrupt):
+            adapter.reading(2, interrupted)
         with monkeypatch.context() as patch:
             patch.setattr(blockfile_io, "_read_reading", interrupted)
             with pytest.raises(KeyboardInterrupt):
@@ -192,14 +191,16 @@ def test_closing_under_reads_gives_whole_rows_or_says_that_it_is_closed(path: Pa
 
 def test_a_reading_that_outlives_closing_gives_its_descriptors_back(path: Path) -> None:
     adapter = again(path)
+
+    def close(_: Words) -> int:
+        adapter.close()
+        assert descriptors("space-1.blocks")
+        return 1
+
     gc.disable()
     try:
-        for count in (1, 2):
-            reading = adapter.reading(count)
-            assert reading is not None
-        adapter.close()
-        adapter.end_reading(reading)
-        del reading
+        adapter.reading(1, lambda _: 0)
+        assert adapter.reading(2, close) == 1
         assert not descriptors("space-1.blocks")
         assert not descriptors("io_uring")
     finally:
@@ -214,11 +215,8 @@ def test_files_of_deleted_spaces_are_not_kept_open(
     keys = block_keys(2, np.arange(10))
     with again(path, read_only=False) as adapter:
         adapter.bulk_load([(keys, payloads_for(keys, PAGE))], keys.size)
-        readings = [adapter.reading(count) for count in (2, 2, 1)]
-        for reading in readings:
-            assert reading is not None
-            adapter.end_reading(reading)
-        del reading, readings
+        adapter.reading(2, lambda _: adapter.reading(2, lambda _: 1) or 1)
+        adapter.reading(1, lambda _: 1)
         adapter.delete_space(1)
         assert not descriptors(".blocks (deleted)")
         np.testing.assert_array_equal(adapter.multi_get(keys), payloads_for(keys, PAGE))
@@ -276,10 +274,10 @@ def test_one_read_of_many_that_fails_is_named_and_the_others_are_right(
     reads[:, blockfile_io.FOUND] = PAGE  # of another request
     for count in (2, 1):
         memory[:] = 0
-        reading = adapter.reading(count)
-        assert reading is not None
-        blockfile_io._read_reading(reading.words, reads.ctypes.data, KEYS.size)
-        adapter.end_reading(reading)
+        adapter.reading(
+            count,
+            lambda words: blockfile_io._read_reading(words, reads.ctypes.data, KEYS.size),
+        )
         np.testing.assert_array_equal(memory[:-1], payloads_for(KEYS[:-1], PAGE))
         assert reads[:, blockfile_io.FOUND].tolist() == [PAGE] * 999 + [0]
 

@@ -122,6 +122,14 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
+def late(engine: Sick, ask: Callable[[], np.ndarray]) -> np.ndarray:
+    """Ask until the engine has begun to read when the deadline comes; it has read nothing yet."""
+    while True:
+        answer = ask()
+        if engine.reads:  # else, on a busy machine, the deadline came first
+            return answer
+
+
 DAMAGES = {tear: BlockCorruptError, lose: BlockMissingError, break_block: AdapterError}
 
 
@@ -190,7 +198,7 @@ def test_rows_of_a_late_block_come_from_the_fallback_in_time(engine: Sick, opene
 def test_a_late_block_enters_the_cache_when_it_comes(engine: Sick, opened: Any) -> None:
     store = opened(fallback=Asked(), deadline_ms=20)
     engine.stuck = {5}
-    assert np.array_equal(store.get("user", 5 * 31), ROWS[5 * 31])
+    assert np.array_equal(late(engine, lambda: store.get("user", 5 * 31)), ROWS[5 * 31])
     engine.let_go.set()
     wait_for(lambda: not store._tables["user"]._in_flight.count)
     before = engine.reads
@@ -240,7 +248,7 @@ def test_reads_that_no_thread_has_begun_are_given_up(engine: Sick, opened: Any) 
 def test_a_caller_who_can_wait_joins_a_late_read(engine: Sick, opened: Any) -> None:
     store = opened(fallback=Asked(), deadline_ms=20)
     engine.stuck = {5}
-    store.get("user", 5 * 31)
+    late(engine, lambda: store.get("user", 5 * 31))
     reads = engine.reads
     store._deadline_ms = None
     with ThreadPoolExecutor(4) as pool:
@@ -277,11 +285,11 @@ def test_one_deadline_covers_all_tables_of_a_call(tmp_path: Path) -> None:
     bandana_kv.load(tmp_path, tables, adapter=sick, placement="identity")
     sick.stuck = {0}
     with bandana_kv.open(
-        tmp_path, adapter=sick, deadline_ms=200, fallback=lambda _, ids: ROWS[ids]
+        tmp_path, adapter=sick, deadline_ms=500, fallback=lambda _, ids: ROWS[ids]
     ) as store:
         begun = time.monotonic()
         found = store.multi_get({name: [1, 2] for name in tables})
-        assert time.monotonic() - begun < 1.0
+        assert time.monotonic() - begun < 3.0  # and not 8 times 500 ms
         assert all(np.array_equal(rows, ROWS[[1, 2]]) for rows in found.values())
         sick.let_go.set()
 
@@ -403,13 +411,15 @@ def test_a_late_block_gets_its_answer_though_the_table_is_locked_when_it_comes(
     store = opened(fallback=Asked(), deadline_ms=5)
     table = store._tables["user"]
     engine.stuck = {3}
-    assert np.array_equal(store.multi_get("user", [100]), ROWS[[100]])
+    assert np.array_equal(late(engine, lambda: store.multi_get("user", [100])), ROWS[[100]])
     table.words[LOCK] += 1  # as a lookup in another thread does
-    ended = engine.ended
-    engine.let_go.set()
-    wait_for(lambda: engine.ended > ended)
-    time.sleep(0.05)  # whoever gave up has done so by now
-    table.words[LOCK] -= 1
+    try:
+        ended = engine.ended
+        engine.let_go.set()
+        wait_for(lambda: engine.ended > ended)
+        time.sleep(0.05)  # whoever gave up has done so by now
+    finally:
+        table.words[LOCK] -= 1  # else a fork in another test waits for ever
     wait_for(lambda: not table._in_flight.count)
     assert store.multi_get("user", [100])[0, 0] == ROWS[100, 0]
     assert store.stats()["user"]["hits"] == 1

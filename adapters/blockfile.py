@@ -158,10 +158,11 @@ class BlockfileAdapter(Adapter):
 
     def reading(self, count: int, use: Callable[[Words], int]) -> int | None:
         """Have compiled code read, as :meth:`Adapter.reading` says."""
+        del count
         view = self._view  # before looking: closing leaves an empty one, where all are missing
         if self._closed:
             raise AdapterError(f"{self.name} at {self._where} is closed")
-        return self._reads.reading(view, count, use)
+        return self._reads.reading(view, use)
 
     def why_unread(self, key: int, found: int) -> BandanaError:
         """Return the error for a block of which so much was found."""

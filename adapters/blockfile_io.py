@@ -18,7 +18,6 @@ import functools
 import mmap
 import os
 import threading
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -29,9 +28,17 @@ from numba import extending
 
 from bandana_kv.adapters.blockfile_files import View
 from bandana_kv.adapters.contract import Words
-from bandana_kv.adapters.reads import ADDRESS, FOUND, KEY, READ_WORDS
-from bandana_kv.kernels.addresses import last_errno, uint32s_at, uint64s_at, words_at
-from bandana_kv.kernels.compile import foreign, inlined, kernel, signed
+from bandana_kv.kernels.addresses import (
+    add,
+    compare_and_set,
+    last_errno,
+    store,
+    uint32s_at,
+    uint64s_at,
+    words_at,
+)
+from bandana_kv.kernels.compile import brief, foreign, inlined, kernel, signed
+from bandana_kv.kernels.reads import ADDRESS, FOUND, KEY, READ_WORDS
 
 __all__ = ["ABSENT", "BlockReads", "aligned_bytes"]
 
@@ -224,35 +231,69 @@ def _read_by_ring(
         _store_release(words, at[2], head)
 
 
-# The words: the function, of a view, and of a ring where there is one.
-_FUNCTION, _SIZE, _RUNS, _RUNS_COUNT, _RING, _RING_WORDS, _RING_AT, _SQES, _SQES_COUNT, _CQES = (
-    range(10)
-)
-_OF_VIEW = slice(_RUNS, _RING)
+# The words of a view: the function, the length of a block, where runs and rings are.
+_FUNCTION, _SIZE, _RUNS, _RUNS_COUNT, _RINGS = range(5)
+# A ring: whether there is one, and nobody has it; what it is.
+_STATE, _FD, _RING_WORDS, _RING_AT, _SQES, _SQES_COUNT, _CQES = range(7)
+_RING_SIZE = 8
+_NONE, _FREE, _TAKEN = range(3)
+# Behind the rings: how many more could have been of use.
+_WANTED = _RING_SIZE * _MOST_RINGS
+
+
+@inlined
+def _take_ring(rings: np.ndarray) -> int:
+    """Return where a ring stands that nobody else has from now on, or -1."""
+    for number in range(_MOST_RINGS):
+        at = number * _RING_SIZE
+        if rings[at] == _FREE and compare_and_set(rings, at, _FREE, _TAKEN):
+            return at
+    add(rings, _WANTED, 1)
+    return -1
 
 
 @kernel
-def _read_reading(reading: np.ndarray, reads_at: int, count: int) -> int:
-    runs = uint64s_at(reading[_RUNS], 4 * reading[_RUNS_COUNT]).reshape(reading[_RUNS_COUNT], 4)
+def _read_by(rings: np.ndarray, first: int, runs: np.ndarray, size: int, reads: np.ndarray) -> None:
+    """Read by the ring that stands at `first`, and give it back."""
+    ring = rings[first : first + _RING_SIZE]
+    at, entries = words_at(ring[_RING_AT], 4), ring[_SQES_COUNT]
+    _read_by_ring(
+        ring[_FD],
+        uint32s_at(ring[_RING_WORDS], at.max() + 1),
+        at,
+        uint64s_at(ring[_SQES], 8 * entries).reshape(entries, 8),
+        uint64s_at(ring[_CQES], 4 * entries).reshape(2 * entries, 2),
+        runs,
+        size,
+        reads,
+    )
+    store(rings, first + _STATE, _FREE)
+
+
+@kernel
+def _read(view: np.ndarray, reads_at: int, count: int) -> int:
+    runs = uint64s_at(view[_RUNS], 4 * view[_RUNS_COUNT]).reshape(view[_RUNS_COUNT], 4)
     reads = words_at(reads_at, READ_WORDS * count).reshape(count, READ_WORDS)
-    if reading[_RING] < 0:
+    rings = words_at(view[_RINGS], _WANTED + 1)
+    ring = _take_ring(rings) if count > 1 else -1  # with so many threads, no need of one
+    if ring < 0:
         reads[:, FOUND] = 0
     else:
-        at = words_at(reading[_RING_AT], 4)
-        entries = reading[_SQES_COUNT]
-        _read_by_ring(
-            reading[_RING],
-            uint32s_at(reading[_RING_WORDS], at.max() + 1),
-            at,
-            uint64s_at(reading[_SQES], 8 * entries).reshape(entries, 8),
-            uint64s_at(reading[_CQES], 4 * entries).reshape(2 * entries, 2),
-            runs,
-            reading[_SIZE],
-            reads,
-        )
+        _read_by(rings, ring, runs, view[_SIZE], reads)
     # All, or what the ring did not bring: it may be forbidden since, or have been interrupted.
-    _read_singly(runs, reading[_SIZE], reads)
+    _read_singly(runs, view[_SIZE], reads)
     return 0
+
+
+@brief
+def _show_ring(rings: np.ndarray, at: int) -> None:
+    store(rings, at, _FREE)
+
+
+@brief
+def _hide_ring(rings: np.ndarray, at: int) -> bool:
+    """Take a ring away, unless somebody has it."""
+    return compare_and_set(rings, at, _FREE, _NONE)
 
 
 @functools.cache
@@ -260,8 +301,8 @@ def _function() -> Any:
     """Return what :data:`~.contract.Words` name; made when first needed."""
 
     @foreign(_int64(_int64, _int64, _int64))
-    def read(reading_at: int, reads_at: int, count: int) -> int:
-        return _read_reading(words_at(reading_at, 10), reads_at, count)
+    def read(view_at: int, reads_at: int, count: int) -> int:
+        return _read(words_at(view_at, _RINGS + 1), reads_at, count)
 
     return read
 
@@ -274,11 +315,11 @@ class _Ring:
 
     Attributes
     ----------
-    words : int64 array
-        For reading by this ring.
+    words : list of int
+        What compiled code knows of it.
     """
 
-    def __init__(self, words_without: Words) -> None:
+    def __init__(self) -> None:
         self._fd = -1
         self._fd, parameters = _set_up(_DEPTH)
         if parameters[5] & _FEATURES != _FEATURES:
@@ -292,17 +333,15 @@ class _Ring:
         words = np.frombuffer(shared, np.uint32, length // 4)
         words[sq_array // 4 :][:sq_entries] = np.arange(sq_entries)
         at = np.array([sq_head, sq_tail, cq_head, cq_tail], np.int64) // 4
-        cqes = np.frombuffer(shared, np.uint64, 2 * cq_entries, cqes_at).reshape(-1, 2)
-        sqes = np.frombuffer(entries, np.uint64).reshape(-1, 8)
-        self._arrays = words, at, sqes, cqes
-        self.words = words_without.copy()
-        self.words[_RING:] = [
+        sqes = np.frombuffer(entries, np.uint64)
+        self._arrays = words, at, sqes
+        self.words = [
             self._fd,
             words.ctypes.data,
             at.ctypes.data,
             sqes.ctypes.data,
             sq_entries,
-            cqes.ctypes.data,
+            words.ctypes.data + cqes_at,
         ]
 
     def __del__(self) -> None:
@@ -338,63 +377,64 @@ class BlockReads:
 
     def __init__(self, block_bytes: int) -> None:
         self._block_bytes = block_bytes
-        # The function is loaded now, not in the middle of a lookup.
-        self._words = np.array([_function().address, block_bytes, 0, 0, -1, *[0] * 5], np.int64)
+        self._function = _function().address  # loaded now, not in the middle of a lookup
         self._closed = False
-        self._idle: list[_Ring] = []
-        # Also those in use: a ring that an exception has dropped is gone from here as well.
-        self._rings: weakref.WeakSet[_Ring] = weakref.WeakSet()
+        self._rings: dict[int, _Ring] = {}  # by where it stands in the next
+        self._words = np.zeros(_WANTED + 1, np.int64)
         self._most_rings = _MOST_RINGS
         self._making = threading.Lock()
-        self._idle += self._new_ring()
-        self.by_ring = bool(self._idle)
+        self._make_ring()
+        self.by_ring = bool(self._rings)
         """Whether one call keeps many reads in flight."""
 
-    def _new_ring(self) -> list[_Ring]:
-        """Return a new ring, or none where the kernel or a limit forbids."""
+    def _make_ring(self) -> None:
+        """Have one more ring, unless there are enough, or the kernel or a limit forbids."""
         with self._making:
-            if len(self._rings) >= self._most_rings:
-                return []
+            self._words[_WANTED] = 0
+            if len(self._rings) >= self._most_rings or self._closed:
+                return
             try:
-                ring = _Ring(self._words)
+                ring = _Ring()
             except OSError:
                 self._most_rings = 0
-                return []
-            self._rings.add(ring)
-        return [ring]
+                return
+            at = len(self._rings) * _RING_SIZE
+            self._words[at + _FD : at + _FD + len(ring.words)] = ring.words
+            self._rings[at] = ring
+            _show_ring(self._words, at)
 
     def after_fork_in_child(self) -> None:
         """Begin anew with rings: those of the parent are still the parent's."""
-        self._idle = []
-        self._rings = weakref.WeakSet()
+        self._words[:] = 0
+        self._rings = {}
         self._making = threading.Lock()
         self._most_rings = _MOST_RINGS if self.by_ring else 0
 
     def close(self) -> None:
-        """Release the rings; those in use go when they are given back."""
-        self._closed = True
-        self._idle.clear()
+        """Release the rings; those in use go when their users have done with them."""
+        with self._making:
+            self._closed = True
+            for at in list(self._rings):
+                if _hide_ring(self._words, at):
+                    del self._rings[at]
 
-    def reading(self, view: View, count: int, use: Callable[[Words], int]) -> int:
-        """Call `use` with what compiled code needs to read `count` blocks of a view.
+    def reading(self, view: View, use: Callable[[Words], int]) -> int:
+        """Call `use` with what compiled code needs to read blocks of a view.
 
         The view's files stay open until it returns.
         """
         words = view.words
         if words is None:
-            words = self._words.copy()
-            words[_OF_VIEW] = view.runs.ctypes.data, len(view.runs)
+            runs, rings = view.runs, self._words
+            place = runs.ctypes.data, len(runs), rings.ctypes.data
+            words = np.array([self._function, self._block_bytes, *place], np.int64)
             view.words = words
-        ring = self._take() if count > 1 else None
-        if ring is None:
-            return use(words)
-        try:
-            ring.words[_OF_VIEW] = words[_OF_VIEW]
-            return use(ring.words)
-        finally:
-            self._idle.append(ring)
-            if self._closed:
-                self._idle.clear()
+        result = use(words)
+        if self._closed:
+            self.close()
+        elif self._words[_WANTED]:
+            self._make_ring()
+        return result
 
     def read(
         self, view: View, keys: npt.NDArray[np.uint64], out: npt.NDArray[np.uint8]
@@ -413,17 +453,8 @@ class BlockReads:
         reads = np.zeros((len(keys), READ_WORDS), np.int64)
         reads[:, KEY] = keys.view(np.int64) if keys.flags.c_contiguous else keys.astype(np.int64)
         reads[:, ADDRESS] = memory.ctypes.data + size * np.arange(len(keys))
-        self.reading(
-            view, len(keys), lambda words: _read_reading(words, reads.ctypes.data, len(keys))
-        )
+        self.reading(view, lambda words: _read(words, reads.ctypes.data, len(keys)))
         if not straight:
             out[...] = memory
         bad = np.flatnonzero(reads[:, FOUND] != size)
         return (int(bad[0]), int(reads[bad[0], FOUND])) if bad.size else (-1, 0)
-
-    def _take(self) -> _Ring | None:
-        """Return a ring that no other thread uses, or None: with so many threads, no need."""
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return next(iter(self._new_ring()), None)

@@ -34,9 +34,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bandana_kv.adapters.contract import Words
-from bandana_kv.adapters.reads import ADDRESS, FOUND, KEY, READ_WORDS
 from bandana_kv.kernels.addresses import bytes_at, last_errno, words_at
 from bandana_kv.kernels.compile import foreign, inlined, kernel, signed
+from bandana_kv.kernels.reads import ADDRESS, FOUND, KEY, READ_WORDS
 
 __all__ = ["TreeReads", "failure"]
 

@@ -1,13 +1,12 @@
 """The second step of a request: verify the blocks that came, answer from them, admit rows.
 
-Where compiled code can read the engine, reading is part of it: :func:`read_and_answer`.
+Where compiled code can read the engine, claiming and reading are part of it: :func:`read_missed`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from bandana_kv.adapters.reads import READ_WORDS
 from bandana_kv.cache.index import find
 from bandana_kv.cache.request import BLOCK_READS, admit
 from bandana_kv.cache.state import DIRECT
@@ -18,6 +17,7 @@ from bandana_kv.kernels.addresses import (
     call_at,
     enter_lock,
     leave_lock,
+    lock_alone,
     now_ns,
     uint32s_at,
     uint64s_at,
@@ -27,6 +27,7 @@ from bandana_kv.kernels.addresses import (
 from bandana_kv.kernels.bitpack import bits_for, position_at
 from bandana_kv.kernels.compile import brief, inlined, kernel, signed
 from bandana_kv.kernels.layout import cover
+from bandana_kv.kernels.reads import READ_WORDS
 from bandana_kv.kernels.search import index_in
 from bandana_kv.serve.inflight import (
     AHEAD,
@@ -46,7 +47,7 @@ from bandana_kv.serve.inflight import (
     unlock_entries,
     wait_for_entry,
 )
-from bandana_kv.serve.lookup import claim_block
+from bandana_kv.serve.lookup import claim_block, claim_blocks
 from bandana_kv.serve.words import (
     ADDRESSES,
     AGAIN,
@@ -55,7 +56,6 @@ from bandana_kv.serve.words import (
     BEGUN_NS,
     BLOCKS,
     BUCKETS,
-    BUSY,
     CLOCK,
     CLOCK_ROOM,
     COPIES,
@@ -87,6 +87,7 @@ from bandana_kv.serve.words import (
     SPACE,
     STATUS,
     UNABLE,
+    UNPLACED,
     UNREAD,
     UPDATED,
     UPDATED_ROWS,
@@ -98,7 +99,6 @@ from bandana_kv.serve.words import (
     WARMING,
     add_up,
     copy,
-    enter_table,
     flight_of,
     label_of,
     layout_of,
@@ -108,7 +108,6 @@ from bandana_kv.serve.words import (
 __all__ = [
     "abandon",
     "absent",
-    "answer_few",
     "answer_many",
     "answer_request",
     "claim_ahead",
@@ -116,6 +115,7 @@ __all__ = [
     "give_up_waiting",
     "part_late",
     "read_and_answer",
+    "read_missed",
     "take_payloads",
     "wait_for_others",
 ]
@@ -150,6 +150,7 @@ def _deliver(table: np.ndarray, in_flight: np.ndarray, scratch: np.ndarray, ids:
         if entry >= 0:
             finish_entry(in_flight, entry, BAD if scratch[status] else READY)
     scratch[READS] = 0
+    scratch[SOUND] = 0  # what is read next is verified again
 
 
 @inlined
@@ -297,17 +298,15 @@ def answer_request(
     scratch: np.ndarray,
     ids: int,
     out: np.ndarray,
-    patient: bool,
 ) -> int:
-    """Do :func:`answer_many`; not `patient`: or return BUSY."""
+    """Do :func:`answer_many`."""
     _deliver(table, in_flight, scratch, ids)
     if scratch[OTHERS]:
         state = _others(table, in_flight, scratch, ids)
         if state < 0:
             return state
     lost = _copy_out(table, scratch, ids, out)
-    if not enter_table(table, True, patient):
-        return BUSY
+    lock_alone(table, LOCK)
     if lost:
         _leave_out_lost(table, scratch, ids)
     fresh = np.empty(scratch[WANTED], np.int64)
@@ -339,20 +338,40 @@ def _leave_all(in_flight: np.ndarray, scratch: np.ndarray, ids: int) -> None:
     scratch[WANTED] = 0
 
 
-@brief
-def answer_few(
-    table: np.ndarray, in_flight: np.ndarray, scratch: np.ndarray, out: np.ndarray
+@inlined
+def _read_by(engine: np.ndarray, scratch: np.ndarray, ids: int) -> bool:
+    """Have an engine do the reads of a request; False: it cannot just now, and did nothing."""
+    if scratch[READS] == 0:
+        return True
+    reads = scratch.ctypes.data + 8 * (HEAD + ROWS_READ * ids)
+    return call_at(engine[0], engine.ctypes.data, reads, scratch[READS]) == 0
+
+
+@kernel
+def read_missed(
+    table: np.ndarray,
+    in_flight: np.ndarray,
+    scratch: np.ndarray,
+    out: np.ndarray,
+    engine: np.ndarray,
+    allowed: int,
 ) -> int:
-    """Answer the missed rows of a request, once its own reads are done, and let rows in.
+    """Do all for the missed rows of a request in one call: claim, read, verify, answer, admit.
+
+    `engine` is what :meth:`bandana_kv.adapters.contract.Adapter.reading` gives; `allowed` as
+    :func:`bandana_kv.serve.lookup.claim` says.
 
     Returns
     -------
     int
-        How many rows are LOST, because of blocks whose STATUS is not 0. WAIT: others still read
-        some of its blocks, see :func:`wait_for_others`. AGAIN: those failed, and there are reads
-        to do. After either, this is to be called again. BUSY: call :func:`answer_many`.
+        As :func:`answer_many`. UNABLE: the engine cannot be read so just now, or there is no
+        memory for some block; the blocks are claimed, and no more was done.
     """
-    return answer_request(table, in_flight, scratch, scratch[IDS], out, False)
+    ids = scratch[IDS]
+    claim_blocks(table, in_flight, scratch, ids, allowed)
+    if scratch[UNPLACED] or not _read_by(engine, scratch, ids):
+        return UNABLE
+    return answer_request(table, in_flight, scratch, ids, out)
 
 
 @kernel
@@ -363,24 +382,27 @@ def read_and_answer(
     out: np.ndarray,
     engine: np.ndarray,
 ) -> int:
-    """Let an engine do the reads of a request, and answer it: :func:`answer_many`.
-
-    `engine` is what :meth:`bandana_kv.adapters.contract.Adapter.reading` gives. UNABLE: it cannot
-    be read so just now, and nothing was done.
-    """
+    """Do the same for a request whose blocks are claimed, and have memory."""
     ids = scratch[IDS]
-    reads = scratch.ctypes.data + 8 * (HEAD + ROWS_READ * ids)
-    if call_at(engine[0], engine.ctypes.data, reads, scratch[READS]) != 0:
+    if not _read_by(engine, scratch, ids):
         return UNABLE
-    return answer_request(table, in_flight, scratch, ids, out, True)
+    return answer_request(table, in_flight, scratch, ids, out)
 
 
 @kernel
 def answer_many(
     table: np.ndarray, in_flight: np.ndarray, scratch: np.ndarray, out: np.ndarray
 ) -> int:
-    """Do the same without the GIL, and so never BUSY: it waits for the table."""
-    return answer_request(table, in_flight, scratch, scratch[IDS], out, True)
+    """Answer the missed rows of a request, once its own reads are done, and let rows in.
+
+    Returns
+    -------
+    int
+        How many rows are LOST, because of blocks whose STATUS is not 0. WAIT: others still read
+        some of its blocks, see :func:`wait_for_others`. AGAIN: those failed, and there are reads
+        to do. After either, this is to be called again.
+    """
+    return answer_request(table, in_flight, scratch, scratch[IDS], out)
 
 
 @kernel

@@ -1,4 +1,4 @@
-"""The first step of a request: answer what DRAM holds, and claim the blocks of the rest.
+"""The first step of a request: answer what DRAM holds. Claiming the blocks of the rest.
 
 A request that DRAM answers takes this one call. Several threads may look up at once; admission
 and updates have the table alone, for a few microseconds, under a lock that compiled code takes.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from bandana_kv.adapters.reads import READ_WORDS
 from bandana_kv.cache.index import find
 from bandana_kv.cache.request import HITS, look_up, look_up_together, missing
 from bandana_kv.cache.state import EVICTION
@@ -24,6 +23,7 @@ from bandana_kv.kernels.addresses import (
 from bandana_kv.kernels.bitpack import bits_for, position_at
 from bandana_kv.kernels.compile import brief, inlined, kernel, signed
 from bandana_kv.kernels.layout import cover
+from bandana_kv.kernels.reads import READ_WORDS
 from bandana_kv.serve.inflight import claim_entry, entry_address, lock_entries, unlock_entries
 from bandana_kv.serve.words import (
     ADDRESSES,
@@ -79,11 +79,9 @@ from bandana_kv.serve.words import (
 )
 
 __all__ = [
-    "ask_few",
+    "claim",
     "claim_block",
     "claim_blocks",
-    "claim_few",
-    "claim_many",
     "look_up_few",
     "look_up_many",
     "look_up_request",
@@ -272,19 +270,8 @@ def _read_each(table: np.ndarray, scratch: np.ndarray, ids: int) -> None:
             first = False
 
 
-@brief
-def ask_few(
-    table: np.ndarray, in_flight: np.ndarray, scratch: np.ndarray, ids: np.ndarray, out: np.ndarray
-) -> int:
-    """Do :func:`look_up_few`, and :func:`claim_few` of all that missed, in one call."""
-    missed = look_up_request(table, scratch, ids, out, False)
-    if missed > 0:
-        claim_blocks(table, in_flight, scratch, ids.size, missed)
-    return missed
-
-
-@brief
-def claim_few(table: np.ndarray, in_flight: np.ndarray, scratch: np.ndarray, allowed: int) -> int:
+@kernel
+def claim(table: np.ndarray, in_flight: np.ndarray, scratch: np.ndarray, allowed: int) -> int:
     """Choose the blocks of missed rows and claim them; return how many reads are to be done.
 
     Parameters
@@ -301,12 +288,6 @@ def claim_few(table: np.ndarray, in_flight: np.ndarray, scratch: np.ndarray, all
     The reads stand in the scratch from ``HEAD + ROWS_READ * ids`` on, READ_WORDS words each.
     Where no memory was free for some, UNPLACED says how many: :func:`place_reads`.
     """
-    return claim_blocks(table, in_flight, scratch, scratch[IDS], allowed)
-
-
-@kernel
-def claim_many(table: np.ndarray, in_flight: np.ndarray, scratch: np.ndarray, allowed: int) -> int:
-    """Do the same without the GIL."""
     return claim_blocks(table, in_flight, scratch, scratch[IDS], allowed)
 
 

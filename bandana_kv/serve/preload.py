@@ -29,11 +29,10 @@ _keys = types.uint64[::1]
 _KERNELS: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
     (lookup.look_up_few, (_words, _words, _words, _bytes)),
     (lookup.look_up_many, (_words, _words, _words, _bytes)),
-    (lookup.ask_few, (_words, _words, _words, _words, _bytes)),
-    (lookup.claim_few, (_words, _words, _words, _word)),
-    (lookup.claim_many, (_words, _words, _words, _word)),
+    (lookup.claim, (_words, _words, _words, _word)),
     (lookup.place_reads, (_words, _word, _word)),
     (answer.answer_many, (_words, _words, _words, _bytes)),
+    (answer.read_missed, (_words, _words, _words, _bytes, _words, _word)),
     (answer.read_and_answer, (_words, _words, _words, _bytes, _words)),
     (answer.wait_for_others, (_words, _words, _word)),
     (answer.give_up_waiting, (_words, _words)),

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv.adapters.contract import empty_payloads
-from bandana_kv.adapters.reads import READ_WORDS
 from bandana_kv.cache.policy import Policy
 from bandana_kv.cache.request import BLOCK_READS
 from bandana_kv.cache.state import USED, cache_bytes_of, check, hits_relink, make_state
@@ -27,6 +26,7 @@ from bandana_kv.disk.placement import Placement
 from bandana_kv.errors import BandanaError, IdError
 from bandana_kv.kernels.bitpack import unpack
 from bandana_kv.kernels.layout import Layout
+from bandana_kv.kernels.reads import READ_WORDS
 from bandana_kv.serve import answer, lookup, words
 from bandana_kv.serve.counters import Counts
 from bandana_kv.serve.failsafe import Deadline, FailSafe
@@ -257,19 +257,15 @@ class ServedTable:
         except IndexError:  # all are in use; to ask before would not tell what is so by then
             scratch = _new_scratch(_POOLED_IDS)
         try:
-            if not few:
-                scratch[words.WARMING] = warming
-                missed = words.BUSY
-            elif self._fail_safe.breaks:
+            if few:
                 missed = lookup.look_up_few(self.words, scratch, ids, out)
             else:
-                missed = lookup.ask_few(self.words, self.flights, scratch, ids, out)
-            claimed = few and not self._fail_safe.breaks and missed > 0
+                scratch[words.WARMING] = warming
+                missed = words.BUSY
             if missed == words.BUSY:
                 missed = lookup.look_up_many(self.words, scratch, ids, out)
             if missed > 0:
-                with without_interrupts():
-                    self.answer_from_blocks(reader, ids, missed, claimed, scratch, out, deadline)
+                self._answer_missed(reader, ids, missed, scratch, out, deadline)
         except BaseException:
             answer.abandon(self.flights, scratch)
             raise
@@ -283,7 +279,7 @@ class ServedTable:
     ) -> tuple[NDArray[np.int64], int] | None:
         """Answer what DRAM holds, without waiting; return None where that is all.
 
-        Else what :meth:`answer_from_blocks` goes on with: the scratch, and how many missed.
+        Else what :meth:`finish` goes on with: the scratch, and how many missed.
         """
         scratch = _new_scratch(ids.size)
         missed = lookup.look_up_few(self.words, scratch, ids, out)
@@ -304,42 +300,64 @@ class ServedTable:
     ) -> None:
         """Answer what :meth:`ask` did not."""
         try:
-            with without_interrupts():
-                self.answer_from_blocks(reader, ids, missed, False, scratch, out, deadline)
+            self._answer_missed(reader, ids, missed, scratch, out, deadline)
         except BaseException:
             answer.abandon(self.flights, scratch)
             raise
+
+    def _answer_missed(
+        self,
+        reader: BlockReader,
+        ids: NDArray[np.integer[Any]],
+        missed: int,
+        scratch: NDArray[np.int64],
+        out: NDArray[np.uint8],
+        deadline: Deadline | None,
+    ) -> None:
+        """Read the blocks of missed rows, answer them, and let rows into the cache.
+
+        After an error the caller abandons the scratch.
+        """
+        allowed = self._fail_safe.allowed(missed)
+        state = None
+        if deadline is None:
+            state = self.stored.adapter.reading(
+                missed,
+                lambda engine: answer.read_missed(
+                    self.words, self.flights, scratch, out, engine, allowed
+                ),
+            )
+        if state == 0:
+            if allowed:
+                self._fail_safe.went_well()
+            return
+        with without_interrupts():
+            if state is None:
+                lookup.claim(self.words, self.flights, scratch, allowed)
+                state = words.AGAIN
+            self.answer_from_blocks(reader, ids, allowed, scratch, out, deadline, state, {})
 
     def answer_from_blocks(
         self,
         reader: BlockReader,
         ids: NDArray[np.integer[Any]],
-        missed: int,
-        claimed: bool,
+        allowed: int,
         scratch: NDArray[np.int64],
         out: NDArray[np.uint8],
         deadline: Deadline | None,
-        told: Errors | None = None,
+        state: int,
+        errors: Errors,
     ) -> None:
-        """Read the blocks of missed rows, answer them, and let rows into the cache.
+        """Go on with a request whose blocks are claimed, from what its last step returned.
 
-        `claimed` says whether its blocks are claimed already, `told` what :meth:`take_blocks` has
-        said of them. After an error the caller abandons the scratch.
+        AGAIN: nothing was read. `errors` is what is known of bad blocks, and gets more.
         """
-        allowed = missed
-        if not claimed:
-            allowed = self._fail_safe.allowed(missed)
-            claim = lookup.claim_few if ids.size <= _FEW_IDS else lookup.claim_many
-            claim(self.words, self.flights, scratch, allowed)
-        errors: Errors = {} if told is None else told
         memory: list[NDArray[np.uint8]] = []  # beside that of blocks in flight
-        while True:
-            lost = self._read_and_answer(reader, scratch, out, deadline, errors, memory)
-            if lost >= 0:
-                break
-            if lost == words.WAIT:
+        while state < 0:
+            if state == words.WAIT:
                 self._wait(self.flights, scratch, deadline)
-        if lost:
+            state = self._read_and_answer(reader, scratch, out, deadline, errors, memory)
+        if state:
             self._answer_lost(scratch, ids, out, allowed, errors, deadline)
         elif allowed:
             self._fail_safe.went_well()
@@ -363,14 +381,14 @@ class ServedTable:
         if reads and deadline is not None:
             self._read_until(deadline, reader, scratch, errors, list(memory))
         elif reads:
-            lost = self.stored.adapter.reading(
+            state = self.stored.adapter.reading(
                 reads,
                 lambda engine: answer.read_and_answer(
                     self.words, self.flights, scratch, out, engine
                 ),
             )
-            if lost is not None and lost != words.UNABLE:
-                return lost
+            if state is not None and state != words.UNABLE:
+                return state
             payloads, wrong = reader.read_sound(self.stored, self.blocks_to_read(scratch))
             self.take_blocks(scratch, payloads, wrong, errors)
         return answer.answer_many(self.words, self.flights, scratch, out)

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.adapters.reads import READ_WORDS
 from bandana_kv.kernels.addresses import bytes_at, call_at, words_at
 from bandana_kv.kernels.compile import brief, kernel
+from bandana_kv.kernels.reads import READ_WORDS
 from bandana_kv.serve.answer import abandon, answer_many, answer_request
 from bandana_kv.serve.inflight import WORDS as IN_FLIGHT_WORDS
 from bandana_kv.serve.lookup import claim_blocks, look_up_request
 from bandana_kv.serve.words import (
+    AGAIN,
     BUSY,
     HEAD,
     READS,
@@ -114,7 +115,7 @@ def _read_and_answer(
 ) -> int:
     """Do all reads of the tables of one engine, and answer them; return how many are not done.
 
-    Those have a state other than 0, as :func:`bandana_kv.serve.answer.answer_few` says. UNABLE:
+    Those have a state other than 0, as :func:`bandana_kv.serve.answer.answer_many` says. UNABLE:
     the engine cannot be read so just now, and nothing was done.
     """
     count = 0
@@ -140,7 +141,7 @@ def _read_and_answer(
             at = tables[k, _SCRATCH]
             own = scratch[at : at + scratch_words(ids)]
             rows = bytes_at(tables[k, _OUT], ids * table[ROW_BYTES]).reshape(ids, table[ROW_BYTES])
-            tables[k, _STATE] = answer_request(table, flights, own, ids, rows, True)
+            tables[k, _STATE] = answer_request(table, flights, own, ids, rows)
             left += tables[k, _STATE] != 0
     return left
 
@@ -263,15 +264,16 @@ class Tables:
             answer = partial(_read_and_answer, requests, offsets, scratch, number, room)
             left = adapters[known].reading(len(room), answer) if len(room) else None
             if left is None or left == UNABLE:
+                requests[of_engine, _STATE] = AGAIN
                 singly += of_engine
             elif left:
                 singly += [k for k in of_engine if requests[k, _STATE]]
         owns = {k: self._own(requests, scratch, words, k) for k in singly}
         rows = {k: self._rows_of(requests, offsets, k) for k in singly}
-        for k, told in self._read_together(reader, owns, rows, memory).items():
+        for k, told in self._read_together(reader, requests, owns, rows, memory).items():
             wanted, missed = ids[offsets[k] : offsets[k + 1]], int(requests[k, _MISSED])
             self.tables[k].answer_from_blocks(
-                reader, wanted, missed, True, owns[k], rows[k], None, told
+                reader, wanted, missed, owns[k], rows[k], None, int(requests[k, _STATE]), told
             )
 
     def _rows_of(
@@ -284,6 +286,7 @@ class Tables:
     def _read_together(
         self,
         reader: BlockReader,
+        requests: NDArray[np.int64],
         owns: dict[int, NDArray[np.int64]],
         rows: dict[int, NDArray[np.uint8]],
         memory: list[NDArray[np.uint8]],
@@ -302,7 +305,9 @@ class Tables:
             reads = reader.read_all([table.stored for table in tables], blocks)
             for k, table, (payloads, wrong) in zip(todo, tables, reads, strict=True):
                 table.take_blocks(owns[k], payloads, wrong, left[k])
-                if answer_many(table.words, table.flights, owns[k], rows[k]) == 0:
+                state = answer_many(table.words, table.flights, owns[k], rows[k])
+                requests[k, _STATE] = state
+                if state == 0:
                     del left[k]
         return left
 

@@ -13,7 +13,6 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.adapters.reads import READ_WORDS
 from bandana_kv.cache.ghosts import Remembered
 from bandana_kv.cache.request import COUNTERS
 from bandana_kv.cache.state import CacheState
@@ -33,6 +32,7 @@ from bandana_kv.kernels.addresses import (
 )
 from bandana_kv.kernels.compile import brief, inlined, kernel, signed
 from bandana_kv.kernels.layout import Layout
+from bandana_kv.kernels.reads import READ_WORDS
 
 types: Any = numba.types
 _memcpy: Any = types.ExternalFunction(

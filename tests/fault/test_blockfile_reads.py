@@ -65,7 +65,8 @@ def descriptors(sign: str = "") -> list[str]:
 
 
 def has_ring(adapter: BlockfileAdapter) -> bool:
-    return bool(adapter.reading(2, lambda words: words[4] >= 0))
+    adapter.multi_get(KEYS[:2])
+    return bool(adapter._reads._rings)
 
 
 # -- exceptions and signals -------------------------------------------------------------------
@@ -84,7 +85,7 @@ def test_readings_that_an_exception_dropped_cost_no_rings(
         with pytest.raises(KeyboardInterrupt):
             adapter.reading(2, interrupted)
         with monkeypatch.context() as patch:
-            patch.setattr(blockfile_io, "_read_reading", interrupted)
+            patch.setattr(blockfile_io, "_read", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 adapter.multi_get(KEYS)
     assert has_ring(adapter)
@@ -276,7 +277,7 @@ def test_one_read_of_many_that_fails_is_named_and_the_others_are_right(
         memory[:] = 0
         adapter.reading(
             count,
-            lambda words: blockfile_io._read_reading(words, reads.ctypes.data, KEYS.size),
+            lambda words: blockfile_io._read(words, reads.ctypes.data, KEYS.size),
         )
         np.testing.assert_array_equal(memory[:-1], payloads_for(KEYS[:-1], PAGE))
         assert reads[:, blockfile_io.FOUND].tolist() == [PAGE] * 999 + [0]

@@ -174,6 +174,11 @@ def test_a_table_loaded_whole_is_one_run_and_stays_one_when_written_again(path: 
 # -- reading ------------------------------------------------------------------------------
 
 
+def without_rings(adapter: BlockfileAdapter) -> None:
+    adapter._reads._most_rings = 0
+    adapter._reads._words[:] = 0
+
+
 @pytest.mark.parametrize("rings", [True, False])
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("count", [1, 2, 127, 128, 129, 1000])
@@ -182,7 +187,7 @@ def test_reads_of_any_number_into_any_memory(
 ) -> None:
     with again(path) as adapter:
         if not rings:
-            adapter._reads._most_rings, adapter._reads._idle = 0, []
+            without_rings(adapter)
         keys = block_keys(1, np.random.default_rng(0).integers(0, 1000, count))
         out = empty_payloads(count, PAGE)
         if not aligned:
@@ -227,7 +232,7 @@ def test_more_threads_than_rings_read(path: Path) -> None:
         for thread in threads:
             thread.join()
         assert not failures
-        assert len(adapter._reads._idle) <= 8
+        assert len(adapter._reads._rings) <= 8
 
 
 def test_closing_gives_all_descriptors_back(path: Path) -> None:
@@ -248,7 +253,7 @@ def test_without_rings_it_says_that_threads_are_needed(
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     with again(path) as adapter:
-        expected = "call" if adapter._reads._idle else "threads"
+        expected = "call" if adapter._reads._rings else "threads"
         assert adapter.capabilities.queue_depth == expected
     monkeypatch.setattr(blockfile_io, "_set_up", refuse)
     with again(path) as adapter:
@@ -306,7 +311,7 @@ def test_compiled_reads_are_found_again_by_another_process(path: Path) -> None:
         "from bandana_kv.adapters import block_keys, blockfile_io, open_existing\n"
         "with open_existing('blockfile', sys.argv[1]) as adapter:\n"
         "    adapter.multi_get(block_keys(1, np.arange(100)))\n"
-        "    adapter._reads._most_rings, adapter._reads._idle = 0, []\n"
+        "    adapter._reads._most_rings, adapter._reads._words[:] = 0, 0\n"
         "    adapter.multi_get(block_keys(1, np.arange(100)))\n"
         "for kernel in (blockfile_io._read_by_ring, blockfile_io._read_singly):\n"
         "    if kernel.stats.cache_path is not None and kernel.signatures:\n"
@@ -356,12 +361,12 @@ def test_an_error_of_the_device_names_the_block(path: Path, count: int) -> None:
 def test_a_ring_that_fails_is_read_around_and_can_be_used_again(path: Path) -> None:
     keys = block_keys(1, np.arange(300))
     with again(path) as adapter:
-        if not adapter._reads._idle:
+        if not adapter._reads._rings:
             pytest.skip("no io_uring here")
-        [ring] = adapter._reads._idle
-        handle, ring.words[4] = int(ring.words[4]), 1 << 20
+        words = adapter._reads._words
+        handle, words[blockfile_io._FD] = int(words[blockfile_io._FD]), 1 << 20
         check(adapter, keys)
-        ring.words[4] = handle
+        words[blockfile_io._FD] = handle
         check(adapter, keys)
 
 

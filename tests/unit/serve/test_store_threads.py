@@ -20,8 +20,9 @@ import bandana_kv
 from bandana_kv.adapters.memory import MemoryAdapter
 from bandana_kv.cache.policy import Admission, Policy
 from bandana_kv.errors import AdapterError, IdError, InputError
+from bandana_kv.serve import table
 from bandana_kv.serve.table import ServedTable
-from bandana_kv.serve.words import LOCK
+from bandana_kv.serve.words import LOCK, SOUND
 
 ROWS = np.random.default_rng(0).random((5000, 32), np.float32)
 PATIENCE_S = 20.0
@@ -293,3 +294,32 @@ def test_a_child_forked_during_a_read_does_not_wait_for_it(
     assert os.waitpid(child, 0)[1] == 0
     engine.gate.set()
     assert np.array_equal(asked.result(PATIENCE_S)[0], ROWS[0])
+
+
+def test_what_was_verified_elsewhere_is_taken_as_that_once(
+    store: bandana_kv.EmbeddingStore,
+) -> None:
+    """Compiled code may do the next reads of the same request, and has to verify them."""
+    table._scratch.clear()
+    store.multi_get("user", [1, 100, 500])
+    assert [int(scratch[SOUND]) for scratch in table._scratch] == [0]
+
+
+def test_all_tables_of_a_request_are_read_at_once(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+    engine = Gated()
+    tables = {name: ROWS * number for number, name in enumerate("abcd", 1)}
+    bandana_kv.load(tmp_path, tables, adapter=engine, placement="identity")
+    with bandana_kv.open(tmp_path, adapter=engine, readers=4) as store:
+        engine.reads.clear()
+        engine.gate.clear()
+        asked = pool.submit(store.multi_get, {name: [3, 100] for name in tables})
+        wait_for(lambda: sum(engine.reads.values()) == 8)
+        engine.gate.set()
+        rows = asked.result(PATIENCE_S)
+        assert all(np.array_equal(rows[name], tables[name][[3, 100]]) for name in tables)
+        engine.failures = [OSError(5, "Input/output error")] * 3
+        with pytest.raises(AdapterError, match="block"):
+            store.multi_get({name: [1000, 4000] for name in tables})
+        engine.failures.clear()
+        rows = store.multi_get({name: [1000, 4000] for name in tables})
+        assert all(np.array_equal(rows[name], tables[name][[1000, 4000]]) for name in tables)

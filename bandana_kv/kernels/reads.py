@@ -1,4 +1,4 @@
-"""A read, as compiled code takes it: some words, see :data:`~.contract.Words`."""
+"""A read, as compiled code takes it: words, see :data:`bandana_kv.adapters.contract.Words`."""
 
 from __future__ import annotations
 

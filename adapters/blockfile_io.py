@@ -293,7 +293,8 @@ def _show_ring(rings: np.ndarray, at: int) -> None:
 @brief
 def _hide_ring(rings: np.ndarray, at: int) -> bool:
     """Take a ring away, unless somebody has it."""
-    return compare_and_set(rings, at, _FREE, _NONE)
+    hidden: bool = compare_and_set(rings, at, _FREE, _NONE)
+    return hidden
 
 
 @functools.cache

@@ -344,7 +344,8 @@ def _read_by(engine: np.ndarray, scratch: np.ndarray, ids: int) -> bool:
     if scratch[READS] == 0:
         return True
     reads = scratch.ctypes.data + 8 * (HEAD + ROWS_READ * ids)
-    return call_at(engine[0], engine.ctypes.data, reads, scratch[READS]) == 0
+    done: bool = call_at(engine[0], engine.ctypes.data, reads, scratch[READS]) == 0
+    return done
 
 
 @kernel

@@ -9,7 +9,6 @@ import itertools
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,19 +19,21 @@ from bandana_kv.cache.policy import Policy
 from bandana_kv.cache.request import BLOCK_READS
 from bandana_kv.cache.state import USED, cache_bytes_of, check, hits_relink, make_state
 from bandana_kv.cache.state import positions as cached_positions
-from bandana_kv.disk.blocks import HEADER_BYTES, NUMBER_BITS, REASONS, corrupt_block
+from bandana_kv.disk.blocks import HEADER_BYTES, NUMBER_BITS
 from bandana_kv.disk.maps import let_go
 from bandana_kv.disk.placement import Placement
-from bandana_kv.errors import BandanaError, IdError
+from bandana_kv.errors import IdError
 from bandana_kv.kernels.bitpack import unpack
 from bandana_kv.kernels.layout import Layout
-from bandana_kv.kernels.reads import READ_WORDS
 from bandana_kv.serve import answer, lookup, words
+from bandana_kv.serve.ahead import ReadAhead
 from bandana_kv.serve.counters import Counts
 from bandana_kv.serve.failsafe import Deadline, FailSafe
 from bandana_kv.serve.inflight import InFlight
+from bandana_kv.serve.late import LateReads
 from bandana_kv.serve.overlay import Overlay, blocks_with, positions_of_ids
-from bandana_kv.serve.reader import BlockRead, BlockReader, Errors, StoredTable
+from bandana_kv.serve.reader import BlockReader, Errors, StoredTable
+from bandana_kv.serve.reads import blocks_to_read, errors_of, take_blocks
 from bandana_kv.serve.slots import admit_rows
 from bandana_kv.system.forks import at_fork
 from bandana_kv.system.interrupts import without_interrupts
@@ -45,9 +46,6 @@ __all__ = ["ServedTable"]
 
 # Blocks that a flush writes with one commit: 4 MiB.
 _FLUSHED_AT_ONCE = 1024
-
-# Blocks read ahead that a table keeps until they are asked for: 4 MiB.
-_MOST_AHEAD = 1024
 
 # Requests of so many ids keep the GIL while DRAM is looked at; from there on giving it away pays
 # with two threads and more, and costs little with one.
@@ -68,27 +66,6 @@ def _new_scratch(ids: int) -> NDArray[np.int64]:
 
 
 _serials = itertools.count(1)
-
-
-def _let_go_ahead(
-    in_flight: InFlight, ahead: collections.deque[tuple[NDArray[np.int64], NDArray[np.uint64]]]
-) -> None:
-    """Free what a table that is gone had read ahead: its entries are its engine's."""
-    while ahead:
-        in_flight.drop_ahead(*ahead.popleft())
-
-
-# Why a block that was given up on did not come: nobody is told.
-_GONE = BandanaError("given up")
-
-
-class _Late:
-    """What is left of a read whose caller may go before it ends."""
-
-    def __init__(self, memory: list[NDArray[np.uint8]]) -> None:
-        self.memory = memory  # of blocks for which there was none among those in flight
-        self.rest: NDArray[np.int64] | None = None
-        self.over = False
 
 
 class ServedTable:
@@ -159,16 +136,12 @@ class ServedTable:
         self.flights = in_flight.words
         self._serial = next(_serials) % (1 << 23) << NUMBER_BITS
         self._forking = np.zeros(1, np.int64)
-        self._ahead: collections.deque[tuple[NDArray[np.int64], NDArray[np.uint64]]] = (
-            collections.deque()
-        )
-        self._blocks_ahead = 0
         self._overlay = Overlay(stored.row_bytes)
         self._heir: ServedTable | None = None
         self._table = self._as_words()
         self.words = self._table.words
-        self._lock = threading.Lock()  # guards what is read ahead, and what is late; taken last
-        weakref.finalize(self, _let_go_ahead, in_flight, self._ahead).atexit = False
+        self._ahead = ReadAhead(self._table, in_flight, self._serial)
+        self._late = LateReads(self._table, in_flight)
         with _tables_lock:
             _tables.add(self)
 
@@ -379,7 +352,7 @@ class ServedTable:
         if reads:
             memory += self.place(scratch)
         if reads and deadline is not None:
-            self._read_until(deadline, reader, scratch, errors, list(memory))
+            self._late.read(self.stored, reader, scratch, deadline, errors, list(memory))
         elif reads:
             state = self.stored.adapter.reading(
                 reads,
@@ -389,8 +362,8 @@ class ServedTable:
             )
             if state is not None and state != words.UNABLE:
                 return state
-            payloads, wrong = reader.read_sound(self.stored, self.blocks_to_read(scratch))
-            self.take_blocks(scratch, payloads, wrong, errors)
+            payloads, wrong = reader.read_sound(self.stored, blocks_to_read(scratch))
+            take_blocks(scratch, payloads, wrong, errors)
         return answer.answer_many(self.words, self.flights, scratch, out)
 
     def place(self, scratch: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
@@ -413,104 +386,6 @@ class ServedTable:
                 answer.give_up_waiting(in_flight, scratch)
                 return
 
-    def _reads_of(self, scratch: NDArray[np.int64], reads: int) -> NDArray[np.int64]:
-        """Return the reads (n, READ_WORDS) that a request is to do, where they stand."""
-        first = words.HEAD + words.ROWS_READ * int(scratch[words.IDS])
-        last = first + READ_WORDS * reads
-        return scratch[first:last].reshape(reads, READ_WORDS)
-
-    def _blocks_of(self, scratch: NDArray[np.int64], todo: NDArray[np.int64]) -> NDArray[np.int64]:
-        first = words.HEAD + words.BLOCKS * int(scratch[words.IDS])
-        blocks: NDArray[np.int64] = scratch[first + todo[:, 3]]
-        return blocks
-
-    def blocks_to_read(self, scratch: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the blocks that a request is to read, sorted: of engines that Python calls."""
-        return np.sort(self._blocks_of(scratch, self._reads_of(scratch, int(scratch[words.READS]))))
-
-    def take_blocks(
-        self,
-        scratch: NDArray[np.int64],
-        payloads: NDArray[np.uint8],
-        wrong: Errors,
-        errors: Errors,
-    ) -> None:
-        """Give a request what was read of :meth:`blocks_to_read`; `wrong` is put into `errors`."""
-        todo = self._reads_of(scratch, int(scratch[words.READS]))
-        blocks = self._blocks_of(scratch, todo)
-        if not self._coalesce:
-            payloads = payloads[np.argsort(np.argsort(blocks, kind="stable"), kind="stable")]
-        answer.take_payloads(scratch, payloads, 0)
-        self._tell(scratch, todo, blocks, wrong, errors)
-
-    def _tell(
-        self,
-        scratch: NDArray[np.int64],
-        todo: NDArray[np.int64],
-        blocks: NDArray[np.int64],
-        wrong: Errors,
-        errors: Errors,
-    ) -> None:
-        """Note which reads went wrong, and how."""
-        if wrong:
-            bad = np.isin(blocks, list(wrong))
-            todo[bad, 2] = -1
-            first = words.HEAD + words.STATUS * int(scratch[words.IDS])
-            scratch[first + todo[bad, 3]] = words.TOLD
-            errors |= wrong
-
-    def _read_until(
-        self,
-        deadline: Deadline,
-        reader: BlockReader,
-        scratch: NDArray[np.int64],
-        errors: Errors,
-        memory: list[NDArray[np.uint8]],
-    ) -> None:
-        """Let helping threads read until the deadline; the rest arrives for others, and the cache.
-
-        Without that a device that is always a little late would never fill the cache.
-        """
-        todo = self._reads_of(scratch, int(scratch[words.READS]))
-        blocks = self._blocks_of(scratch, todo)
-        late = _Late(memory)
-        read = reader.begin(self.stored, blocks, partial(self._ended, late))
-        read.finished.wait(deadline.left())
-        with self._lock:
-            told = dict(read.errors)
-            there = read.arrived | np.isin(blocks, list(told))
-            if not late.over and not there.all():
-                late.rest = scratch.copy()
-                answer.part_late(scratch, late.rest, there)
-        reader.withdraw(read)
-        if read.failure is not None and late.rest is None:
-            raise read.failure
-        todo = self._reads_of(scratch, int(scratch[words.READS]))
-        if len(todo):
-            answer.take_payloads(scratch, read.payloads[there], 0)
-            self._tell(scratch, todo, blocks[there], told, errors)
-
-    def _ended(self, late: _Late, read: BlockRead) -> None:
-        """Hear, in a helping thread, that nothing more will arrive."""
-        with self._lock:
-            late.over = True
-            rest = late.rest
-        if rest is None:
-            return
-        in_flight = self.flights
-        try:
-            todo = self._reads_of(rest, int(rest[words.READS]))
-            blocks = self._blocks_of(rest, todo)
-            at = np.searchsorted(read.blocks, blocks)
-            gone = blocks[~read.arrived[at]].tolist()
-            answer.take_payloads(rest, read.payloads[at], 0)
-            self._tell(rest, todo, blocks, dict.fromkeys(gone, _GONE), {})
-            nowhere = np.empty((int(rest[words.IDS]), self.stored.row_bytes), np.uint8)
-            answer.answer_many(self.words, in_flight, rest, nowhere)
-        except BaseException:
-            answer.abandon(in_flight, rest)
-            raise
-
     def _answer_lost(
         self,
         scratch: NDArray[np.int64],
@@ -522,7 +397,7 @@ class ServedTable:
     ) -> None:
         """Answer rows that no block brought from the fallback, or raise what went wrong."""
         count = int(scratch[words.IDS])
-        errors = self._errors(scratch, count, errors, deadline)
+        errors = errors_of(self.stored, scratch, errors, deadline)
         if errors:
             self._fail_safe.went_wrong(errors)
         elif allowed:
@@ -531,30 +406,6 @@ class ServedTable:
         lost = np.flatnonzero(scratch[first : first + count] == words.LOST)
         rows = out.view(self.dtype)
         rows[lost] = self._fail_safe.answer(errors, ids[lost], rows)
-
-    def _errors(
-        self, scratch: NDArray[np.int64], count: int, told: Errors, deadline: Deadline | None
-    ) -> Errors:
-        """Return what is wrong with blocks of a request, by their numbers."""
-        statuses, blocks, found = (
-            scratch[words.HEAD + section * count :][: int(scratch[words.ALL_BLOCKS])]
-            for section in (words.STATUS, words.BLOCKS, words.ADDRESSES)
-        )
-        errors: Errors = {}
-        late = []
-        for k in np.flatnonzero(statuses).tolist():
-            status, block = int(statuses[k]), int(blocks[k])
-            if status in REASONS:
-                errors[block] = corrupt_block(self.stored.name, block, REASONS[status])
-            elif status == words.TOLD:
-                errors[block] = told[block]
-            elif status == words.UNREAD:
-                errors[block] = self.stored.unread(block, int(found[k]))
-            elif status == words.LATE:
-                late.append(block)
-        if late and deadline is not None:
-            errors |= dict.fromkeys(late, deadline.missed(self.stored.name, len(late)))
-        return errors
 
     def prefetch(
         self, reader: BlockReader, ids: NDArray[np.integer[Any]], ended: Callable[[], None]
@@ -569,52 +420,11 @@ class ServedTable:
         count = answer.absent(self.words, ids, positions)
         if count < 0:
             raise self.out_of_range(ids, -1 - count)
-        blocks, entries = np.empty((2, max(1, count)), np.int64)
-        in_flight = self.flights
-        most = min(_MOST_AHEAD, self._in_flight.entries // 2)
-        claimed = answer.claim_ahead(
-            self.words, in_flight, positions[:count], blocks, entries, most
-        )
-        blocks, entries = blocks[:claimed].copy(), entries[:claimed].copy()
-        if not claimed:
-            return False
-        keys = self._flights_of(blocks)
-        self._keep_ahead(entries, keys)
 
-        def over(read: BlockRead | None) -> None:
-            sound = read is not None and bool(read.arrived.all())
-            payloads = np.empty((0, 0), np.uint8) if read is None or not sound else read.payloads
-            answer.deliver_ahead(in_flight, entries, payloads)
-            if sound:
-                with self._lock:
-                    self.counts.counters[BLOCK_READS] += claimed
-            else:
-                self._in_flight.drop_ahead(entries, keys)
+        def arrived(blocks: int) -> None:
+            self.counts.counters[BLOCK_READS] += blocks
 
-        def ended_reading(read: BlockRead) -> None:
-            over(read)
-            ended()
-
-        try:
-            reader.begin(self.stored, blocks, ended_reading)
-        except BaseException:
-            over(None)
-            raise
-        return True
-
-    def _flights_of(self, blocks: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """Return under which numbers blocks are in flight."""
-        return (blocks | self._serial).view(np.uint64)
-
-    def _keep_ahead(self, entries: NDArray[np.int64], keys: NDArray[np.uint64]) -> None:
-        """Note blocks that are read ahead; of too many, those that came first are let go."""
-        with self._lock:
-            self._ahead.append((entries, keys))
-            self._blocks_ahead += entries.size
-            while self._blocks_ahead > _MOST_AHEAD:
-                old = self._ahead.popleft()
-                self._blocks_ahead -= old[0].size
-                self._in_flight.drop_ahead(*old)
+        return self._ahead.read(self.stored, reader, positions[:count], arrived, ended)
 
     def placement(self, method: str) -> Placement:
         """Return how the rows lie, as `method` has placed them. Cost: some 12 bytes a row."""
@@ -716,7 +526,7 @@ class ServedTable:
         In this order: a lookup that does not find a row here reads its block anew, and one
         that has read it before does not bring it into the cache.
         """
-        self._in_flight.forget(self._flights_of(blocks))
+        self._in_flight.forget(self._ahead.flights_of(blocks))
         with self._alone():
             self.words[words.EPOCH] += 1
             self._overlay.drop(upto)
@@ -732,20 +542,20 @@ class ServedTable:
     def before_fork(self) -> None:
         """Keep the cache still while the process is copied."""
         words.lock_table(self.words, self._forking)
-        self._lock.acquire()
+        self._ahead.lock.acquire()
+        self._late.lock.acquire()
 
     def after_fork_in_parent(self) -> None:
         """Go on."""
-        self._lock.release()
+        self._late.lock.release()
+        self._ahead.lock.release()
         words.unlock_table(self.words, self._forking)
 
     def after_fork_in_child(self) -> None:
         """Go on, without the reads of threads that do not exist here."""
-        self._ahead.clear()
-        self._blocks_ahead = 0
+        self._ahead.after_fork_in_child()
         self._fail_safe.after_fork_in_child()
-        self._lock.release()
-        words.unlock_table(self.words, self._forking)
+        self.after_fork_in_parent()
 
     def cached(self) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
         """Return the positions that DRAM holds now, and the live heat of each; 0: not known."""

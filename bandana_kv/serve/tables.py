@@ -20,6 +20,7 @@ from bandana_kv.kernels.reads import READ_WORDS
 from bandana_kv.serve.answer import abandon, answer_many, answer_request
 from bandana_kv.serve.inflight import WORDS as IN_FLIGHT_WORDS
 from bandana_kv.serve.lookup import claim_blocks, look_up_request
+from bandana_kv.serve.reads import blocks_to_read, take_blocks
 from bandana_kv.serve.words import (
     AGAIN,
     BUSY,
@@ -301,10 +302,10 @@ class Tables:
             tables = [self.tables[k] for k in todo]
             for k, table in zip(todo, tables, strict=True):
                 memory += table.place(owns[k])
-            blocks = [table.blocks_to_read(owns[k]) for k, table in zip(todo, tables, strict=True)]
+            blocks = [blocks_to_read(owns[k]) for k in todo]
             reads = reader.read_all([table.stored for table in tables], blocks)
             for k, table, (payloads, wrong) in zip(todo, tables, reads, strict=True):
-                table.take_blocks(owns[k], payloads, wrong, left[k])
+                take_blocks(owns[k], payloads, wrong, left[k])
                 state = answer_many(table.words, table.flights, owns[k], rows[k])
                 requests[k, _STATE] = state
                 if state == 0:

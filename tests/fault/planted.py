@@ -18,27 +18,20 @@ from typing import Any
 import numpy as np
 
 import bandana_kv
+from bandana_kv.adapters.blockfile import BlockfileAdapter
+from bandana_kv.adapters.lmdb import LmdbAdapter
 from bandana_kv.disk import blocks, manifest
 from bandana_kv.disk.journal import Journal
 from bandana_kv.load import loader
 from bandana_kv.serve import replacement
-from bandana_kv.serve.table import ServedTable
-from bandana_kv.serve.tables import Tables
-from bandana_kv.serve.words import SOUND
 from bandana_kv.testing import torture
 from bandana_kv.testing.torture_actor import Actor
 
 
 def no_checksums() -> None:
     blocks.bad_blocks = lambda *_: {}
-    answer = ServedTable._read_and_answer
-
-    def unverified(self: Any, reader: Any, scratch: np.ndarray, *rest: Any) -> int:
-        scratch[SOUND] = 1  # as if somebody else had verified its blocks
-        return answer(self, reader, scratch, *rest)
-
-    ServedTable._read_and_answer = unverified
-    Tables.multi_get = Tables._one_by_one
+    for adapter in (BlockfileAdapter, LmdbAdapter):
+        adapter.reading = lambda *_: None  # else compiled code verifies
 
 
 def switch_before_the_blocks() -> None:

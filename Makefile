@@ -60,9 +60,12 @@ test: $(STAMP)
 # ten minutes in all: kills, faults, and what they did to stores under TORTURE_DIR
 TORTURE_DIR ?= build/torture
 TORTURE_SECONDS ?= 200
+CHANGES_SECONDS ?= 60
 torture: $(STAMP)
 	@for adapter in blockfile lmdb rocksdb; do \
 	  $(PY) -m bandana_kv.testing.torture --dir '$(TORTURE_DIR)' --seconds $(TORTURE_SECONDS) \
+	    --adapter $$adapter --json || failed=1; \
+	  $(PY) -m bandana_kv.testing.changes --seconds $(CHANGES_SECONDS) --threads 16 \
 	    --adapter $$adapter --json || failed=1; \
 	done; [ -z "$$failed" ]
 

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from bandana_kv.errors import IdError, InputError
 from bandana_kv.kernels.views import refuse_masked
 
-__all__ = ["check_update_ids", "checked_ids", "checked_numbers", "checked_out"]
+__all__ = ["check_update_ids", "checked_ids", "checked_numbers", "checked_out", "shaped_ids"]
 
 _COMMON = np.dtype(np.int64)
 _CLOSE = (8,)
@@ -28,8 +28,22 @@ def checked_ids(table: str, ids: ArrayLike | None) -> NDArray[np.int64]:
     InputError
         There are none, or they are not one-dimensional.
     """
+    flat, shape = shaped_ids(table, ids)
+    if len(shape) != 1:
+        raise InputError(f"table {table!r}: ids must be one-dimensional, not {shape}")
+    return flat
+
+
+def shaped_ids(table: str, ids: ArrayLike | None) -> tuple[NDArray[np.int64], tuple[int, ...]]:
+    """Return ids of any shape one after the other, int64 (n,), and their shape.
+
+    Raises
+    ------
+    IdError, InputError
+        As :func:`checked_ids`.
+    """
     if type(ids) is np.ndarray and ids.dtype is _COMMON and ids.strides == _CLOSE and ids.size:
-        return ids  # what nearly all callers give
+        return ids, ids.shape  # what nearly all callers give
     if ids is None:
         raise InputError(f"table {table!r}: no ids given")
     refuse_masked(f"table {table!r}: ids", ids, IdError)
@@ -37,20 +51,18 @@ def checked_ids(table: str, ids: ArrayLike | None) -> NDArray[np.int64]:
         array = np.asarray(ids)
     except (ValueError, OverflowError) as error:
         raise IdError(f"table {table!r}: ids are not an array of integers ({error})") from error
-    if array.ndim != 1:
-        raise InputError(f"table {table!r}: ids must be one-dimensional, not {array.shape}")
     if array.size == 0:
-        return np.zeros(0, np.int64)
+        return np.zeros(0, np.int64), array.shape
     if array.dtype.kind not in "iu":
         raise IdError(f"table {table!r}: ids must be integers, not {array.dtype}")
     if array.dtype == np.uint64 and array.max() > np.iinfo(np.int64).max:
         raise IdError(f"table {table!r}: id {array.max()} is out of range")
     # One dtype reaches the kernels, so that each is compiled once.
-    return np.ascontiguousarray(array, np.int64)
+    return np.ascontiguousarray(array, np.int64).reshape(-1), array.shape
 
 
 def checked_out(
-    shape: tuple[int, int], dtype: np.dtype[Any], out: NDArray[Any] | None
+    shape: tuple[int, ...], dtype: np.dtype[Any], out: NDArray[Any] | None
 ) -> NDArray[Any]:
     """Return where to put rows: `out`, or new memory.
 

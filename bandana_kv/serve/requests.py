@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bandana_kv.errors import InputError, TableNotFoundError
 from bandana_kv.kernels.views import refuse_masked
-from bandana_kv.serve.arguments import checked_ids, checked_out
+from bandana_kv.serve.arguments import checked_ids, checked_out, shaped_ids
 
 if TYPE_CHECKING:
     from bandana_kv.serve.failsafe import Deadline
@@ -54,19 +54,23 @@ def rows_of(
     deadline: Deadline | None,
     note: Note | None,
 ) -> NDArray[Any]:
-    """Return rows (n, dim) of one table."""
+    """Return rows of one table: of the shape of `ids`, and (dim,) behind it."""
     served = serving.tables.get(table) or named(serving, table)
-    wanted = checked_ids(table, ids)
+    wanted, shape = shaped_ids(table, ids)
     count = wanted.size
     if out is None:
         flat = np.empty((count, served.row_bytes), np.uint8)
     else:
-        flat = checked_out((count, served.dim), served.dtype, out).view(np.uint8)
+        rows = checked_out((*shape, served.dim), served.dtype, out)
+        flat = rows.view(np.uint8).reshape(count, served.row_bytes)
     if count:
         served.multi_get(reader, wanted, flat, deadline)
         if note is not None:
             note(table, wanted)
-    return flat.view(served.dtype) if out is None else out
+    if out is not None:
+        return out
+    answer = flat.view(served.dtype)
+    return answer if len(shape) == 1 else answer.reshape(*shape, served.dim)
 
 
 def rows_of_tables(
@@ -83,7 +87,8 @@ def rows_of_tables(
             name: rows_of(serving, reader, name, ids, None, deadline, note)
             for name, ids in wanted.items()
         }
-    ids = [checked_ids(name, given) for name, given in wanted.items()]
+    shaped = [shaped_ids(name, given) for name, given in wanted.items()]
+    ids = [flat for flat, _ in shaped]
     offsets = np.zeros(len(ids) + 1, np.int64)
     np.cumsum([each.size for each in ids], out=offsets[1:])
     rows, parts = _room(tables, offsets)
@@ -95,8 +100,8 @@ def rows_of_tables(
             if each.size:
                 note(name, each)
     return {
-        name: _part(rows, int(at), each.size, table)
-        for name, at, each, table in zip(wanted, parts, ids, tables, strict=True)
+        name: _part(rows, int(at), flat.size, table).reshape(*shape, table.dim)
+        for name, at, (flat, shape), table in zip(wanted, parts, shaped, tables, strict=True)
     }
 
 

@@ -7,7 +7,7 @@ import itertools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -29,9 +29,11 @@ from bandana_kv.serve.arguments import (
     checked_ids,
     checked_numbers,
     checked_out,
+    shaped_ids,
 )
 from bandana_kv.serve.current import Current
 from bandana_kv.serve.failsafe import Deadline, checked_deadline
+from bandana_kv.serve.handle import TableHandle
 from bandana_kv.serve.metrics import Wear, metrics_of
 from bandana_kv.serve.opener import Options
 from bandana_kv.serve.pooling import Mode, bags_of, pool
@@ -47,6 +49,7 @@ from bandana_kv.system.forks import at_fork
 from bandana_kv.system.interrupts import without_interrupts
 from bandana_kv.system.permission import permission_named
 from bandana_kv.system.threads import cannot_start
+from bandana_kv.units import size_text
 
 if TYPE_CHECKING:
     from bandana_kv.adapters.contract import Adapter
@@ -88,6 +91,8 @@ class EmbeddingStore:
             _stores.add(self)
         end_at_exit(self)
         self._watcher: Watcher | None = None
+        # What `open` was given; None: it cannot be given in another process.
+        self._opened_by: dict[str, Any] | None = None
 
     def _watch(self, seconds: float) -> None:
         """Look this often whether another version has become current, in a thread."""
@@ -344,6 +349,38 @@ class EmbeddingStore:
         """Names of the tables."""
         return tuple(self._tables)
 
+    def __contains__(self, table: object) -> bool:
+        return table in self._tables
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tables)
+
+    def __len__(self) -> int:
+        return len(self._tables)
+
+    def __getitem__(self, table: str) -> TableHandle:
+        """Return a handle of one table; TableNotFoundError names the tables there are."""
+        self._served(table)
+        return TableHandle(self, table)
+
+    def __repr__(self) -> str:
+        root, state = self._options.root, "closed" if self._closing.is_set() else "open"
+        tables = ", ".join(
+            f"{name} {served.stored.rows} x {served.dim} {served.dtype}"
+            for name, served in self._tables.items()
+        )
+        cache = size_text(self.cache_bytes)
+        return f"<store at {root} ({state}), version {self.version}: {tables}; cache {cache}>"
+
+    def __reduce__(self) -> tuple[Callable[..., EmbeddingStore], tuple[dict[str, Any]]]:
+        """Pickle how it was opened: it is opened anew, on the version that is current then."""
+        if self._opened_by is None:
+            raise InputError(
+                f"the store at {self._options.root} was opened with an adapter on handles of this "
+                "process: open it by its path, or open it in the other process"
+            )
+        return _opened_again, (self._opened_by,)
+
     @property
     def _tables(self) -> Mapping[str, ServedTable]:
         return self._current.serving.tables
@@ -353,6 +390,8 @@ class EmbeddingStore:
 
         Raises, and costs, as :meth:`multi_get` does.
         """
+        if np.ndim(id):
+            raise InputError(f"table {table!r}: get is for one id, multi_get for several")
         row: NDArray[Any] = self.multi_get(table, [id])[0]
         return row
 
@@ -378,14 +417,14 @@ class EmbeddingStore:
         table
             Name of the table; or ids by table name, and no `ids`.
         ids
-            Integers (n,); an empty list is fine.
+            Integers of any shape; an empty list is fine.
         out
-            Where to put the rows: (n, dim), the table's dtype, C-contiguous.
+            Where to put the rows: ``ids.shape + (dim,)``, the table's dtype, C-contiguous.
 
         Returns
         -------
         ndarray or dict of ndarray
-            (n, dim), the table's dtype; by table name where ids were given so.
+            ``ids.shape + (dim,)``, the table's dtype; by table name where ids were given so.
 
         Raises
         ------
@@ -641,9 +680,9 @@ class EmbeddingStore:
         serving, ours = self._enter(), True
         try:
             served = named(serving, table)
-            wanted = checked_ids(table, ids)
+            wanted, shape = shaped_ids(table, ids)
             if out is not None:
-                checked_out((wanted.size, served.dim), served.dtype, out)
+                checked_out((*shape, served.dim), served.dtype, out)
             flat = np.empty((wanted.size, served.row_bytes), np.uint8)
             asked = served.ask(wanted, flat) if wanted.size else None
             if asked is not None:
@@ -654,7 +693,7 @@ class EmbeddingStore:
                 serving.leave()
         if wanted.size:
             self._note(table, wanted)
-        rows = flat.view(served.dtype)
+        rows = flat.view(served.dtype).reshape(*shape, served.dim)
         if out is None:
             return rows
         out[...] = rows
@@ -704,7 +743,7 @@ class EmbeddingStore:
         table
             Name of the table.
         ids
-            Integers (n,).
+            Integers of any shape.
 
         Raises
         ------
@@ -720,7 +759,7 @@ class EmbeddingStore:
         serving = self._enter()
         try:
             served = named(serving, table)
-            wanted = checked_ids(table, ids)
+            wanted, _ = shaped_ids(table, ids)
             if not wanted.size or not served.prefetch(self._reader, wanted, serving.leave):
                 serving.leave()
         except BaseException:
@@ -959,6 +998,20 @@ def open(
     source = None if fallback is None else source_of(fallback)
     options = Options(root, cache_bytes, adapter, override, coalesce, source)
     store = EmbeddingStore(options, int(readers), deadline_ms)
+    if adapter is None:
+        store._opened_by = {
+            "path": root,
+            "cache_bytes": cache_bytes,
+            "policy": policy,
+            "admission": admission,
+            "threshold": threshold,
+            "readers": int(readers),
+            "profile": profile,
+            "fallback": fallback,
+            "deadline_ms": deadline_ms,
+            "coalesce": coalesce,
+            "watch_seconds": watch_seconds,
+        }
     if watch_seconds is not None:
         try:
             store._watch(watch_seconds)
@@ -981,6 +1034,10 @@ def open_kept(
     root = Path(path).absolute()
     options = Options(root, 0, adapter, None, True, None, version)
     return EmbeddingStore(options, depth_of(root, None), None)
+
+
+def _opened_again(arguments: dict[str, Any]) -> EmbeddingStore:
+    return open(**arguments)
 
 
 def _calling(method: Callable[[], T], otherwise: T) -> Callable[[], T]:

@@ -121,7 +121,7 @@ class BlockfileAdapter(Adapter):
             read_only_media=True,
             shared_by_processes=True,
             survives_fork=True,
-            queue_depth="call" if self._reads.by_ring else "threads",
+            queue_depth="call" if self._reads.many_at_once else "threads",
         )
 
     @property
@@ -158,7 +158,8 @@ class BlockfileAdapter(Adapter):
 
     def reading(self, count: int, use: Callable[[Words], int]) -> int | None:
         """Have compiled code read, as :meth:`Adapter.reading` says."""
-        del count
+        if count > 1 and not self._reads.many_at_once:
+            return None  # many threads, with a read each, are faster
         view = self._view  # before looking: closing leaves an empty one, where all are missing
         if self._closed:
             raise AdapterError(f"{self.name} at {self._where} is closed")

@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, overload
 
@@ -20,6 +21,7 @@ from bandana_kv.rollout.canary import chosen, key_bytes, request_bytes
 from bandana_kv.rollout.cross_check import CrossCheck, said
 from bandana_kv.rollout.data import NEW, OLD, Limits, Report, Shares, Stage
 from bandana_kv.rollout.metrics import metrics_of, report_of
+from bandana_kv.rollout.nested import answer_nested, is_nested
 from bandana_kv.rollout.observations import Observed
 from bandana_kv.rollout.old_source import Ids, OldRows, Rows
 from bandana_kv.rollout.stages import Stages, Standing
@@ -202,6 +204,8 @@ class Rollout:
         """
         if self._closed:
             raise InputError("the roll-out is closed")
+        if is_nested(table, ids):
+            return answer_nested(partial(self.multi_get, key=key), table, ids, out)
         now = self._stages.now
         whose = None if key is None else key_bytes(key)
         asked: Ids | None = None

@@ -17,6 +17,7 @@ from bandana_kv.kernels.addresses import (
     call_at,
     enter_lock,
     leave_lock,
+    load,
     lock_alone,
     now_ns,
     uint32s_at,
@@ -367,10 +368,17 @@ def read_missed(
     int
         As :func:`answer_many`. UNABLE: the engine cannot be read so just now, or there is no
         memory for some block; the blocks are claimed, and no more was done.
+
+    Notes
+    -----
+    Where blocks lie, `engine` has said before they were claimed. If a flush has written some since,
+    whoever joins this request's reads would get them as they were: they are looked for anew.
     """
     ids = scratch[IDS]
     claim_blocks(table, in_flight, scratch, ids, allowed)
-    if scratch[UNPLACED] or not _read_by(engine, scratch, ids):
+    if scratch[UNPLACED] or load(table, EPOCH) != scratch[SEEN_EPOCH]:
+        return UNABLE
+    if not _read_by(engine, scratch, ids):
         return UNABLE
     return answer_request(table, in_flight, scratch, ids, out)
 

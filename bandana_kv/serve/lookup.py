@@ -14,7 +14,6 @@ from bandana_kv.cache.state import EVICTION
 from bandana_kv.kernels.addresses import (
     bytes_at,
     leave_lock,
-    load,
     now_ns,
     uint64s_at,
     unlock_alone,
@@ -124,6 +123,8 @@ def look_up_request(
     counters = scratch[COUNTED : COUNTED + COUNTERS_KEPT]
     if not enter_table(table, table[RELINKS] != 0, patient):
         return BUSY
+    # Before any read: what a flush writes meanwhile must not enter the cache as it was.
+    scratch[SEEN_EPOCH] = table[EPOCH]
     if table[RELINKS]:
         missed = look_up(state_of(table), positions, slots, counters)
     else:
@@ -241,8 +242,6 @@ def claim_blocks(
     scratch[SOUND] = 0
     for k in range(scratch[WANTED], blocks.size):
         scratch[HEAD + STATUS * ids + k] = NOT_ALLOWED
-    # Before any read: what a flush writes meanwhile must not enter the cache as it was.
-    scratch[SEEN_EPOCH] = load(table, EPOCH)
     lock_entries(in_flight)
     for k in range(scratch[WANTED]):
         claim_block(in_flight, table, scratch, ids, k)

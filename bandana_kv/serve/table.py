@@ -523,9 +523,13 @@ class ServedTable:
     def _forget_updates(self, blocks: NDArray[np.int64], upto: int) -> None:
         """Let blocks answer for rows again that are in them now.
 
-        In this order: a lookup that does not find a row here reads its block anew, and one
-        that has read it before does not bring it into the cache.
+        In this order. From the first step on, lookups that began before and have not claimed their
+        blocks look anew where those lie (:func:`answer.read_missed`); from the second on nobody
+        joins reads that began before; from the third on rows are not found here any more, and
+        whoever may have joined such reads does not bring them into the cache.
         """
+        with self._alone():
+            self.words[words.EPOCH] += 1
         self._in_flight.forget(self._ahead.flights_of(blocks))
         with self._alone():
             self.words[words.EPOCH] += 1

@@ -35,8 +35,9 @@ __all__ = ["POLICIES", "run"]
 
 ROWS, DIM = 3000, 32
 TABLES = ("user", "item")
-# Hits of the first take turns; those of the second go together.
+# Hits of the first two take turns, those of the last go together; the first admits whole blocks.
 POLICIES = {
+    "lru": Policy("lru", Admission("all")),
     "s3-fifo": Policy("s3-fifo", Admission("shadow")),
     "tinylfu": Policy("tinylfu", Admission("online"), half_life=2.0),
 }

@@ -24,6 +24,10 @@ class TestBlockfile(AdapterConformance):
     adapter_name = "blockfile"
 
 
+def refuse() -> None:
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
 class TestBlockfileWithoutRings(AdapterConformance):
     """As where a container forbids io_uring."""
 
@@ -31,10 +35,17 @@ class TestBlockfileWithoutRings(AdapterConformance):
 
     @pytest.fixture(autouse=True)
     def _no_rings(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def refuse(entries: int) -> None:
-            raise PermissionError(errno.EPERM, "Operation not permitted")
+        monkeypatch.setattr(blockfile_io, "Ring", refuse)
 
-        monkeypatch.setattr(blockfile_io, "_set_up", refuse)
+
+class TestBlockfileOneReadAtATime(AdapterConformance):
+    """As where it forbids both ways to have many reads in flight."""
+
+    adapter_name = "blockfile"
+
+    @pytest.fixture(autouse=True)
+    def _no_queues(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(blockfile_io, "_new_queue", refuse)
 
 
 class TestLmdb(AdapterConformance):

@@ -66,7 +66,7 @@ def descriptors(sign: str = "") -> list[str]:
 
 def has_ring(adapter: BlockfileAdapter) -> bool:
     adapter.multi_get(KEYS[:2])
-    return bool(adapter._reads._rings)
+    return bool(adapter._reads._queues)
 
 
 # -- exceptions and signals -------------------------------------------------------------------
@@ -139,7 +139,7 @@ def test_parent_and_child_read_at_once_with_a_ring_open(adapter: BlockfileAdapte
     def child_reads() -> bool:
         for _ in range(5):
             check(adapter)
-        return has_ring(adapter) == adapter._reads.by_ring
+        return has_ring(adapter) == adapter._reads.many_at_once
 
     try:
         for _ in range(3):

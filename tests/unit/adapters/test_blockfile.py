@@ -175,7 +175,7 @@ def test_a_table_loaded_whole_is_one_run_and_stays_one_when_written_again(path: 
 
 
 def without_rings(adapter: BlockfileAdapter) -> None:
-    adapter._reads._most_rings = 0
+    adapter._reads._most_queues = 0
     adapter._reads._words[:] = 0
 
 
@@ -232,7 +232,7 @@ def test_more_threads_than_rings_read(path: Path) -> None:
         for thread in threads:
             thread.join()
         assert not failures
-        assert len(adapter._reads._rings) <= 8
+        assert len(adapter._reads._queues) <= 8
 
 
 def test_closing_gives_all_descriptors_back(path: Path) -> None:
@@ -249,13 +249,13 @@ def test_closing_gives_all_descriptors_back(path: Path) -> None:
 def test_without_rings_it_says_that_threads_are_needed(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(entries: int) -> None:
+    def refuse() -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     with again(path) as adapter:
-        expected = "call" if adapter._reads._rings else "threads"
+        expected = "call" if adapter._reads._queues else "threads"
         assert adapter.capabilities.queue_depth == expected
-    monkeypatch.setattr(blockfile_io, "_set_up", refuse)
+    monkeypatch.setattr(blockfile_io, "_new_queue", refuse)
     with again(path) as adapter:
         assert adapter.capabilities.queue_depth == "threads"
 
@@ -311,9 +311,9 @@ def test_compiled_reads_are_found_again_by_another_process(path: Path) -> None:
         "from bandana_kv.adapters import block_keys, blockfile_io, open_existing\n"
         "with open_existing('blockfile', sys.argv[1]) as adapter:\n"
         "    adapter.multi_get(block_keys(1, np.arange(100)))\n"
-        "    adapter._reads._most_rings, adapter._reads._words[:] = 0, 0\n"
+        "    adapter._reads._most_queues, adapter._reads._words[:] = 0, 0\n"
         "    adapter.multi_get(block_keys(1, np.arange(100)))\n"
-        "for kernel in (blockfile_io._read_by_ring, blockfile_io._read_singly):\n"
+        "for kernel in (blockfile_io.read_by_ring, blockfile_io.read_singly):\n"
         "    if kernel.stats.cache_path is not None and kernel.signatures:\n"
         "        assert not kernel.stats.cache_misses, kernel\n"
     )
@@ -361,12 +361,12 @@ def test_an_error_of_the_device_names_the_block(path: Path, count: int) -> None:
 def test_a_ring_that_fails_is_read_around_and_can_be_used_again(path: Path) -> None:
     keys = block_keys(1, np.arange(300))
     with again(path) as adapter:
-        if not adapter._reads._rings:
+        if not adapter._reads._queues:
             pytest.skip("no io_uring here")
-        words = adapter._reads._words
-        handle, words[blockfile_io._FD] = int(words[blockfile_io._FD]), 1 << 20
+        words, fd = adapter._reads._words, blockfile_io._QUEUE_WORDS
+        handle, words[fd] = int(words[fd]), 1 << 20
         check(adapter, keys)
-        words[blockfile_io._FD] = handle
+        words[fd] = handle
         check(adapter, keys)
 
 

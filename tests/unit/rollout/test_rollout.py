@@ -85,6 +85,17 @@ class TestWords:
         assert row.shape == (5,)
         assert row.tobytes() == ITEMS[7].tobytes()
 
+    def test_ids_of_any_shape(self, store: bandana_kv.EmbeddingStore, rollout: Rollout) -> None:
+        for ids in (7, [[1, 2], [3, 4]], np.zeros((2, 0, 3), int)):
+            rows = rollout.multi_get("user", ids)
+            assert rows.shape == store.multi_get("user", ids).shape
+            assert rows.tobytes() == store.multi_get("user", ids).tobytes()
+            both = rollout.multi_get({"user": ids, "item": [1]})
+            assert np.array_equal(both["user"], rows)
+            out = np.empty_like(rows)
+            assert rollout.multi_get("user", ids, out=out) is out
+            assert np.array_equal(out, rows)
+
     @pytest.mark.parametrize(
         ("error", "arguments"),
         [
@@ -98,8 +109,9 @@ class TestWords:
             (IdError, ("user", [2**70])),
             (IdError, ("user", np.array([2**63], np.uint64))),
             (InputError, ("user", None)),
-            (InputError, ("user", [[1]])),
-            (InputError, ("user", 1)),
+            (IdError, ("user", [[1, 300]])),
+            (IdError, ("user", [[1], [1, 2]])),
+            (IdError, ("user", 300)),
             (InputError, ({"user": [1]}, [1])),
             (InputError, (7, [1])),
         ],

@@ -323,3 +323,44 @@ def test_all_tables_of_a_request_are_read_at_once(tmp_path: Path, pool: ThreadPo
         engine.failures.clear()
         rows = store.multi_get({name: [1000, 4000] for name in tables})
         assert all(np.array_equal(rows[name], tables[name][[1000, 4000]]) for name in tables)
+
+
+def test_who_takes_what_was_read_ahead_while_a_flush_ends_does_not_keep_what_it_brings(
+    engine: Gated, tmp_path: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = Policy("lru", Admission("all"))
+    with bandana_kv.open(tmp_path, 100_000, adapter=engine, policy=policy) as store:
+        served = store._tables["user"]
+        first, go_on, read = threading.Event(), threading.Event(), Gated._read
+
+        def held(self: Gated, keys: np.ndarray, out: np.ndarray) -> None:
+            read(self, keys, out)
+            if not first.is_set():
+                first.set()
+                assert go_on.wait(PATIENCE_S)
+
+        new = np.ones((1, 32), np.float32)
+        store.update("user", [5], new)
+        monkeypatch.setattr(Gated, "_read", held)
+        store.prefetch("user", [7])  # the block of row 5, as it is now
+        wait_for(first.is_set)
+        reads: list[Future[np.ndarray]] = []
+        forget, waiting = served._in_flight.forget, threading.Event()
+        wait = ServedTable._wait
+
+        def waits(self: ServedTable, *arguments: Any) -> None:
+            waiting.set()
+            wait(self, *arguments)
+
+        def late(keys: np.ndarray) -> None:
+            reads.append(pool.submit(store.get, "user", 8))
+            wait_for(waiting.is_set)  # it has joined
+            forget(keys)
+
+        monkeypatch.setattr(ServedTable, "_wait", waits)
+        monkeypatch.setattr(served._in_flight, "forget", late)
+        store.flush()
+        go_on.set()
+        assert np.array_equal(reads[0].result(PATIENCE_S), ROWS[8])
+        assert np.array_equal(store.get("user", 5), new[0])
+        store.check()

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import bandana_kv
 from bandana_kv.adapters.memory import MemoryAdapter
 from bandana_kv.cache.index import find
+from bandana_kv.cache.policy import Admission, Policy
 from bandana_kv.disk import ledger
 from bandana_kv.disk.journal import journal_files
 from bandana_kv.errors import (
@@ -246,6 +247,40 @@ def test_where_blocks_cannot_be_written_updates_go_on_until_there_is_no_room(
         assert 40 < steps < 100
         assert np.array_equal(store.multi_get("t", np.arange(20)), expected[:20])
     assert "cannot be written into their blocks" in caplog.text
+
+
+@pytest.mark.parametrize("adapter", ENGINES)
+def test_blocks_as_they_were_before_a_flush_are_neither_kept_nor_shared(
+    tmp_path: Path, adapter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lookup that has asked where blocks lie, and is then overtaken by a flush."""
+    bandana_kv.load(
+        tmp_path / "s", {"t": FIRST}, adapter=adapter, placement="identity", policy=Policy()
+    )
+    kept = Policy("lru", Admission("all"))
+    with bandana_kv.open(tmp_path / "s", cache_bytes=100_000, policy=kept) as store:
+        store.update("t", [0], new_rows(1, 1))
+        store.flush()  # the table's engine is one that writes, from here on
+        store.update("t", [5], new_rows(2, 1))
+        engine = store._tables["t"].stored.adapter
+        reading, flushes = type(engine).reading, []
+
+        def overtaken(self: Any, count: int, use: Any) -> int | None:
+            def late(words: Any) -> int:
+                if not flushes:
+                    flushes.append(threading.Thread(target=store.flush))
+                    flushes[0].start()
+                    flushes[0].join()
+                return int(use(words))
+
+            return reading(self, count, late)
+
+        monkeypatch.setattr(type(engine), "reading", overtaken)
+        assert np.array_equal(store.get("t", 6), FIRST[6])  # from the block that has row 5, too
+        assert len(flushes) == (adapter != "rocksdb")
+        store.flush()
+        assert np.array_equal(store.get("t", 5), new_rows(2, 1)[0])
+        store.check()
 
 
 @pytest.mark.parametrize("adapter", ENGINES)

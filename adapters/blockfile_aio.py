@@ -112,6 +112,9 @@ class Aio:
         if sys.byteorder != "little":
             raise OSError(errno.ENOSYS, "requests are laid out in another way here")
         _call(_SYS_SETUP, ctypes.c_long(_DEPTH), ctypes.byref(self._context))
+        nothing = ctypes.c_long(0)  # requests to submit, events to wait for: is that allowed?
+        _call(_SYS_SUBMIT, self._context, nothing, nothing)
+        _call(_SYS_GETEVENTS, self._context, nothing, nothing, nothing, nothing)
         self._arrays = (
             requests := np.zeros(_REQUEST_WORDS * _DEPTH, np.uint64),
             np.arange(_DEPTH, dtype=np.uint64) * 8 * _REQUEST_WORDS + requests.ctypes.data,

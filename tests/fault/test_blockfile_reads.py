@@ -226,6 +226,7 @@ def test_files_of_deleted_spaces_are_not_kept_open(
 # -- what the system refuses ------------------------------------------------------------------
 
 _SET_UP, _ENTER = 425, 426
+_IO_SETUP, _IO_SUBMIT = 206, 209
 
 
 def forbid(number: int) -> None:
@@ -248,15 +249,26 @@ def forbid(number: int) -> None:
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="numbers of one architecture")
 @pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize("number", [_SET_UP, _ENTER])
-def test_rings_forbidden_before_and_after_opening(path: Path, number: int, before: bool) -> None:
+@pytest.mark.parametrize(
+    "numbers",
+    [[_SET_UP], [_ENTER], [_SET_UP, _IO_SETUP], [_SET_UP, _IO_SUBMIT]],
+    ids=str,
+)
+def test_ways_to_read_forbidden_before_and_after_opening(
+    path: Path, numbers: list[int], before: bool
+) -> None:
     def reads() -> bool:
         if before:
-            forbid(number)
+            for number in numbers:
+                forbid(number)
         with again(path) as adapter:
             check(adapter)
+            if before and numbers[0] == _SET_UP:
+                expected = "threads" if len(numbers) > 1 else "call"
+                assert adapter.capabilities.queue_depth == expected
             if not before:
-                forbid(number)
+                for number in numbers:
+                    forbid(number)
             for _ in range(3):
                 check(adapter)
         return not descriptors("io_uring")

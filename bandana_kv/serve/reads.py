@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv.disk.blocks import REASONS, corrupt_block
+from bandana_kv.errors import AdapterError
 from bandana_kv.kernels.reads import FOUND, READ_WORDS
 from bandana_kv.serve import answer, words
 
 if TYPE_CHECKING:
+    from bandana_kv.adapters.contract import Adapter, Words
     from bandana_kv.serve.failsafe import Deadline
     from bandana_kv.serve.reader import Errors, StoredTable
 
-__all__ = ["blocks_of", "blocks_to_read", "errors_of", "reads_of", "take_blocks", "tell"]
+__all__ = [
+    "blocks_of",
+    "blocks_to_read",
+    "errors_of",
+    "read_by",
+    "reads_of",
+    "take_blocks",
+    "tell",
+]
 
 Scratch = NDArray[np.int64]
+
+
+def read_by(adapter: Adapter, count: int, use: Callable[[Words], int]) -> int | None:
+    """Have compiled code read, as :meth:`Adapter.reading` says.
+
+    None also where the engine fails as a whole: read by Python it says which blocks that concerns,
+    and those go to the fallback, if there is one.
+    """
+    try:
+        return adapter.reading(count, use)
+    except AdapterError:
+        return None
 
 
 def reads_of(scratch: Scratch) -> NDArray[np.int64]:

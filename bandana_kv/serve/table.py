@@ -33,7 +33,7 @@ from bandana_kv.serve.inflight import InFlight
 from bandana_kv.serve.late import LateReads
 from bandana_kv.serve.overlay import Overlay, blocks_with, positions_of_ids
 from bandana_kv.serve.reader import BlockReader, Errors, StoredTable
-from bandana_kv.serve.reads import blocks_to_read, errors_of, take_blocks
+from bandana_kv.serve.reads import blocks_to_read, errors_of, read_by, take_blocks
 from bandana_kv.serve.slots import admit_rows
 from bandana_kv.system.forks import at_fork
 from bandana_kv.system.interrupts import without_interrupts
@@ -293,8 +293,9 @@ class ServedTable:
         """
         allowed = self._fail_safe.allowed(missed)
         state = None
-        if deadline is None:
-            state = self.stored.adapter.reading(
+        if allowed and deadline is None:
+            state = read_by(
+                self.stored.adapter,
                 missed,
                 lambda engine: answer.read_missed(
                     self.words, self.flights, scratch, out, engine, allowed
@@ -354,7 +355,8 @@ class ServedTable:
         if reads and deadline is not None:
             self._late.read(self.stored, reader, scratch, deadline, errors, list(memory))
         elif reads:
-            state = self.stored.adapter.reading(
+            state = read_by(
+                self.stored.adapter,
                 reads,
                 lambda engine: answer.read_and_answer(
                     self.words, self.flights, scratch, out, engine

@@ -20,7 +20,7 @@ from bandana_kv.kernels.reads import READ_WORDS
 from bandana_kv.serve.answer import abandon, answer_many, answer_request
 from bandana_kv.serve.inflight import WORDS as IN_FLIGHT_WORDS
 from bandana_kv.serve.lookup import claim_blocks, look_up_request
-from bandana_kv.serve.reads import blocks_to_read, take_blocks
+from bandana_kv.serve.reads import blocks_to_read, read_by, take_blocks
 from bandana_kv.serve.words import (
     AGAIN,
     BUSY,
@@ -263,7 +263,7 @@ class Tables:
             for k, own in owns.items():
                 memory += self.tables[k].place(own)
             answer = partial(_read_and_answer, requests, offsets, scratch, number, room)
-            left = adapters[known].reading(len(room), answer) if len(room) else None
+            left = read_by(adapters[known], len(room), answer) if len(room) else None
             if left is None or left == UNABLE:
                 requests[of_engine, _STATE] = AGAIN
                 singly += of_engine

@@ -12,12 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import numpy as np
 import pytest
 
 import bandana_kv
 from bandana_kv.adapters import block_keys
+from bandana_kv.adapters.blockfile import BlockfileAdapter
 from bandana_kv.adapters.contract import Keys, Payloads
+from bandana_kv.adapters.lmdb import LmdbAdapter
 from bandana_kv.adapters.memory import MemoryAdapter
 from bandana_kv.errors import (
     AdapterError,
@@ -461,3 +464,31 @@ def test_sixteen_threads_beside_a_device_that_stumbles_get_their_rows(
     wait_for(lambda: not store._tables["user"]._in_flight.count)
     assert store.stats()["user"]["fallback_rows"] > 0
     store.check()
+
+
+@pytest.mark.parametrize("name", ["lmdb", "blockfile"])
+def test_an_engine_that_fails_as_a_whole_is_one_whose_blocks_all_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    bandana_kv.load(tmp_path, {"user": ROWS, "item": ROWS}, adapter=name)
+    engine = LmdbAdapter if name == "lmdb" else BlockfileAdapter
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise lmdb.Error("broken") if name == "lmdb" else OSError(5, "broken")
+
+    ids = [3, 500, 900]
+    with bandana_kv.open(tmp_path, fallback=lambda _, ids: ROWS[ids]) as store:
+        if name == "lmdb":
+            monkeypatch.setattr(engine, "_begin", broken)
+        else:
+            monkeypatch.setattr(engine, "_read", broken)
+            monkeypatch.setattr(engine, "reading", lambda self, *_: self._call(broken))
+        for _ in range(8):
+            assert np.array_equal(store.multi_get("user", ids), ROWS[ids])
+        assert store.stats()["user"]["breaker_openings"] == 1
+        both = store.multi_get({"user": ids, "item": ids})
+        assert np.array_equal(both["item"], ROWS[ids])
+    with bandana_kv.open(tmp_path) as store:
+        for asked in (("user", ids), ({"user": ids, "item": ids},)):
+            with pytest.raises(AdapterError, match=r"table 'user', block .*broken"):
+                store.multi_get(*asked)

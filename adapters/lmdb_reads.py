@@ -199,6 +199,7 @@ class TreeReads:
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
         self._function = _function().address  # loaded now, not in the middle of a lookup
         self._file = self._mapped()
+        self._former: list[object] = []
 
     @classmethod
     def of(cls, path: Path, engine: int, page_bytes: int) -> Self | None:
@@ -215,7 +216,8 @@ class TreeReads:
 
     def close(self) -> None:
         """Let go of the file; no call may be running."""
-        self._file = np.empty(0, np.uint8), np.empty(0, np.int64)  # the mapping has a descriptor
+        # Mappings have descriptors, too.
+        self._file, self._former = (np.empty(0, np.uint8), np.empty(0, np.int64)), []
         os.close(self._fd)
 
     def _mapped(self) -> tuple[npt.NDArray[np.uint8], Words]:
@@ -276,7 +278,10 @@ class TreeReads:
         if number != snapshot or self._head(~snapshot & 1)[-1] > snapshot:
             return None
         if (last + 1) * self._page_bytes > self._file[0].size:
-            self._file = self._mapped()  # the file has grown
+            # The file has grown. The former mapping stays: another thread may be about to let go
+            # of its pages, which by then could be somebody else's.
+            self._former.append(self._file)
+            self._file = self._mapped()
         return (root, levels) if 0 < levels <= _MOST_LEVELS and root <= last else None
 
     def _head(self, which: int) -> tuple[int, ...]:

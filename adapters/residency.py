@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -50,10 +51,12 @@ class MappedPages:
         if self._reads < _LOOK_EVERY_READS:
             return
         self._reads = 0
-        if _resident_file_bytes() < self._held_bytes + _MOST_BYTES:
-            return
-        self.advise(mmap.MADV_DONTNEED)
-        self._held_bytes = _resident_file_bytes()
+        # Without a descriptor to spare there is no looking; and the reads are done.
+        with contextlib.suppress(OSError):
+            if _resident_file_bytes() < self._held_bytes + _MOST_BYTES:
+                return
+            self.advise(mmap.MADV_DONTNEED)
+            self._held_bytes = _resident_file_bytes()
 
 
 def _resident_file_bytes() -> int:

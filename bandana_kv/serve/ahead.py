@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import threading
 import weakref
 from collections.abc import Callable
@@ -61,7 +62,7 @@ class ReadAhead:
 
     def read(
         self,
-        stored: StoredTable,
+        stored: Callable[[], StoredTable],
         reader: BlockReader,
         positions: NDArray[np.int64],
         arrived: Callable[[int], None],
@@ -70,38 +71,43 @@ class ReadAhead:
         """Begin to read the blocks of rows at `positions`.
 
         Returns whether there was something to read. Then `arrived` is told how many blocks came,
-        if they did, and `ended` is called when it is over.
+        if they did, and `ended` is called when it is over. `stored` is asked where they lie once
+        they are claimed: a flush may have written some until then.
         """
-        blocks, entries = np.empty((2, max(1, positions.size)), np.int64)
+        claimed = np.full((2, max(1, positions.size)), -1, np.int64)  # blocks, and their entries
         flights = self._in_flight.words
         most = min(_MOST, self._in_flight.entries // 2)
-        claimed = answer.claim_ahead(self._table.words, flights, positions, blocks, entries, most)
-        blocks, entries = blocks[:claimed].copy(), entries[:claimed].copy()
-        if not claimed:
-            return False
-        keys = self.flights_of(blocks)
-        self._keep(entries, keys)
+        turns = itertools.count()
 
         def over(read: BlockRead | None) -> None:
+            if next(turns):
+                return  # an exception came after the reading had begun
+            blocks, entries = claimed[:, claimed[1] >= 0].copy()
             sound = read is not None and bool(read.arrived.all())
             payloads = np.empty((0, 0), np.uint8) if read is None or not sound else read.payloads
             answer.deliver_ahead(flights, entries, payloads)
             if sound:
                 with self.lock:
-                    arrived(claimed)
+                    arrived(blocks.size)
             else:
-                self._in_flight.drop_ahead(entries, keys)
+                self._in_flight.drop_ahead(entries, self.flights_of(blocks))
 
         def ended_reading(read: BlockRead) -> None:
             over(read)
             ended()
 
         try:
-            reader.begin(stored, blocks, ended_reading)
+            count = answer.claim_ahead(
+                self._table.words, flights, positions, claimed[0], claimed[1], most
+            )
+            if count:
+                blocks, entries = claimed[:, :count].copy()
+                self._keep(entries, self.flights_of(blocks))
+                reader.begin(stored(), blocks, ended_reading)
         except BaseException:
             over(None)
             raise
-        return True
+        return count > 0
 
     def _keep(self, entries: NDArray[np.int64], keys: NDArray[np.uint64]) -> None:
         """Note blocks that are read ahead; of too many, those that came first are let go."""

@@ -136,7 +136,7 @@ def _deliver(table: np.ndarray, in_flight: np.ndarray, scratch: np.ndarray, ids:
             if scratch[status] == 0:
                 scratch[status] = UNREAD
                 scratch[HEAD + ADDRESSES * ids + k] = scratch[read + 2]  # says why
-        elif scratch[SOUND] == 0:
+        elif scratch[SOUND] == 0 and scratch[status] == 0:
             block = scratch[HEAD + BLOCKS * ids + k]
             scratch[status] = reason_of(
                 bytes_at(scratch[read + 1], block_bytes),
@@ -251,11 +251,10 @@ def _fresh_blocks(in_flight: np.ndarray, scratch: np.ndarray, ids: int, fresh: n
 
 
 @kernel
-def _admit(table: np.ndarray, scratch: np.ndarray, fresh: np.ndarray) -> None:
+def _admit(table: np.ndarray, scratch: np.ndarray, fresh: np.ndarray, fills: np.ndarray) -> None:
     """Let rows of the blocks that came into the cache, as they are by now; it is locked."""
-    ids, per_block, row_bytes = scratch[IDS], table[PER_BLOCK], table[ROW_BYTES]
+    ids, row_bytes = scratch[IDS], table[ROW_BYTES]
     distinct, missed = scratch[DISTINCT], scratch[MISSED]
-    fills = np.empty((fresh.size * per_block + missed, 2), np.int64)
     # Else, since these were read, updated rows have gone into their blocks.
     if table[EPOCH] == scratch[SEEN_EPOCH]:
         filled = admit(
@@ -307,15 +306,16 @@ def answer_request(
         if state < 0:
             return state
     lost = _copy_out(table, scratch, ids, out)
+    fresh = np.empty(scratch[WANTED], np.int64)
+    fills = np.empty((fresh.size * table[PER_BLOCK] + scratch[MISSED], 2), np.int64)
     lock_alone(table, LOCK)
     if lost:
         _leave_out_lost(table, scratch, ids)
-    fresh = np.empty(scratch[WANTED], np.int64)
     count = _fresh_blocks(in_flight, scratch, ids, fresh)
     if scratch[WARMING]:
         count = 0
     if scratch[MISSED]:
-        _admit(table, scratch, fresh[:count])
+        _admit(table, scratch, fresh[:count], fills)
     unlock_alone(table, LOCK)
     if scratch[WARMING] == 0:
         _note_wait(table, now_ns(scratch[CLOCK_ROOM : CLOCK_ROOM + 2]) - scratch[BEGUN_NS])
@@ -544,9 +544,10 @@ def claim_ahead(
     `blocks` and `entries`, as long as `positions`, get which they are and where they go.
     """
     ordered = np.unique(positions)
+    chosen = cover(ordered, layout_of(table), np.empty(ordered.size, np.int64))
     count = 0
     lock_entries(in_flight)
-    for block in cover(ordered, layout_of(table), np.empty(ordered.size, np.int64)):
+    for block in chosen:
         if count == most:
             break
         entry = claim_entry(in_flight, flight_of(table, block))

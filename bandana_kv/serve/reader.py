@@ -156,9 +156,8 @@ class BlockRead:
             blocks = self.blocks[part]
             errors = _read_slice(self.table, blocks, self.payloads[part])
             self.errors.update(errors)
-            self.arrived[part] = True
-            if errors:
-                self.arrived[part] = ~np.isin(blocks, list(errors))
+            # In one step: whoever looks meanwhile takes what has arrived for sound.
+            self.arrived[part] = ~np.isin(blocks, list(errors)) if errors else True
         except BaseException as error:
             self.failure = self.failure or error
 

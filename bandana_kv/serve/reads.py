@@ -35,11 +35,21 @@ def read_by(adapter: Adapter, count: int, use: Callable[[Words], int]) -> int | 
     """Have compiled code read, as :meth:`Adapter.reading` says.
 
     None also where the engine fails as a whole: read by Python it says which blocks that concerns,
-    and those go to the fallback, if there is one.
+    and those go to the fallback, if there is one. What comes after `use` was called is raised:
+    the request has claimed blocks by then, or is answered.
     """
+    called = False
+
+    def once(words: Words) -> int:
+        nonlocal called
+        called = True
+        return use(words)
+
     try:
-        return adapter.reading(count, use)
+        return adapter.reading(count, once)
     except AdapterError:
+        if called:
+            raise
         return None
 
 

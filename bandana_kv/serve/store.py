@@ -756,14 +756,19 @@ class EmbeddingStore:
         The blocks wait outside the cache, 1,024 a table at most, until a lookup takes them or
         later ones crowd them out. A block counts as read when it arrives.
         """
-        serving = self._enter()
+        serving, turns = self._enter(), itertools.count()
+
+        def leave() -> None:
+            if not next(turns):  # once, although an exception may come when it is over already
+                serving.leave()
+
         try:
             served = named(serving, table)
             wanted, _ = shaped_ids(table, ids)
-            if not wanted.size or not served.prefetch(self._reader, wanted, serving.leave):
-                serving.leave()
+            if not wanted.size or not served.prefetch(self._reader, wanted, leave):
+                leave()
         except BaseException:
-            serving.leave()
+            leave()
             raise
 
     def _executor(self) -> ThreadPoolExecutor:

@@ -195,8 +195,9 @@ class ServedTable:
 
     def _show_updates(self) -> None:
         """Let lookups see what the overlay holds now; alone."""
-        self._table.set_array("updates_buckets", self._overlay.buckets)
+        # In this order: whatever comes in between, no slot lies behind the end of the rows.
         self._table.set_array("updates_data", self._overlay.data)
+        self._table.set_array("updates_buckets", self._overlay.buckets)
         self.words[words.UPDATED] = self._overlay.count > 0
 
     @property
@@ -426,7 +427,7 @@ class ServedTable:
         def arrived(blocks: int) -> None:
             self.counts.counters[BLOCK_READS] += blocks
 
-        return self._ahead.read(self.stored, reader, positions[:count], arrived, ended)
+        return self._ahead.read(lambda: self.stored, reader, positions[:count], arrived, ended)
 
     def placement(self, method: str) -> Placement:
         """Return how the rows lie, as `method` has placed them. Cost: some 12 bytes a row."""
@@ -561,7 +562,10 @@ class ServedTable:
         """Go on, without the reads of threads that do not exist here."""
         self._ahead.after_fork_in_child()
         self._fail_safe.after_fork_in_child()
-        self.after_fork_in_parent()
+        self._late.lock.release()
+        self._ahead.lock.release()
+        # Not by ending it: threads that do not exist here may have counted themselves as waiting.
+        self.words[words.LOCK] = self._forking[0] = 0
 
     def cached(self) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
         """Return the positions that DRAM holds now, and the live heat of each; 0: not known."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from bandana_kv.system.interrupts import without_interrupts
+
 __all__ = ["at_fork"]
 
 _ORDER = ("rollouts", "stores", "versions", "environments", "engines", "tables", "readers")
@@ -39,6 +41,7 @@ def at_fork(
     _hooks[room] = before, in_parent, in_child
 
 
+@without_interrupts()  # a hook that is broken off would leave locks taken
 def _call(step: int, rooms: tuple[str, ...]) -> None:
     failure: BaseException | None = None
     for room in rooms:

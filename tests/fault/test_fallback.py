@@ -22,6 +22,7 @@ from bandana_kv.adapters.blockfile import BlockfileAdapter
 from bandana_kv.adapters.contract import Keys, Payloads
 from bandana_kv.adapters.lmdb import LmdbAdapter
 from bandana_kv.adapters.memory import MemoryAdapter
+from bandana_kv.adapters.residency import MappedPages
 from bandana_kv.errors import (
     AdapterError,
     BlockCorruptError,
@@ -492,3 +493,22 @@ def test_an_engine_that_fails_as_a_whole_is_one_whose_blocks_all_do(
         for asked in (("user", ids), ({"user": ids, "item": ids},)):
             with pytest.raises(AdapterError, match=r"table 'user', block .*broken"):
                 store.multi_get(*asked)
+
+
+def test_an_engine_that_fails_once_it_has_read_is_an_error_and_nothing_is_answered_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bandana_kv.load(tmp_path, {"user": ROWS, "item": ROWS}, adapter="lmdb")
+
+    def broken(*_: object) -> None:
+        raise OSError(5, "broken")
+
+    with bandana_kv.open(tmp_path) as store:
+        for asked in (("user", [3, 500]), ({"user": [5, 900], "item": [7]},)):
+            with monkeypatch.context() as patch:
+                patch.setattr(MappedPages, "after_reads", broken)
+                with pytest.raises(AdapterError, match="broken"):
+                    store.multi_get(*asked)
+            assert store._tables["user"]._in_flight.count == 0
+        assert np.array_equal(store.multi_get("user", [3, 5, 500]), ROWS[[3, 5, 500]])
+        store.check()

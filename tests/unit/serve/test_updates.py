@@ -27,7 +27,7 @@ from bandana_kv.errors import (
     UpdateInProgressError,
     WriteBudgetError,
 )
-from bandana_kv.serve import updates
+from bandana_kv.serve import answer, updates
 from bandana_kv.serve.overlay import Overlay
 from bandana_kv.testing import in_child
 
@@ -279,6 +279,26 @@ def test_blocks_as_they_were_before_a_flush_are_neither_kept_nor_shared(
         assert np.array_equal(store.get("t", 6), FIRST[6])  # from the block that has row 5, too
         assert len(flushes) == (adapter != "rocksdb")
         store.flush()
+        assert np.array_equal(store.get("t", 5), new_rows(2, 1)[0])
+        store.check()
+
+
+@pytest.mark.parametrize("adapter", ENGINES)
+def test_what_is_read_ahead_of_a_flush_is_not_answered_after_it(
+    tmp_path: Path, adapter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first flush gives the table another engine, while reading ahead chooses blocks."""
+    bandana_kv.load(tmp_path / "s", {"t": FIRST}, adapter=adapter, placement="identity")
+    with bandana_kv.open(tmp_path / "s", cache_bytes=100_000) as store:
+        store.update("t", [5], new_rows(2, 1))
+        claim_ahead = answer.claim_ahead
+
+        def late(*arguments: Any) -> int:
+            store.flush()
+            return int(claim_ahead(*arguments))
+
+        monkeypatch.setattr(answer, "claim_ahead", late)
+        store.prefetch("t", [6])
         assert np.array_equal(store.get("t", 5), new_rows(2, 1)[0])
         store.check()
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from bandana_kv.kernels.addresses import prefetch
 from bandana_kv.kernels.compile import inlined, signed
 
-__all__ = ["NOWHERE", "bucket_count", "find", "index", "make_buckets", "unindex"]
+__all__ = ["NOWHERE", "bucket_count", "expect", "find", "index", "make_buckets", "unindex"]
 
 NOWHERE = -1
 _BUCKETS_PER_SLOT = 1.6
@@ -39,6 +40,12 @@ def _home(buckets: np.ndarray, direct: int, position: int) -> int:
         return position
     scattered = (np.uint64(position) * _GOLDEN) >> np.uint64(32)
     return signed((scattered * np.uint64(buckets.size)) >> np.uint64(32))
+
+
+@inlined
+def expect(buckets: np.ndarray, direct: int, position: int) -> None:
+    """Have the bucket ready where :func:`find` will look for `position`."""
+    prefetch(buckets.ctypes.data + 8 * _home(buckets, direct, position))
 
 
 @inlined

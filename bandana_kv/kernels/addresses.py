@@ -14,6 +14,7 @@ import numba
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import extending
+from numba.core import cgutils
 from numba.np import arrayobj
 
 from bandana_kv.kernels.compile import inlined, kernel, signed
@@ -30,6 +31,7 @@ __all__ = [
     "load",
     "lock_alone",
     "now_ns",
+    "prefetch",
     "store",
     "try_enter_lock",
     "try_lock_alone",
@@ -162,6 +164,28 @@ def call_at(typing_context: Any, address: Any, first: Any, second: Any, third: A
         return builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
 
     return _int64(*[_int64] * 4), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(typing_context: Any, address: Any) -> Any:
+    """Have the processor bring the cache line at an address; nothing happens where there is none.
+
+    Of many random accesses each would else wait for memory by itself, where what is done with one
+    keeps the processor from seeing the next.
+    """
+    del typing_context, address
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        del signature
+        insert: Any = cgutils.get_or_insert_function
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = insert(builder.module, kind, "llvm.prefetch.p0i8")
+        read, keep, data = (ir.Constant(number, each) for each in (0, 3, 1))
+        builder.call(function, [builder.inttoptr(arguments[0], byte), read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(_int64), generate
 
 
 @inlined

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from bandana_kv.cache.index import find
+from bandana_kv.cache.index import expect, find
 from bandana_kv.cache.request import HITS, look_up, look_up_together, missing
-from bandana_kv.cache.state import EVICTION
+from bandana_kv.cache.state import DIRECT, EVICTION
 from bandana_kv.kernels.addresses import (
     bytes_at,
     leave_lock,
     now_ns,
+    prefetch,
     uint64s_at,
     unlock_alone,
     words_at,
@@ -88,6 +89,10 @@ __all__ = [
 ]
 
 
+# How many rows before one is copied the processor is told of it.
+_AHEAD = 8
+
+
 @inlined
 def _answer_updated(
     table: np.ndarray, positions: np.ndarray, slots: np.ndarray, out: np.ndarray
@@ -116,10 +121,13 @@ def look_up_request(
     positions = scratch[HEAD : HEAD + count]
     slots = scratch[HEAD + count : HEAD + 2 * count]
     index, bits = uint64s_at(table[INDEX], table[INDEX + 1]), bits_for(rows)
+    buckets = uint64s_at(table[BUCKETS], table[BUCKETS + 1])
+    direct = words_at(table[CLOCK], table[CLOCK + 1])[DIRECT]
     for i in range(count):
         if ids[i] < 0 or ids[i] >= rows:
             return -1 - i
         positions[i] = position_at(index, bits, signed(ids[i]))
+        expect(buckets, direct, positions[i])
     counters = scratch[COUNTED : COUNTED + COUNTERS_KEPT]
     if not enter_table(table, table[RELINKS] != 0, patient):
         return BUSY
@@ -140,6 +148,11 @@ def look_up_request(
         )
     data, target = table[DATA], out.ctypes.data
     for i in range(count):
+        ahead = i + _AHEAD
+        if ahead < count and slots[ahead] >= 0:
+            row = data + slots[ahead] * row_bytes
+            prefetch(row)
+            prefetch(row + row_bytes - 1)
         if slots[i] >= 0:
             copy(data + slots[i] * row_bytes, target + i * row_bytes, row_bytes)
     if missed and table[UPDATED]:

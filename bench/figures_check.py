@@ -37,7 +37,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 BENCHMARKS = ROOT / "docs" / "benchmarks.md"
-PAGES = [ROOT / "README.md", BENCHMARKS]
+PAGES = [ROOT / "README.md", BENCHMARKS, ROOT / "docs" / "performance.md"]
 
 _NUMBER = r"(?<![\w.,^/-])\d+(?:,\d{3})*(?:\.\d+)?(?:(?=x\b)|(?![\w^]|[.,]\d|-\w))"
 _UNIT = (

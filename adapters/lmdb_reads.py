@@ -19,6 +19,7 @@ length. In a leaf a big value's first page follows the key; the value is 16 byte
 
 from __future__ import annotations
 
+import collections
 import errno
 import functools
 import mmap
@@ -48,6 +49,7 @@ _WILLNEED = 3  # POSIX_FADV_WILLNEED, on Linux
 _ENGINE = 0  # the major version whose format this is
 _MAGIC, _FORMAT = 0xBEEFC0DE, 1
 _MOST_LEVELS = 32
+_FORMER_KEPT = 4
 _IN_DOUBT = 1
 
 # A page of the file's head: flags; magic, format; depth and root of the tree; last page, number.
@@ -199,7 +201,8 @@ class TreeReads:
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
         self._function = _function().address  # loaded now, not in the middle of a lookup
         self._file = self._mapped()
-        self._former: list[object] = []
+        # A file that is written to grows again and again, and each mapping has a descriptor.
+        self._former: collections.deque[object] = collections.deque(maxlen=_FORMER_KEPT)
 
     @classmethod
     def of(cls, path: Path, engine: int, page_bytes: int) -> Self | None:
@@ -217,7 +220,8 @@ class TreeReads:
     def close(self) -> None:
         """Let go of the file; no call may be running."""
         # Mappings have descriptors, too.
-        self._file, self._former = (np.empty(0, np.uint8), np.empty(0, np.int64)), []
+        self._file = np.empty(0, np.uint8), np.empty(0, np.int64)
+        self._former.clear()
         os.close(self._fd)
 
     def _mapped(self) -> tuple[npt.NDArray[np.uint8], Words]:
@@ -278,8 +282,8 @@ class TreeReads:
         if number != snapshot or self._head(~snapshot & 1)[-1] > snapshot:
             return None
         if (last + 1) * self._page_bytes > self._file[0].size:
-            # The file has grown. The former mapping stays: another thread may be about to let go
-            # of its pages, which by then could be somebody else's.
+            # The file has grown. The former mapping stays for some commits: another thread may be
+            # about to let go of its pages, which by then could be somebody else's.
             self._former.append(self._file)
             self._file = self._mapped()
         return (root, levels) if 0 < levels <= _MOST_LEVELS and root <= last else None

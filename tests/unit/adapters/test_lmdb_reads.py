@@ -103,6 +103,18 @@ def test_a_child_reads_on_and_descriptors_are_given_back(adapter: LmdbAdapter) -
     assert not [each for each in open_files if each.endswith("data.mdb")]
 
 
+def test_a_file_that_grows_while_it_is_read_costs_few_descriptors(adapter: LmdbAdapter) -> None:
+    with adapter:
+        for step in range(40):
+            keys = block_keys(2, np.arange(50 * step, 50 * step + 50))
+            adapter.put_many(keys, payloads_for(keys, adapter.payload_bytes))
+            np.testing.assert_array_equal(
+                fast(adapter, keys), payloads_for(keys, adapter.payload_bytes)
+            )
+        open_files = [os.path.realpath(each) for each in Path("/proc/self/fd").iterdir()]
+        assert len([each for each in open_files if each.endswith("data.mdb")]) <= 12
+
+
 def test_a_file_that_ends_early_is_an_error_and_kills_nobody(adapter: LmdbAdapter) -> None:
     data = Path(adapter._environment.where, "data.mdb")
 

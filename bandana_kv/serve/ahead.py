@@ -74,9 +74,9 @@ class ReadAhead:
         if they did, and `ended` is called when it is over. `stored` is asked where they lie once
         they are claimed: a flush may have written some until then.
         """
-        claimed = np.full((2, max(1, positions.size)), -1, np.int64)  # blocks, and their entries
         flights = self._in_flight.words
-        most = min(_MOST, self._in_flight.entries // 2)
+        most = min(_MOST, self._in_flight.entries // 2, positions.size)
+        claimed = np.full((2, most), -1, np.int64)  # blocks, and their entries
         turns = itertools.count()
 
         def over(read: BlockRead | None) -> None:

@@ -541,7 +541,7 @@ def claim_ahead(
 ) -> int:
     """Claim blocks of `positions` that nobody reads, `most` at most; return how many.
 
-    `blocks` and `entries`, as long as `positions`, get which they are and where they go.
+    `blocks` and `entries`, (most,) each, get which they are and where they go.
     """
     ordered = np.unique(positions)
     chosen = cover(ordered, layout_of(table), np.empty(ordered.size, np.int64))

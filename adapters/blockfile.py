@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -43,7 +43,7 @@ from bandana_kv.adapters.contract import (
     Capabilities,
     Keys,
     Payloads,
-    Words,
+    Standing,
     describe_key,
 )
 from bandana_kv.adapters.gate import Gate
@@ -156,14 +156,12 @@ class BlockfileAdapter(Adapter):
         if at >= 0:
             raise self.why_unread(int(keys[at]), found)
 
-    def reading(self, count: int, use: Callable[[Words], int]) -> int | None:
-        """Have compiled code read, as :meth:`Adapter.reading` says."""
-        if count > 1 and not self._reads.many_at_once:
-            return None  # many threads, with a read each, are faster
-        view = self._view  # before looking: closing leaves an empty one, where all are missing
-        if self._closed:
-            raise AdapterError(f"{self.name} at {self._where} is closed")
-        return self._reads.reading(view, use)
+    def standing(self) -> Standing | None:
+        """Return what compiled code can read with, as :meth:`Adapter.standing` says."""
+        view = self._slots.view  # before looking: closing leaves one where all are missing
+        if self._closed or not self._reads.many_at_once:  # else many threads, a read each
+            return None
+        return self._reads.standing(view)
 
     def why_unread(self, key: int, found: int) -> BandanaError:
         """Return the error for a block of which so much was found."""

@@ -20,7 +20,7 @@ from bandana_kv.adapters.blockfile_index import (
     ends_of,
     read_index,
 )
-from bandana_kv.adapters.contract import PAGE_BYTES, Payloads, block_keys
+from bandana_kv.adapters.contract import PAGE_BYTES, Payloads, Standing, block_keys
 from bandana_kv.errors import AdapterError, InputError
 
 __all__ = ["BLOCKS_FILE", "BlockFile", "View", "locked", "open_view", "remove_litter"]
@@ -103,7 +103,7 @@ class View:
             handles = np.full((len(runs), 1), files[held.file].handle, np.uint64)
             parts.append(np.hstack([runs, handles]))
         self.runs = np.concatenate(parts)
-        self.words: npt.NDArray[np.int64] | None = None  # kept by who reads
+        self.standing: Standing | None = None  # kept by who reads
 
 
 def open_view(path: Path, block_bytes: int, *, read_only: bool) -> View:

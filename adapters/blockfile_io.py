@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import mmap
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -25,7 +24,7 @@ from bandana_kv.adapters.blockfile_aio import Aio, read_by_aio
 from bandana_kv.adapters.blockfile_files import View
 from bandana_kv.adapters.blockfile_ring import Ring, read_by_ring
 from bandana_kv.adapters.blockfile_runs import ABSENT, read_singly
-from bandana_kv.adapters.contract import Words
+from bandana_kv.adapters.contract import Standing
 from bandana_kv.kernels.addresses import add, compare_and_set, store, uint64s_at, words_at
 from bandana_kv.kernels.compile import brief, foreign, inlined, kernel
 from bandana_kv.kernels.reads import ADDRESS, FOUND, KEY, READ_WORDS
@@ -102,7 +101,7 @@ def _hide_queue(queues: np.ndarray, at: int) -> bool:
 
 @functools.cache
 def _function() -> Any:
-    """Return what :data:`~.contract.Words` name; made when first needed."""
+    """Return what :data:`~.contract.Words` names; made when first needed."""
 
     @foreign(_int64(_int64, _int64, _int64))
     def read(view_at: int, reads_at: int, count: int) -> int:
@@ -136,6 +135,7 @@ class BlockReads:
         self._closed = False
         self._queues: dict[int, Ring | Aio] = {}  # by where it stands in the next
         self._words = np.zeros(_WANTED + 1, np.int64)
+        self._wanted = self._words.data[_WANTED:]  # quicker to look at
         self._most_queues = _MOST_QUEUES
         self._making = threading.Lock()
         self._make_queue()
@@ -168,30 +168,25 @@ class BlockReads:
         self._most_queues = _MOST_QUEUES if self.many_at_once else 0
 
     def close(self) -> None:
-        """Release the queues; those in use go when their users have done with them."""
+        """Release the queues; those in use go with what refers to them."""
         with self._making:
             self._closed = True
             for at in list(self._queues):
                 if _hide_queue(self._words, at):
                     del self._queues[at]
 
-    def reading(self, view: View, use: Callable[[Words], int]) -> int:
-        """Call `use` with what compiled code needs to read blocks of a view.
-
-        The view's files stay open until it returns.
-        """
-        words = view.words
-        if words is None:
-            runs, queues = view.runs, self._words
-            place = runs.ctypes.data, len(runs), queues.ctypes.data
-            words = np.array([self._function, self._block_bytes, *place], np.int64)
-            view.words = words
-        result = use(words)
-        if self._closed:
-            self.close()
-        elif self._words[_WANTED]:
+    def standing(self, view: View) -> Standing:
+        """Return what compiled code needs to read blocks of a view, whose files it keeps open."""
+        if self._wanted[0]:
             self._make_queue()
-        return result
+        standing = view.standing
+        if standing is None:
+            place = view.runs.ctypes.data, len(view.runs), self._words.ctypes.data
+            words = np.array([self._function, self._block_bytes, *place], np.int64)
+            # Not the view, which refers to it.
+            standing = Standing(words, view.runs, view.files, self._words, self._queues)
+            view.standing = standing
+        return standing
 
     def read(
         self, view: View, keys: npt.NDArray[np.uint64], out: npt.NDArray[np.uint8]
@@ -210,7 +205,7 @@ class BlockReads:
         reads = np.zeros((len(keys), READ_WORDS), np.int64)
         reads[:, KEY] = keys.view(np.int64) if keys.flags.c_contiguous else keys.astype(np.int64)
         reads[:, ADDRESS] = memory.ctypes.data + size * np.arange(len(keys))
-        self.reading(view, lambda words: _read(words, reads.ctypes.data, len(keys)))
+        _read(self.standing(view).words, reads.ctypes.data, len(keys))
         if not straight:
             out[...] = memory
         bad = np.flatnonzero(reads[:, FOUND] != size)

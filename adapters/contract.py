@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Protocol, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from bandana_kv.adapters.gate import Gate
 from bandana_kv.adapters.keys import (
@@ -40,6 +39,7 @@ from bandana_kv.adapters.payloads import (
     chunks,
     empty_payloads,
 )
+from bandana_kv.adapters.words import Standing, Words
 from bandana_kv.errors import (
     AdapterError,
     BandanaError,
@@ -56,6 +56,7 @@ __all__ = [
     "Capabilities",
     "Keys",
     "Payloads",
+    "Standing",
     "Words",
     "block_keys",
     "describe_key",
@@ -63,17 +64,6 @@ __all__ = [
     "key_bytes",
     "space_bounds",
 ]
-
-Words = npt.NDArray[np.int64]
-"""What compiled code needs to read blocks of an engine; for one thread at a time.
-
-The first is the address of a function of three int64: the address of these words, the address of
-the reads, and their number. Each read is four int64: a key; the address of memory for a block, at
-a page's boundary; written, how many bytes of it were found, or what else
-:meth:`Adapter.why_unread` explains; and one that is not the engine's. It is called without the
-GIL, and returns 0; or another number, and then nothing is known of any of the blocks:
-:meth:`Adapter.multi_get` is to be asked.
-"""
 
 
 @dataclass(frozen=True)
@@ -257,6 +247,17 @@ class Adapter(OpenEngine):
             self._call(lambda: None)
         return out
 
+    def standing(self) -> Standing | None:
+        """Return what compiled code can read this engine with, at any time and without the GIL.
+
+        Returns
+        -------
+        Standing or None
+            Good while it is referenced; what is written later, another one knows. None: only
+            :meth:`reading` can say, or only :meth:`multi_get` can read. *Cost*: next to nothing.
+        """
+        return None
+
     def reading(self, count: int, use: Callable[[Words], int]) -> int | None:
         """Have compiled code read `count` blocks of this engine.
 
@@ -275,8 +276,9 @@ class Adapter(OpenEngine):
         AdapterError
             The engine failed, or the adapter is closed.
         """
-        del count, use
-        return None
+        del count
+        standing = self.standing()
+        return None if standing is None else use(standing.words)
 
     def why_unread(self, key: int, found: int) -> BandanaError:
         """Return the error for a block that was not found whole by compiled code."""

@@ -35,7 +35,7 @@ from request_path import PLAIN, reads_of
 import bandana_kv
 from bandana_kv.device.page_cache import drop_page_cache
 from bandana_kv.disk import blocks
-from bandana_kv.serve import lookup, words
+from bandana_kv.serve import one_call, words
 from bandana_kv.serve.answer import abandon
 
 ROWS, DIM = 400_000, 32
@@ -87,10 +87,11 @@ def _hits(path: Path, rng: np.random.Generator) -> list[dict[str, Any]]:
             asked = rng.integers(0, ROWS, (4096, ids))
             out = np.empty((ids, DIM * 4), np.uint8)
             scratch = np.zeros(words.HEAD + words.WORDS_OF_ID * ids, np.int64)
+            places = table.words.ctypes.data, scratch.ctypes.data
             total = _us(lambda k, asked=asked: store.multi_get("t", asked[k % 4096]))
             kernel = _us(
-                lambda k, asked=asked, scratch=scratch, out=out: lookup.look_up_few(
-                    table.words, scratch, asked[k % 4096], out
+                lambda k, asked=asked, places=places, out=out: one_call.ask_few(
+                    *places, asked[k % 4096], out, 0, 0
                 )
             )
             found.append(
@@ -115,9 +116,10 @@ def _miss(path: Path, rng: np.random.Generator) -> dict[str, float]:
         missed = (store.stats()["t"]["block_reads"] - before) / len(asked)
         out = np.empty((1, DIM * 4), np.uint8)
         scratch = np.zeros(words.HEAD + words.WORDS_OF_ID, np.int64)
+        places = table.words.ctypes.data, scratch.ctypes.data
 
         def look_up(k: int) -> None:
-            lookup.look_up_few(table.words, scratch, asked[k], out)
+            one_call.ask_few(*places, asked[k], out, 0, 0)
 
         looked = _us(look_up)
         abandon(table.flights, scratch)

@@ -10,10 +10,17 @@ from numpy.typing import ArrayLike, NDArray
 from bandana_kv.errors import IdError, InputError
 from bandana_kv.kernels.views import refuse_masked
 
-__all__ = ["check_update_ids", "checked_ids", "checked_numbers", "checked_out", "shaped_ids"]
+__all__ = [
+    "check_update_ids",
+    "checked_ids",
+    "checked_numbers",
+    "checked_out",
+    "ids_as_given",
+    "shaped_ids",
+]
 
-_COMMON = np.dtype(np.int64)
-_CLOSE = (8,)
+_COMMON, _HALF = np.dtype(np.int64), np.dtype(np.int32)
+_CLOSE, _HALF_CLOSE = (8,), (4,)
 # A number of one kind is also one of those that follow.
 _KINDS = {"b": 0, "u": 1, "i": 1, "f": 2, "c": 3}
 
@@ -32,6 +39,15 @@ def checked_ids(table: str, ids: ArrayLike | None) -> NDArray[np.int64]:
     if len(shape) != 1:
         raise InputError(f"table {table!r}: ids must be one-dimensional, not {shape}")
     return flat
+
+
+def ids_as_given(
+    table: str, ids: ArrayLike | None
+) -> tuple[NDArray[np.integer[Any]], tuple[int, ...]]:
+    """Return what :func:`shaped_ids` does, but int32 (n,) as they are."""
+    if type(ids) is np.ndarray and ids.dtype is _HALF and ids.strides == _HALF_CLOSE and ids.size:
+        return ids, ids.shape
+    return shaped_ids(table, ids)
 
 
 def shaped_ids(table: str, ids: ArrayLike | None) -> tuple[NDArray[np.int64], tuple[int, ...]]:
@@ -73,6 +89,9 @@ def checked_out(
     """
     if out is None:
         return np.empty(shape, dtype)
+    # What nearly all callers give.
+    if type(out) is np.ndarray and out.shape == shape and out.dtype is dtype and out.flags.carray:
+        return out
     refuse_masked("out", out)
     if (
         not isinstance(out, np.ndarray)

@@ -82,8 +82,6 @@ __all__ = [
     "claim",
     "claim_block",
     "claim_blocks",
-    "look_up_few",
-    "look_up_many",
     "look_up_request",
     "place_reads",
 ]
@@ -116,7 +114,10 @@ def _answer_updated(
 def look_up_request(
     table: np.ndarray, scratch: np.ndarray, ids: np.ndarray, out: np.ndarray, patient: bool
 ) -> int:
-    """Answer what DRAM holds; return how many missed, or -1 - i where the i-th id is wrong."""
+    """Answer what DRAM holds; return how many missed, or -1 - i where the i-th id is wrong.
+
+    BUSY: others change the table just now, and the caller is not `patient`.
+    """
     count, rows, row_bytes = ids.size, table[ROWS], table[ROW_BYTES]
     positions = scratch[HEAD : HEAD + count]
     slots = scratch[HEAD + count : HEAD + 2 * count]
@@ -168,30 +169,6 @@ def look_up_request(
     scratch[MISSED] = missed
     add_up(table, scratch)
     return missed
-
-
-@brief
-def look_up_few(table: np.ndarray, scratch: np.ndarray, ids: np.ndarray, out: np.ndarray) -> int:
-    """Answer what DRAM holds of a small request; return how many missed, -1 - i, or BUSY.
-
-    BUSY: others change the table just now; ask :func:`look_up_many`.
-
-    Parameters
-    ----------
-    table, scratch
-        Words, as :class:`TableWords` and :func:`scratch_words` say.
-    ids
-        Integers (n,); -1 - i is returned where the i-th is the first that is out of range.
-    out
-        uint8 (n, row_bytes), written.
-    """
-    return look_up_request(table, scratch, ids, out, False)
-
-
-@kernel
-def look_up_many(table: np.ndarray, scratch: np.ndarray, ids: np.ndarray, out: np.ndarray) -> int:
-    """Do the same without the GIL, and wait for the table's lock."""
-    return look_up_request(table, scratch, ids, out, True)
 
 
 # -- claiming -------------------------------------------------------------------------------
@@ -289,7 +266,7 @@ def claim(table: np.ndarray, in_flight: np.ndarray, scratch: np.ndarray, allowed
     Parameters
     ----------
     table, scratch
-        As :func:`look_up_few` left them.
+        As :func:`look_up_request` left them.
     in_flight
         Words of :class:`bandana_kv.serve.inflight.InFlight`.
     allowed

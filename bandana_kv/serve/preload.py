@@ -14,7 +14,7 @@ from typing import Any
 import numba
 
 from bandana_kv.disk import blocks
-from bandana_kv.serve import answer, inflight, lookup, pooling, tables, words
+from bandana_kv.serve import answer, inflight, lookup, one_call, pooling, tables, words
 from bandana_kv.system.interrupts import without_interrupts
 
 __all__ = ["load_kernels"]
@@ -27,8 +27,11 @@ _keys = types.uint64[::1]
 
 # Kernels that Python calls while serving, and what with.
 _KERNELS: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
-    (lookup.look_up_few, (_words, _words, _words, _bytes)),
-    (lookup.look_up_many, (_words, _words, _words, _bytes)),
+    *(
+        (ask, (_word, _word, ids, _bytes, _word, _word))
+        for ask in (one_call.ask_few, one_call.ask_many)
+        for ids in (_words, types.int32[::1])
+    ),
     (lookup.claim, (_words, _words, _words, _word)),
     (lookup.place_reads, (_words, _word, _word)),
     (answer.answer_many, (_words, _words, _words, _bytes)),

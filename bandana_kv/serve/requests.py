@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bandana_kv.errors import InputError, TableNotFoundError
 from bandana_kv.kernels.views import refuse_masked
-from bandana_kv.serve.arguments import checked_ids, checked_out, shaped_ids
+from bandana_kv.serve.arguments import checked_ids, checked_out, ids_as_given, shaped_ids
 
 if TYPE_CHECKING:
     from bandana_kv.serve.failsafe import Deadline
@@ -56,13 +56,14 @@ def rows_of(
 ) -> NDArray[Any]:
     """Return rows of one table: of the shape of `ids`, and (dim,) behind it."""
     served = serving.tables.get(table) or named(serving, table)
-    wanted, shape = shaped_ids(table, ids)
+    wanted, shape = ids_as_given(table, ids)
     count = wanted.size
     if out is None:
         flat = np.empty((count, served.row_bytes), np.uint8)
     else:
-        rows = checked_out((*shape, served.dim), served.dtype, out)
-        flat = rows.view(np.uint8).reshape(count, served.row_bytes)
+        flat = checked_out((*shape, served.dim), served.dtype, out).view(np.uint8)
+        if len(shape) != 1:
+            flat = flat.reshape(count, served.row_bytes)
     if count:
         served.multi_get(reader, wanted, flat, deadline)
         if note is not None:

@@ -25,7 +25,7 @@ from bandana_kv.disk.placement import Placement
 from bandana_kv.errors import IdError
 from bandana_kv.kernels.bitpack import unpack
 from bandana_kv.kernels.layout import Layout
-from bandana_kv.serve import answer, lookup, words
+from bandana_kv.serve import answer, lookup, one_call, words
 from bandana_kv.serve.ahead import ReadAhead
 from bandana_kv.serve.counters import Counts
 from bandana_kv.serve.failsafe import Deadline, FailSafe
@@ -56,13 +56,14 @@ _POOLED_IDS = 256
 Positions = NDArray[np.int64]
 
 # Scratch of requests that are over; popping and appending are single steps.
-_scratch: collections.deque[NDArray[np.int64]] = collections.deque(maxlen=64)
+_scratch: collections.deque[tuple[NDArray[np.int64], int]] = collections.deque(maxlen=64)
 
 
-def _new_scratch(ids: int) -> NDArray[np.int64]:
+def _new_scratch(ids: int) -> tuple[NDArray[np.int64], int]:
+    """Return the words of a request, and where they are."""
     scratch = np.empty(words.HEAD + words.WORDS_OF_ID * ids, np.int64)
     scratch[: words.HEAD] = 0
-    return scratch
+    return scratch, scratch.ctypes.data
 
 
 _serials = itertools.count(1)
@@ -123,6 +124,7 @@ class ServedTable:
         self.capacity_rows = capacity_rows
         self.policy = policy
         self._fail_safe = fail_safe
+        self.breaks = fail_safe.breaks
         self._coalesce = coalesce
         self._index = index
         self._layout = layout
@@ -140,6 +142,9 @@ class ServedTable:
         self._heir: ServedTable | None = None
         self._table = self._as_words()
         self.words = self._table.words
+        # What every request needs, at hand.
+        self._at: int = self.words.ctypes.data
+        self._numbers = self.words.data  # quicker to look at
         self._ahead = ReadAhead(self._table, in_flight, self._serial)
         self._late = LateReads(self._table, in_flight)
         with _tables_lock:
@@ -177,6 +182,7 @@ class ServedTable:
             words.COPIES: stored.copies,
             words.SPACE: stored.space,
             words.SERIAL: self._serial,
+            words.FLIGHTS: self.flights.ctypes.data,
             words.FIRST_KEY: int(np.uint64(stored.first_key).view(np.int64)),
             words.RELINKS: hits_relink(self.policy),
             words.COALESCE: self._coalesce,
@@ -201,11 +207,6 @@ class ServedTable:
         self.words[words.UPDATED] = self._overlay.count > 0
 
     @property
-    def breaks(self) -> bool:
-        """Whether a circuit breaker must be asked before blocks are read."""
-        return self._fail_safe.breaks
-
-    @property
     def cache_bytes(self) -> int:
         """DRAM that the cache takes when full: rows and bookkeeping."""
         stored = self.stored
@@ -227,17 +228,23 @@ class ServedTable:
         few = ids.size <= _FEW_IDS and not warming
         pooled = ids.size <= _POOLED_IDS and not warming
         try:
-            scratch = _scratch.pop() if pooled else _new_scratch(ids.size)
+            room = _scratch.pop() if pooled else _new_scratch(ids.size)
         except IndexError:  # all are in use; to ask before would not tell what is so by then
-            scratch = _new_scratch(_POOLED_IDS)
+            room = _new_scratch(_POOLED_IDS)
+        scratch, at = room
+        # In this order: what a flush writes in between, the engine may not know of.
+        epoch = self._numbers[words.EPOCH]
+        # Held until the end, since so long its words are good.
+        engine = None if deadline is not None or self.breaks else self.stored.adapter.standing()
+        engine_at = 0 if engine is None else engine.address
         try:
             if few:
-                missed = lookup.look_up_few(self.words, scratch, ids, out)
+                missed = one_call.ask_few(self._at, at, ids, out, engine_at, epoch)
             else:
                 scratch[words.WARMING] = warming
                 missed = words.BUSY
             if missed == words.BUSY:
-                missed = lookup.look_up_many(self.words, scratch, ids, out)
+                missed = one_call.ask_many(self._at, at, ids, out, engine_at, epoch)
             if missed > 0:
                 self._answer_missed(reader, ids, missed, scratch, out, deadline)
         except BaseException:
@@ -246,7 +253,7 @@ class ServedTable:
         if missed < 0:
             raise self.out_of_range(ids, -1 - missed)
         if pooled:
-            _scratch.append(scratch)
+            _scratch.append(room)
 
     def ask(
         self, ids: NDArray[np.integer[Any]], out: NDArray[np.uint8]
@@ -255,10 +262,10 @@ class ServedTable:
 
         Else what :meth:`finish` goes on with: the scratch, and how many missed.
         """
-        scratch = _new_scratch(ids.size)
-        missed = lookup.look_up_few(self.words, scratch, ids, out)
+        scratch, at = _new_scratch(ids.size)
+        missed = one_call.ask_few(self._at, at, ids, out, 0, 0)
         if missed == words.BUSY:
-            missed = lookup.look_up_many(self.words, scratch, ids, out)
+            missed = one_call.ask_many(self._at, at, ids, out, 0, 0)
         if missed < 0:
             raise self.out_of_range(ids, -1 - missed)
         return (scratch, missed) if missed else None
@@ -292,9 +299,13 @@ class ServedTable:
 
         After an error the caller abandons the scratch.
         """
-        allowed = self._fail_safe.allowed(missed)
-        state = None
-        if allowed and deadline is None:
+        begun, allowed = int(scratch[words.STATE]), missed
+        state: int | None = None if begun == words.NOT_CLAIMED else begun
+        if state == words.NO_MEMORY:
+            raise MemoryError(f"table {self.stored.name!r}: no memory to read {missed} rows")
+        if state is None:
+            allowed = self._fail_safe.allowed(missed)
+        if state is None and allowed and deadline is None:
             state = read_by(
                 self.stored.adapter,
                 missed,

@@ -55,7 +55,8 @@ LOCK = 0
     EPOCH,
     UPDATED,
     SERIAL,
-) = range(8, 19)
+    FLIGHTS,
+) = range(8, 20)
 _ARRAYS = (
     *("rules", "buckets", "held", "marks", "links", "older_half", "ends", "clock", "live"),
     *(f"ghost_{part}" for part in ("buckets", "held", "links", "half", "ends", "free", "counts")),
@@ -107,19 +108,20 @@ _SHADOW = _GHOST + 14
     SOUND,
     ALL_BLOCKS,
     BEGUN_NS,
-) = range(12)
-COUNTED = 12
+    STATE,
+) = range(13)
+COUNTED = 13
 COUNTERS_KEPT = len(COUNTERS) + 1
 REQUESTS = len(COUNTERS)
-CLOCK_ROOM = 20
-HEAD = 22
+CLOCK_ROOM = 21
+HEAD = 23
 _POSITIONS, SLOTS, ASKED, ORDERED, PLACES, BLOCKS, ENTRIES, ADDRESSES, STATUS, ROWS_READ = range(10)
 WORDS_OF_ID = ROWS_READ + READ_WORDS
 
 # What became of a block: sound, one of the reasons of `blocks.REASONS`, or one of these.
 UNREAD, TOLD, NOT_ALLOWED, LATE = 16, 17, 18, 19
 LOST = -2  # in place of a slot: no block brought the row
-WAIT, AGAIN, UNABLE = -1, -2, -3
+WAIT, AGAIN, UNABLE, NOT_CLAIMED, NO_MEMORY = -1, -2, -3, -4, -5
 BUSY = -(1 << 62)
 
 

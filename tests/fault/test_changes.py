@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from bandana_kv.adapters.blockfile import BlockfileAdapter
-from bandana_kv.serve import lookup, overlay, words
+from bandana_kv.serve import one_call, overlay, words
 from bandana_kv.serve.table import ServedTable
 from bandana_kv.testing import changes
 
@@ -58,7 +58,7 @@ def no_barrier(patch: pytest.MonkeyPatch) -> None:
 
 def no_retry(patch: pytest.MonkeyPatch) -> None:
     """A lookup that found the table busy is not made again."""
-    patch.setattr(lookup, "look_up_many", lambda *_: 0)
+    patch.setattr(one_call, "ask_many", lambda *_: 0)
 
 
 def no_epoch(patch: pytest.MonkeyPatch) -> None:
@@ -69,7 +69,7 @@ def no_epoch(patch: pytest.MonkeyPatch) -> None:
         read(self, *arguments)
         time.sleep(0.003)  # so that many reads are under way when a flush ends
 
-    patch.setattr(BlockfileAdapter, "reading", lambda *_: None)
+    patch.setattr(BlockfileAdapter, "standing", lambda _: None)
     patch.setattr(BlockfileAdapter, "_read", slow)
 
     def forgetful(self: ServedTable, *arguments: Any) -> None:

@@ -483,6 +483,7 @@ def test_an_engine_that_fails_as_a_whole_is_one_whose_blocks_all_do(
             monkeypatch.setattr(engine, "_begin", broken)
         else:
             monkeypatch.setattr(engine, "_read", broken)
+            monkeypatch.setattr(engine, "standing", lambda _: None)
             monkeypatch.setattr(engine, "reading", lambda self, *_: self._call(broken))
         for _ in range(8):
             assert np.array_equal(store.multi_get("user", ids), ROWS[ids])

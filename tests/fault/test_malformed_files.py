@@ -53,7 +53,7 @@ def test_an_input_is_found_again_by_its_number() -> None:
 
 def test_the_harness_sees_blocks_that_are_not_verified(monkeypatch: pytest.MonkeyPatch) -> None:
     # By compiled code they would be.
-    monkeypatch.setattr(BlockfileAdapter, "reading", lambda *_: None)
+    monkeypatch.setattr(BlockfileAdapter, "standing", lambda _: None)
     monkeypatch.setattr(blocks, "bad_blocks", lambda *_: {})
     assert reader.block_format is blocks
     found = malformed.run(200, seed=0)

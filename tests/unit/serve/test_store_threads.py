@@ -302,7 +302,7 @@ def test_what_was_verified_elsewhere_is_taken_as_that_once(
     """Compiled code may do the next reads of the same request, and has to verify them."""
     table._scratch.clear()
     store.multi_get("user", [1, 100, 500])
-    assert [int(scratch[SOUND]) for scratch in table._scratch] == [0]
+    assert [int(scratch[SOUND]) for scratch, _ in table._scratch] == [0]
 
 
 def test_all_tables_of_a_request_are_read_at_once(tmp_path: Path, pool: ThreadPoolExecutor) -> None:

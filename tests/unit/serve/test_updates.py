@@ -263,18 +263,28 @@ def test_blocks_as_they_were_before_a_flush_are_neither_kept_nor_shared(
         store.flush()  # the table's engine is one that writes, from here on
         store.update("t", [5], new_rows(2, 1))
         engine = store._tables["t"].stored.adapter
-        reading, flushes = type(engine).reading, []
+        standing, reading, flushes = type(engine).standing, type(engine).reading, []
+
+        def flush() -> None:
+            if not flushes:
+                flushes.append(threading.Thread(target=store.flush))
+                flushes[0].start()
+                flushes[0].join()
+
+        def stood(self: Any) -> Any:
+            found = standing(self)
+            if found is not None:
+                flush()
+            return found
 
         def overtaken(self: Any, count: int, use: Any) -> int | None:
             def late(words: Any) -> int:
-                if not flushes:
-                    flushes.append(threading.Thread(target=store.flush))
-                    flushes[0].start()
-                    flushes[0].join()
+                flush()
                 return int(use(words))
 
             return reading(self, count, late)
 
+        monkeypatch.setattr(type(engine), "standing", stood)
         monkeypatch.setattr(type(engine), "reading", overtaken)
         assert np.array_equal(store.get("t", 6), FIRST[6])  # from the block that has row 5, too
         assert len(flushes) == (adapter != "rocksdb")

@@ -101,7 +101,9 @@ def random32(number: int) -> int:
 def bump(live: np.ndarray, position: int, number: int) -> None:
     """Add a lookup to a row's heat; `number` decides the chance."""
     code = live[position]
-    live[position] = _HIT_CODE[code] + (random32(number) < np.int64(_HIT_CHANCE[code]))
+    raised = _HIT_CODE[code] + (random32(number) < np.int64(_HIT_CHANCE[code]))
+    if raised != code:  # a line that is not written stays with all who read it
+        live[position] = raised
 
 
 @inlined

@@ -88,7 +88,7 @@ __all__ = [
 
 
 # How many rows before one is copied the processor is told of it.
-_AHEAD = 8
+_AHEAD = 32
 
 
 @inlined

@@ -18,6 +18,7 @@ __all__ = [
     "AccessLog",
     "BandanaError",
     "EmbeddingStore",
+    "Rows",
     "Version",
     "__version__",
     "export",
@@ -38,6 +39,7 @@ _HOMES = {
     "AccessLog": "bandana_kv.logs.access_log",
     "BandanaError": "bandana_kv.errors",
     "EmbeddingStore": "bandana_kv.serve.store",
+    "Rows": "bandana_kv.rows.given",
     "Version": "bandana_kv.care.versions",
     "export": "bandana_kv.migration.export",
     "load": "bandana_kv.load.loader",
@@ -102,6 +104,7 @@ if TYPE_CHECKING:
     from bandana_kv.logs.access_log import AccessLog
     from bandana_kv.metrics import exporter as exporter
     from bandana_kv.migration.export import export
+    from bandana_kv.rows.given import Rows
     from bandana_kv.serve.store import EmbeddingStore, open
 else:
 

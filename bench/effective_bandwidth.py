@@ -1,7 +1,7 @@
 """Block reads on requests that nothing has seen: baseline, the paper's recipe, our plan.
 
     python bench/effective_bandwidth.py --log L.npz [--ordered] --rows-per-block 32 \
-        --cache 0.05 --train 0.7 --seed 0 [--replicate 0.2] --json
+        --cache 0.05 --train 0.7 --seed 0 [--replicate 0.2] [--store-as int8-rowwise] --json
 
 Learns on the first 70 % alone, serves the rest, and does not count its first fifth. By replay
 through the cache's own kernels (a test shows that a store counts the same).
@@ -14,6 +14,9 @@ paper_recipe
     that is best in hindsight on the test part.
 reads
     What the plan needs that `choose_plan` makes of the training part alone.
+
+With --store-as, `reads` are those of rows that are stored so, with as many bytes of DRAM as all
+others have, and blocks as full as a page holds them with its header; the others stay float32.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ from common import report, surroundings
 from bandana_kv import AccessLog
 from bandana_kv.cache.heat import heat_by_position
 from bandana_kv.cache.policy import Admission, Policy
+from bandana_kv.codecs import codec_named, codec_names
+from bandana_kv.disk import blocks
 from bandana_kv.placement import place
 from bandana_kv.placement.replication import replicate as add_copies
 from bandana_kv.plan.choose import Subject, choose
@@ -37,7 +42,7 @@ from bandana_kv.simulate.miniature import in_threads
 
 WARM_SHARE = 0.2
 THRESHOLDS = (0, 1, 2, 3, 5, 8, 13, 20, 30, 50, 80, 120, 200, 300, 500, 800, 1200, 2000, 5000)
-ROW_BYTES = 128
+ROW_BYTES, PAGE_BYTES = 128, 4096
 
 
 @click.command()
@@ -48,6 +53,7 @@ ROW_BYTES = 128
 @click.option("--train", default=0.7, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--replicate", default=0.0, show_default=True, help="Share of extra blocks.")
+@click.option("--store-as", type=click.Choice(codec_names()), help="How our rows are stored.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON alone, which it does anyway.")
 @click.option("--keep", is_flag=True, help="Keep the result under bench/results/.")
 def main(
@@ -58,6 +64,7 @@ def main(
     train: float,
     seed: int,
     replicate: float,
+    store_as: str | None,
     as_json: bool,  # noqa: ARG001  # JSON is all it prints
     keep: bool,
 ) -> None:
@@ -74,6 +81,12 @@ def main(
         learn, test, log.rows, rows_per_block, capacity_rows, warm, seed
     )
 
+    stored_bytes = ROW_BYTES
+    if store_as is not None:
+        stored_bytes = codec_named(store_as).row_bytes(ROW_BYTES // 4)
+        rows_per_block = blocks.rows_per_block(PAGE_BYTES, stored_bytes)
+        capacity_rows = min(log.rows, int(cache_fraction * log.rows * ROW_BYTES / stored_bytes))
+        subject = Subject("log", log.rows, stored_bytes, rows_per_block, learn, seed, Progress())
     begun = time.perf_counter()
     choice = choose(subject, lambda _: capacity_rows)
     placement = subject.placed(learn, choice.placement, choice.resident_rows)
@@ -108,10 +121,13 @@ def main(
         "plan_seconds": round(plan_seconds, 3),
         "ordered": ordered,
         "rows_per_block": rows_per_block,
+        "store_as": store_as,
+        "stored_row_bytes": stored_bytes,
+        "capacity_rows": capacity_rows,
         "replicate": replicate,
         "surroundings": surroundings(seed),
     }
-    copies = f"-r{replicate:g}" if replicate else ""
+    copies = (f"-r{replicate:g}" if replicate else "") + (f"-{store_as}" if store_as else "")
     name = f"effective-bandwidth-{path.stem}-{cache_fraction:g}{copies}"
     report(result, name if keep else None)
 

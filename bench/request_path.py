@@ -17,6 +17,9 @@ miss
 tables
     26 tables, 8 ids each, asked at once, cold, against one of them. `p50_us_of_reads` is what the
     engine takes for as many blocks, 208 and 8, with nothing around it.
+codecs
+    Rows that are all cached, stored by each codec and answered as float32: `ratio` is rows a
+    second over those of a table of float32, asked in turns with it.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +43,7 @@ from numpy.typing import NDArray
 
 import bandana_kv
 from bandana_kv.cache.policy import Admission, Policy
+from bandana_kv.codecs import codec_names
 from bandana_kv.device.engine import Shape
 from bandana_kv.device.fio import Fio
 from bandana_kv.device.page_cache import drop_page_cache
@@ -48,6 +53,7 @@ from bandana_kv.progress import Progress
 ROW_BYTES, DIM = 128, 32
 HIT_ROWS, MISS_ROWS = 400_000, 1_000_000
 IDS, THREADS = (1, 10, 34, 200), (1, 2, 8)
+CODEC_IDS = (34, 200, 1024, 16_384)
 TURNS, TURN_S, MISS_S = 5, 0.15, 2.0
 ROWS_PER_BLOCK = 31
 TABLES, IDS_EACH, TABLE_ROWS = 26, 8, 20_000
@@ -76,6 +82,7 @@ def main(directory: Path, adapters: str, _json: bool, keep: bool, seed: int) -> 
             result["miss"] += _misses(path, adapter, rng)
             shutil.rmtree(path)
         result["tables"] = _tables(work, rng)
+        result["codecs"] = _codecs(work, rng)
         result["surroundings"] = surroundings(seed)
         report(result, "request-path" if keep else None)
     finally:
@@ -147,6 +154,41 @@ def _hits(work: Path, rng: np.random.Generator) -> list[dict[str, Any]]:
                 found.append(_hit(ids, threads, requests, asks))
         assert store.stats()["t"]["block_reads"] == before, "a lookup missed"
     shutil.rmtree(work / "hits")
+    return found
+
+
+def _codecs(work: Path, rng: np.random.Generator) -> list[dict[str, Any]]:
+    rows = rng.random((HIT_ROWS, DIM), np.float32)
+    names = [name for name in codec_names() if name != "float32"]
+    tables = dict.fromkeys(["float32", *names], rows)
+    forms = {name: name for name in tables}
+    path = work / "codecs"
+    bandana_kv.load(path, tables, adapter="blockfile", placement="shuffled", store_as=forms)
+    found = []
+    with bandana_kv.open(path, 2 * rows.nbytes * len(tables), policy=PLAIN) as store:
+        for name in tables:
+            for first in range(0, HIT_ROWS, 16_384):
+                store.multi_get(name, np.arange(first, min(HIT_ROWS, first + 16_384)))
+        for ids in CODEC_IDS:
+            requests = rng.integers(0, HIT_ROWS, (max(64, 65_536 // ids), ids))
+            rates: dict[str, list[float]] = {name: [] for name in tables}
+            for _ in range(TURNS):
+                for name in tables:
+                    ask = partial(store.multi_get, name)
+                    begun = time.perf_counter()
+                    done = _for_seconds(TURN_S, requests, ask)
+                    rates[name].append(done * ids / (time.perf_counter() - begun))
+            per_second = {name: statistics.median(each) for name, each in rates.items()}
+            found += [
+                {
+                    "codec": name,
+                    "ids": ids,
+                    "rows_per_second": round(per_second[name]),
+                    "ratio": round(per_second[name] / per_second["float32"], 3),
+                }
+                for name in tables
+            ]
+    shutil.rmtree(path)
     return found
 
 

@@ -24,11 +24,12 @@ from bandana_kv.assess.data import write_text
 from bandana_kv.assess.page import check_extras, render
 from bandana_kv.assess.performance import calibrate
 from bandana_kv.care.inspection import Rating
+from bandana_kv.codecs import codec_names
 from bandana_kv.device import DeviceProfile
 from bandana_kv.device.record import check_writable
 from bandana_kv.errors import InputError
 from bandana_kv.logs.options import LogOptions
-from bandana_kv.tools.console import Bar, errors_named, out, shapes, size, table_options
+from bandana_kv.tools.console import Bar, by_table, errors_named, out, shapes, size, table_options
 from bandana_kv.tools.logs import log_options, read_logs
 
 __all__ = ["main"]
@@ -37,6 +38,7 @@ __all__ = ["main"]
 _ADAPTER = "blockfile"
 # What --json without a file stands for.
 _PRINTED = Path("-")
+_FORMS = codec_names()[1:]
 
 
 @click.command()
@@ -117,6 +119,21 @@ _PRINTED = Path("-")
 @click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of all samples."
 )
+@click.option(
+    "--store-as",
+    "forms",
+    type=click.Choice(["all", *_FORMS]),
+    multiple=True,
+    help="Also say what rows would gain and lose, were they stored so.",
+)
+@click.option(
+    "--sample",
+    "samples",
+    metavar="NAME=ROWS",
+    multiple=True,
+    callback=by_table,
+    help="Some rows of a table, for what --store-as would lose.",
+)
 @click.option("--out", "page", type=Path, required=True, help="Where the page goes, as .html.")
 @click.option(
     "--json",
@@ -151,6 +168,8 @@ def main(
     warranty_years: float,
     threads: int,
     seed: int,
+    forms: tuple[str, ...],
+    samples: dict[str, str],
     page: Path,
     numbers: Path | None,
     how: LogOptions,
@@ -180,6 +199,8 @@ def main(
         drive=drive,
         threads=threads,
         seed=seed,
+        forms=_FORMS if "all" in forms else forms,
+        samples=samples,
     )
     question.check()
     lookups = sum(each.lookups for each in read.values())
@@ -267,6 +288,10 @@ def _print(found: Assessment) -> None:
         say(f"  - {reason}")
     for warning in found.warnings:
         say(f"  to be known: {warning}")
+    for name, table in found.tables.items():
+        for form in table.forms:
+            lost = f", RMS error {form.loss.rms_error:.3g}" if form.loss else ""
+            say(f"  {name} as {form.codec}: {form.gain:.2f} times fewer reads{lost}")
 
 
 if __name__ == "__main__":

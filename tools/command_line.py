@@ -41,7 +41,7 @@ _HOMES = {
     "place": _Home("place", "Learn from a log which rows of a table share a block."),
     "load": _Home("load_tables", "Load tables into a store, as a new version."),
     "migrate": _Home("migrate", "Move a table out of RocksDB or LMDB with a row per key."),
-    "export": _Home("export_table", "Write a table back to a .npy file."),
+    "export": _Home("export_table", "Write a table back to a file: .npy, .safetensors, .parquet."),
     "inspect": _Home("inspect_store", "Show what a store holds, its space and its wear."),
     "verify": _Home("verify_store", "Check every block of a store, and repair bad ones."),
     "versions": _Home("versions", "List the versions of a store, or go back to one.", "versions"),

@@ -19,7 +19,11 @@ __all__ = ["main"]
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--table", required=True, help="Its name.")
 @click.option(
-    "--out", "saved", type=click.Path(path_type=Path), required=True, help="The file, a .npy."
+    "--out",
+    "saved",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The file, a .npy, .safetensors or .parquet.",
 )
 @click.option("--version", type=click.IntRange(1), help="That is kept.  [default: the current]")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
@@ -28,7 +32,10 @@ __all__ = ["main"]
 def main(
     directory: Path, table: str, saved: Path, version: int | None, force: bool, as_json: bool
 ) -> None:
-    """Write TABLE of the store in DIRECTORY to a .npy file, an array (rows, dim).
+    """Write TABLE of the store in DIRECTORY to a file, rows in the order of their ids.
+
+    A .npy is an array (rows, dim), a .safetensors a tensor with the name of the table, a .parquet
+    has columns id and values.
 
     Every block is verified. The file is there when all of it is, or not at all. Processes may go on
     serving, loading and updating.

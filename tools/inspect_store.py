@@ -110,7 +110,24 @@ def _show_tables(found: Inspection) -> None:
         plans.add_row(*_plan_cells(each))
     out.print(tables)
     out.print(plans)
+    _show_losses(found)
     _say("DRAM, reads/lookup: as a plan chose and predicted; -: open(..., cache_bytes=) says it")
+
+
+def _show_losses(found: Inspection) -> None:
+    lossy = [(table, table.loss) for table in found.tables if table.loss is not None]
+    if not lossy:
+        return
+    losses = _table(
+        "What storing rows so has cost",
+        *("table", "stored as", "most", "RMS", "mean cosine", "least cosine", "worst rows"),
+        right="most,RMS,mean cosine,least cosine",
+    )
+    for table, loss in lossy:
+        figures = (loss.max_error, loss.rms_error, loss.mean_cosine, loss.least_cosine)
+        worst = ", ".join(map(str, loss.worst_rows[:3]))
+        losses.add_row(escape(table.name), table.codec, *(f"{x:.6g}" for x in figures), worst)
+    out.print(losses)
 
 
 def _cells(table: TableSummary) -> tuple[str, ...]:
@@ -118,7 +135,7 @@ def _cells(table: TableSummary) -> tuple[str, ...]:
         escape(table.name),
         f"{table.rows:,}",
         f"{table.copies:,}",
-        f"{table.dim} {table.dtype}",
+        f"{table.dim} {table.dtype}" + (f" as {table.codec}" if table.codec else ""),
         f"{table.blocks:,}",
         str(table.pages),
         size_text(table.block_bytes),

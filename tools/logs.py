@@ -140,6 +140,17 @@ def read_named(log: NamedPath, how: LogOptions, table: str | None = None) -> Acc
     return read_log(log.path, how, log.table or table)
 
 
-def read_logs(logs: Mapping[str, str], how: LogOptions) -> dict[str, AccessLog]:
-    """Return the logs of tables, by their names; raises as :func:`read_log`."""
-    return {table: read_log(path, how, table) for table, path in logs.items()}
+def read_logs(
+    logs: Mapping[str, str], how: LogOptions, keys: Mapping[str, object] | None = None
+) -> dict[str, AccessLog]:
+    """Return the logs of tables, by their names; raises as :func:`read_log`.
+
+    Those of tables with `keys` are read by these.
+    """
+    keyed = keys or {}
+    return {
+        table: AccessLog.read(path, how, keys=keyed[table])
+        if keyed.get(table) is not None
+        else read_log(path, how, table)
+        for table, path in logs.items()
+    }

@@ -22,6 +22,7 @@ from bandana_kv.assess.data import (
 from bandana_kv.assess.devices import PUBLISHED
 from bandana_kv.assess.dram import HEADROOM, Budget, Curves, budgets, choose_budget, reads_at
 from bandana_kv.assess.endurance import Drive, Retraining, endurance_of
+from bandana_kv.assess.forms import check_floats, with_forms
 from bandana_kv.assess.gain import Gained, Learnt, Point
 from bandana_kv.assess.performance import Costs, Load
 from bandana_kv.assess.service import Server, dram_only_rate, together
@@ -81,6 +82,10 @@ class Question:
     threads : int
         Requests that are served at a time.
     seed : int
+    forms : tuple of str
+        The codecs to compare with float32.
+    samples : dict of path
+        Rows of tables, of which to say what those lose.
     """
 
     tables: Mapping[str, Table]
@@ -97,6 +102,8 @@ class Question:
     drive: Drive = field(default_factory=lambda: Drive(None, None, "none was given"))
     threads: int = 8
     seed: int = 0
+    forms: tuple[str, ...] = ()
+    samples: Mapping[str, str] = field(default_factory=dict)
 
     def check(self) -> None:
         """Refuse what cannot be assessed, before the long work.
@@ -109,6 +116,8 @@ class Question:
         if not self.tables:
             raise InputError("no tables to assess; name at least one")
         for name, table in self.tables.items():
+            if self.forms:
+                check_floats(name, table.row_bytes)
             if table.rows < 1 or table.row_bytes < 1:
                 raise InputError(f"table {name!r}: {table.rows} rows of {table.row_bytes} bytes")
             table.log.validate(rows=table.rows)
@@ -167,7 +176,7 @@ class _Work:
         budget = self._budget(curves)
         gained = {name: each.gained(budget.shares[name]) for name, each in self.learnt.items()}
         loads = {name: self._load_of(each) for name, each in gained.items()}
-        tables = {name: self._table(name, gained[name]) for name in gained}
+        tables = {name: self._table(name, gained[name], budget.shares[name]) for name in gained}
         moved = [name for name, each in tables.items() if each.recommendation == "recommend"]
         moved = moved or list(tables)
         load = together([loads[name] for name in moved], self.asked.seed)
@@ -266,15 +275,17 @@ class _Work:
         )
         return Load.of(counted)
 
-    def _table(self, name: str, gained: Gained) -> TableReport:
-        return report_of(
-            self.learnt[name],
+    def _table(self, name: str, gained: Gained, cache_bytes: int) -> TableReport:
+        learnt, sample = self.learnt[name], self.asked.samples.get(name)
+        found = report_of(
+            learnt,
             gained,
             self.logs[name],
             curve_of(self.learnt[name], self.points[name]),
             unseen_in_file_order_share=self.in_file_order[name],
             ordered=self.asked.ordered,
         )
+        return with_forms(found, learnt, cache_bytes, self.asked.forms, sample)
 
     def _memory(self, tables: list[TableReport]) -> Memory:
         versions = 2 if self.asked.retraining.times_per_day else 1

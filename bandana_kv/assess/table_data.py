@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from bandana_kv.disk.manifest import Loss
+
 __all__ = [
     "Ageing",
     "CurvePoint",
@@ -15,6 +17,7 @@ __all__ = [
     "Reads",
     "Recommendation",
     "Spread",
+    "StoredForm",
     "TableDram",
     "TableReport",
     "Workload",
@@ -186,6 +189,29 @@ class TableDram(msgspec.Struct, frozen=True):
     plain_cache_bytes: int | None
 
 
+class StoredForm(msgspec.Struct, frozen=True):
+    """What storing rows by a codec would do, in as much DRAM as the plan for float32 has.
+
+    Attributes
+    ----------
+    codec : str
+    row_bytes, rows_per_block, cached_rows : int
+    reads_per_request : float
+    gain : float
+        Over the plan for float32.
+    loss : Loss or None
+        Of a sample of rows; None: none was given.
+    """
+
+    codec: str
+    row_bytes: int
+    rows_per_block: int
+    cached_rows: int
+    reads_per_request: float
+    gain: float
+    loss: Loss | None
+
+
 class TableReport(msgspec.Struct, frozen=True):
     """What was found for one table.
 
@@ -206,6 +232,8 @@ class TableReport(msgspec.Struct, frozen=True):
         Baseline over plan: of all judged requests, and the least and most of their parts.
     gain_same_rows : float
         Over a baseline that has as many rows in DRAM, and not as many bytes.
+    forms : tuple of StoredForm
+        Those that were asked for.
     """
 
     recommendation: Recommendation
@@ -234,6 +262,7 @@ class TableReport(msgspec.Struct, frozen=True):
     parts: tuple[Part, ...]
     ageing: Ageing
     curve: tuple[CurvePoint, ...]
+    forms: tuple[StoredForm, ...] = ()
 
 
 class Foretold(msgspec.Struct, frozen=True):

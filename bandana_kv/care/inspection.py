@@ -54,6 +54,12 @@ class TableSummary(msgspec.Struct, frozen=True):
         amounts of DRAM, rising, each once.
     chosen : Choice or None
         What a plan with a DRAM budget decided, with the reads that it predicted.
+    codec : str
+        How rows are stored; empty: as they are answered.
+    row_bytes : int
+        Of a row as it is stored.
+    loss : Loss or None
+        What that cost; None: nothing, or the rows came so.
     """
 
     name: str
@@ -69,6 +75,9 @@ class TableSummary(msgspec.Struct, frozen=True):
     adapter: str
     policies: tuple[str, ...]
     chosen: Choice | None
+    codec: str
+    row_bytes: int
+    loss: manifest.Loss | None
 
 
 class SegmentSpace(msgspec.Struct, frozen=True):
@@ -300,6 +309,9 @@ def _table(current: manifest.Manifest, name: str) -> TableSummary:
         adapter=segment.adapter,
         policies=tuple(policies) or (str(Policy()),),
         chosen=chosen,
+        codec=table.codec,
+        row_bytes=table.row_bytes,
+        loss=table.loss,
     )
 
 

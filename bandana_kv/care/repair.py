@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from bandana_kv.care.table_arrays import TableFiles
 from bandana_kv.care.verification import Report, bad_blocks_of, opened_engine, stored, verify
+from bandana_kv.codecs import codec_named
 from bandana_kv.device.advice import DEFAULT_DEPTH
 from bandana_kv.disk import blocks as block_format
 from bandana_kv.disk import ledger, manifest
@@ -157,11 +158,14 @@ class _Blocks:
         ids = [self._ids(block) for block in numbers.tolist()]
         distinct, inverse = np.unique(np.concatenate(ids).astype(np.int64), return_inverse=True)
         rows = checked_rows(self._source, self.name, distinct, table.dim, dtype)
-        rows = np.ascontiguousarray(rows[inverse]).view(np.uint8)
+        if table.codec:
+            raw = codec_named(table.codec).encode(rows.astype(np.float32, copy=False))[inverse]
+        else:
+            raw = np.ascontiguousarray(rows[inverse]).view(np.uint8)
         payloads = np.zeros((numbers.size, self._payload_bytes), np.uint8)
         used = 0
         for payload, of_block in zip(payloads, ids, strict=True):
-            part = rows[used : used + of_block.size].reshape(-1)
+            part = raw[used : used + of_block.size].reshape(-1)
             payload[block_format.HEADER_BYTES : block_format.HEADER_BYTES + part.size] = part
             used += of_block.size
         self._where.seal(payloads, numbers)

@@ -23,6 +23,7 @@ from bandana_kv.disk.placement import Placement
 from bandana_kv.errors import FormatError
 from bandana_kv.kernels.bitpack import unpack, words_for
 from bandana_kv.kernels.views import readable
+from bandana_kv.keys import KeyIndex
 
 __all__ = ["TableFiles"]
 
@@ -95,6 +96,13 @@ class TableFiles:
         ):
             raise FormatError(self._bad(KIND, "is of other positions"))
         return entries
+
+    def check_keys(self) -> None:
+        """FormatError unless the index of keys, where there is one, is as it was written."""
+        table = self.table
+        if table.keys:
+            path = manifest.table_file(self.root, table.segment, table.space, "keys")
+            KeyIndex.open(path).verify()
 
     def _bad(self, kind: str, what: str) -> str:
         path = manifest.table_file(self.root, self.table.files, self.table.space, kind)

@@ -53,7 +53,7 @@ class Finding(msgspec.Struct, frozen=True):
     ----------
     kind : str
         ``"current"``, ``"manifest"``, ``"device-profile"``, ``"positions"``, ``"heat"``,
-        ``"copies"``, ``"block-map"``, ``"engine"`` or ``"block"``.
+        ``"copies"``, ``"block-map"``, ``"keys"``, ``"engine"`` or ``"block"``.
     version : int or None
         The newest version that is concerned.
     table : str or None
@@ -221,6 +221,7 @@ def _check_files(files: TableFiles, report: Report, version: int, name: str) -> 
         "heat": files.heat,
         "copies": files.original_of,
         "block-map": files.block_map,
+        "keys": files.check_keys,
     }
     for kind, check in checks.items():
         try:
@@ -328,7 +329,7 @@ def stored(root: Path, name: str, table: manifest.Table, engine: Adapter) -> Sto
         table.space,
         table.rows,
         table.copies,
-        table.dim * np.dtype(table.dtype).itemsize,
+        table.row_bytes,
         table.rows_per_block,
         read_block_map(root, table),
     )

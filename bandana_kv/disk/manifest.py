@@ -24,17 +24,19 @@ import secrets
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import xxhash
 
+from bandana_kv.codecs import codec_names
 from bandana_kv.disk.blocks import HEADER_BYTES
-from bandana_kv.disk.plan import TablePlan, check_numbers
-from bandana_kv.errors import FormatError, StoreNotFoundError
+from bandana_kv.disk.manifest_data import Loss, Manifest, Segment, Table
+from bandana_kv.disk.plan import check_numbers
+from bandana_kv.errors import FormatError, InputError, StoreNotFoundError
 from bandana_kv.system.durable import NO_ROOM, make_directory, sync_directory, write_durably
 from bandana_kv.system.permission import check_permission
 
 __all__ = [
     "FORMAT_VERSION",
+    "Loss",
     "Manifest",
     "Segment",
     "Table",
@@ -57,105 +59,9 @@ __all__ = [
     "write_version",
 ]
 
-FORMAT_VERSION = 5
-# Format 4 has no identities; the tables of 3 lie as they were loaded, too.
+FORMAT_VERSION = 6
+# Format 5 has no codecs, 4 no identities; the tables of 3 lie as they were loaded, too.
 _OLDEST_FORMAT = 3
-
-
-class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a load stored its blocks.
-
-    Attributes
-    ----------
-    adapter : str
-        Name of the engine's adapter.
-    owned : bool
-        The engine's files lie in the segment; False: the user holds the engine.
-    payload_bytes : dict of int to int
-        Bytes of a block's value, by the 4 KiB device pages that it takes. There is one
-        engine for each.
-    """
-
-    adapter: str
-    owned: bool
-    payload_bytes: dict[int, int]
-
-
-class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One table of a version.
-
-    Attributes
-    ----------
-    segment : int
-        The load that wrote it.
-    space : int
-        Its key space in the engine; never used twice in a store.
-    pages : int
-        4 KiB device pages of a block.
-    rows, dim, dtype
-        Shape and numpy dtype of the rows.
-    rows_per_block : int
-    copies : int
-        Rows that lie a second time in blocks behind those of the table.
-    placement : str
-        The method that placed the rows.
-    looked_up_rows : int
-        Rows that the training log asked for; all rows where there was no log.
-    plan : TablePlan
-    placed_by : int
-        The version that placed the rows anew, and wrote the arrays beside the blocks, a block
-        map among them; 0: they lie as they were loaded.
-    """
-
-    segment: int
-    space: int
-    pages: int
-    rows: int
-    dim: int
-    dtype: str
-    rows_per_block: int
-    copies: int
-    placement: str
-    looked_up_rows: int
-    plan: TablePlan
-    placed_by: int = 0
-
-    @property
-    def files(self) -> int:
-        """The segment in which the arrays beside the blocks lie."""
-        return self.placed_by or self.segment
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of the rows, and behind them those of copies."""
-        return -(-self.rows // self.rows_per_block) + -(-self.copies // self.rows_per_block)
-
-
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A version: its tables, the segments they lie in, and the next free key space.
-
-    Attributes
-    ----------
-    store : str
-        Random, the same in all versions of a store: two stores may have versions of one number,
-        at one path. Empty where the version is of a format before 5.
-    identity : str
-        Random, and of this version alone.
-    """
-
-    format: int
-    version: int
-    created: str
-    next_space: int
-    segments: dict[int, Segment]
-    tables: dict[str, Table]
-    store: str = ""
-    identity: str = ""
-
-    @property
-    def directories(self) -> set[int]:
-        """The segments, those that hold no blocks included."""
-        return self.segments.keys() | {table.files for table in self.tables.values()}
 
 
 class _File(msgspec.Struct):
@@ -299,6 +205,7 @@ def _check(path: Path, manifest: Manifest, version: int) -> None:
             and 0 <= table.looked_up_rows <= table.rows
             and 0 <= table.copies <= table.rows
             and _is_named_well(name)
+            and table.codec in ("", *codec_names())
             and re.fullmatch(r"[<>|][biufc][0-9]{1,2}", table.dtype) is not None
             and _fits(table, segment.payload_bytes[table.pages])
         )
@@ -313,8 +220,8 @@ def _is_named_well(name: str) -> bool:
 def _fits(table: Table, payload_bytes: int) -> bool:
     """Return whether rows of that type lie in blocks of that length."""
     try:
-        row_bytes = table.dim * np.dtype(table.dtype).itemsize
-    except TypeError:
+        row_bytes = table.row_bytes
+    except (TypeError, InputError):
         return False
     return HEADER_BYTES + table.rows_per_block * row_bytes <= payload_bytes
 

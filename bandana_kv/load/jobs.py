@@ -14,12 +14,16 @@ from numpy.typing import NDArray
 
 from bandana_kv import adapters
 from bandana_kv.adapters.contract import PAGE_BYTES
+from bandana_kv.codecs import Codec, codec_named
 from bandana_kv.disk import blocks, manifest
 from bandana_kv.disk.plan import Plan, TablePlan
 from bandana_kv.errors import InputError
+from bandana_kv.keys import checked_keys, key_kind
+from bandana_kv.load.stored_rows import EncodedRows, StoredRows
 from bandana_kv.placement import Placement, methods
 from bandana_kv.placement.registry import needs_values
 from bandana_kv.rows.files import RowSource, open_rows
+from bandana_kv.rows.given import Rows
 
 if TYPE_CHECKING:
     from bandana_kv.adapters.contract import Adapter
@@ -39,22 +43,39 @@ _OVERHEAD_BYTES = blocks.HEADER_BYTES + 64
 _FIRST_SPACES = 1 << 23
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Keys:
+    """What callers ask by: of which kind, and as words of an index."""
+
+    kind: str
+    words: NDArray[np.uint64]
+
+
+@dataclass(frozen=True, eq=False)
 class Job:
-    """One table to load, after everything that can be checked beforehand was checked."""
+    """One table to load, after everything that can be checked beforehand was checked.
+
+    Attributes
+    ----------
+    source, stored : RowSource
+        The rows as numbers, and as they are stored; the same where there is no `codec`.
+    """
 
     name: str
     source: RowSource
+    codec: Codec | None
     log: AccessLog | None
     placement: str | Placement
     plan: TablePlan | None
     space: int
     pages: int
+    stored: RowSource
+    keys: Keys | None = None
 
     @property
     def device_bytes(self) -> int:
         """About what the table will take on the device."""
-        per_block = max(1, (self.pages * PAGE_BYTES - _OVERHEAD_BYTES) // self.source.row_bytes)
+        per_block = max(1, (self.pages * PAGE_BYTES - _OVERHEAD_BYTES) // self.stored.row_bytes)
         return -(-self.source.rows // per_block) * self.pages * PAGE_BYTES + 5 * self.source.rows
 
 
@@ -76,8 +97,9 @@ def held_adapter(adapter: str | Adapter) -> Adapter | None:
 
 def checked_jobs(
     stack: contextlib.ExitStack,
-    tables: Mapping[str, str | os.PathLike[str] | NDArray[Any]],
+    tables: Mapping[str, str | os.PathLike[str] | NDArray[Any] | Rows],
     logs: Mapping[str, AccessLog],
+    store_as: str | Mapping[str, str] | None,
     placement: str | Mapping[str, str | Placement],
     plan: Plan | None,
     least_pages: int,
@@ -88,19 +110,21 @@ def checked_jobs(
         raise InputError("no tables to load; name at least one")
     named = {} if isinstance(placement, str) else placement
     planned = {} if plan is None else plan.tables
-    for what, names in (("log", logs), ("placement", named), ("plan", planned)):
+    forms = store_as if isinstance(store_as, Mapping) else dict.fromkeys(tables, store_as)
+    parts = (("log", logs), ("placement", named), ("plan", planned), ("store_as", forms))
+    for what, names in parts:
         for name in names:
             if name not in tables:
                 raise InputError(f"a {what} is given for table {name!r}, which is not loaded")
     jobs = []
     for name, rows in tables.items():
         _check_table_name(name)
-        source = stack.enter_context(open_rows(name, rows))
+        source, codec, stored = _opened(stack, name, rows, forms.get(name))
         log = logs.get(name)
         if log is not None:
             _check_log(name, log, source.rows)
         wanted = placement if isinstance(placement, str) else named.get(name, "shp")
-        fitting = -(-(source.row_bytes + _OVERHEAD_BYTES) // PAGE_BYTES)
+        fitting = -(-(stored.row_bytes + _OVERHEAD_BYTES) // PAGE_BYTES)
         pages = held.pages if held else max(least_pages, fitting)
         of_table = planned.get(name)
         if of_table is not None and of_table.choice is not None and name not in named:
@@ -109,10 +133,52 @@ def checked_jobs(
             raise InputError(
                 f"table {name!r}: its plan places rows by a log; give the log it was made from"
             )
-        job = Job(name, source, log, _checked_placement(wanted, log), of_table, 0, pages)
+        wanted = _checked_placement(wanted, log)
+        keys = _keys_of(name, rows, source)
+        job = Job(name, source, codec, log, wanted, of_table, 0, pages, stored, keys)
         _check_row_bytes(job, held)
         jobs.append(job)
     return jobs
+
+
+def _opened(
+    stack: contextlib.ExitStack,
+    name: str,
+    rows: str | os.PathLike[str] | NDArray[Any] | Rows,
+    store_as: str | None,
+) -> tuple[RowSource, Codec | None, RowSource]:
+    """Return a table's rows as numbers, how they are stored, and as they are stored."""
+    given = rows if isinstance(rows, Rows) else Rows(rows)
+    source = stack.enter_context(open_rows(name, given.values))
+    codec = None if store_as is None else codec_named(store_as)
+    if given.encoded is not None:
+        codec = codec_named(given.encoded)
+        if store_as not in (None, codec.name):
+            raise InputError(
+                f"table {name!r}: its rows are {codec.name} already, and not stored as {store_as}"
+            )
+        source = EncodedRows(f"table {name!r}", source, codec)
+    elif codec is not None and codec.exact == source.dtype and source.dtype.kind == "f":
+        codec = None  # that is what they are
+    elif codec is None and source.dtype.kind == "V":
+        codec = codec_named(source.dtype.name)  # of which numpy has no numbers to answer
+    if codec is None:
+        return source, None, source
+    return source, codec, StoredRows(f"table {name!r}", source, codec)
+
+
+def _keys_of(name: str, rows: object, source: RowSource) -> Keys | None:
+    """Return a table's keys: those that the user gives, else those that its source brings."""
+    given = rows.keys if isinstance(rows, Rows) else None
+    if given is None:
+        given = source.keys
+    if given is None:
+        return None
+    kind = key_kind(name, given)
+    words = checked_keys(name, given, kind)
+    if len(words) != source.rows:
+        raise InputError(f"table {name!r}: {len(words)} keys for {source.rows} rows")
+    return Keys(kind, words)
 
 
 def _check_log(name: str, log: AccessLog, rows: int) -> None:
@@ -145,13 +211,13 @@ def _checked_placement(wanted: str | Placement, log: AccessLog | None) -> str | 
 
 
 def _check_row_bytes(job: Job, held: Adapter | None) -> None:
-    if job.source.row_bytes > _MOST_ROW_BYTES:
+    if job.stored.row_bytes > _MOST_ROW_BYTES:
         raise InputError(
-            f"table {job.name!r}: rows of {job.source.row_bytes} bytes; "
+            f"table {job.name!r}: rows of {job.stored.row_bytes} bytes; "
             f"a row has at most {_MOST_ROW_BYTES}"
         )
     if held is not None:
-        blocks.rows_per_block(held.payload_bytes, job.source.row_bytes)
+        blocks.rows_per_block(held.payload_bytes, job.stored.row_bytes)
 
 
 def with_spaces(

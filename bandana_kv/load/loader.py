@@ -27,12 +27,15 @@ from bandana_kv.disk.placement import check_fits, check_permutation
 from bandana_kv.disk.plan import Plan, PlannedPoint, TablePlan
 from bandana_kv.disk.table_files import write_arrays
 from bandana_kv.errors import BandanaError, DiskFullError, FormatError, InputError
+from bandana_kv.keys import build_index
 from bandana_kv.load.jobs import Job, check_seed, checked_jobs, held_adapter, with_spaces
 from bandana_kv.load.sealed_blocks import one_ahead, sealed_blocks
+from bandana_kv.load.stored_rows import StoredRows
 from bandana_kv.placement import Placement, place
 from bandana_kv.placement.replication import replicate as add_copies
 from bandana_kv.plan.points import best_points, capacities_of, judged, split
 from bandana_kv.progress import Progress
+from bandana_kv.rows.given import Rows
 from bandana_kv.system.durable import disk_full_named, make_directory, sync_directory
 from bandana_kv.system.permission import permission_named
 from bandana_kv.system.threads import threads_named
@@ -60,9 +63,10 @@ class _Load:
 @threads_named()
 def load(
     path: str | os.PathLike[str],
-    tables: Mapping[str, str | os.PathLike[str] | NDArray[Any]],
+    tables: Mapping[str, str | os.PathLike[str] | NDArray[Any] | Rows],
     logs: Mapping[str, AccessLog] | None = None,
     *,
+    store_as: str | Mapping[str, str] | None = None,
     adapter: str | Adapter = "lmdb",
     placement: str | Mapping[str, str | Placement] = "shp",
     plan: Plan | None = None,
@@ -85,10 +89,15 @@ def load(
     tables
         Rows by table name: an array (rows, dim), or the path of a ``.npy`` file of any size.
         An array that is mapped from a file, or any slice of one, is read as a file is; masked
-        ones are refused. Tables of the store that are not named stay as they are.
+        ones are refused. :class:`bandana_kv.Rows` says more of them. Tables of the store that are
+        not named stay as they are.
     logs
         Training log by table name. A table without one is placed by ``identity`` unless
         `placement` names a method that needs none.
+    store_as
+        How rows are stored, for all tables or by table: ``"float32"``, ``"float16"``,
+        ``"bfloat16"``, ``"int8-rowwise"`` or ``"int4-rowwise"`` (:mod:`bandana_kv.codecs`). Rows
+        are answered as float32 then. By default they are stored as they are, and lose nothing.
     adapter
         The engine: a name, for an engine directory inside the store, or an adapter on
         handles that you hold.
@@ -161,7 +170,7 @@ def load(
 
     with contextlib.ExitStack() as stack:
         jobs = checked_jobs(
-            stack, tables, logs or {}, placement, plan, pages_of(root, advice), held
+            stack, tables, logs or {}, store_as, placement, plan, pages_of(root, advice), held
         )
         stack.enter_context(disk_full_named(root))
         still_there = stack.enter_context(writer_lock(root))
@@ -276,7 +285,7 @@ def _engine(begun: _Load, jobs: list[Job], adapter: str | Adapter) -> Iterator[A
 
 def _write_table(begun: _Load, job: Job, engine: Adapter) -> manifest.Table:
     source = job.source
-    per_block = blocks.rows_per_block(engine.payload_bytes, source.row_bytes)
+    per_block = blocks.rows_per_block(engine.payload_bytes, job.stored.row_bytes)
     placement, plan = _placed_and_planned(begun, job, per_block)
     check_permutation(job.name, source.rows, placement)
     heat = np.zeros(source.rows, np.uint8)
@@ -285,6 +294,9 @@ def _write_table(begun: _Load, job: Job, engine: Adapter) -> manifest.Table:
         heat = heat_by_position(job.log.ids, placement.position_of_id)
         touched = int(np.count_nonzero(heat)) or source.rows
     copies = write_arrays(begun.root, begun.version, job.space, placement, heat)
+    if job.keys is not None:
+        path = manifest.table_file(begun.root, begun.version, job.space, "keys")
+        build_index(path, job.keys.kind, job.keys.words)
     count = placement.blocks + -(-copies // per_block)
     begun.progress.start(f"load {job.name}", count, "blocks")
     sealed = sealed_blocks(job, placement, engine.payload_bytes, begun.progress)
@@ -297,12 +309,15 @@ def _write_table(begun: _Load, job: Job, engine: Adapter) -> manifest.Table:
         pages=job.pages,
         rows=source.rows,
         dim=source.dim,
-        dtype=source.dtype.str,
+        dtype=job.stored.dtype.str,
         rows_per_block=per_block,
         copies=copies,
         placement=placement.method,
         looked_up_rows=touched,
         plan=plan,
+        codec=job.codec.name if job.codec else "",
+        loss=job.stored.loss if isinstance(job.stored, StoredRows) else None,
+        keys=job.keys.kind if job.keys else "",
     )
 
 

@@ -61,12 +61,12 @@ def _sealed_run(
     per_block = placement.rows_per_block
     in_order = placement.method == "identity"
     chunk = max(1, _CHUNK_BYTES // payload_bytes)
-    window_bytes = ids.size * job.source.row_bytes // _WINDOWS
+    window_bytes = ids.size * job.stored.row_bytes // _WINDOWS
     window_bytes = min(max(window_bytes, _LEAST_WINDOW_BYTES), _MOST_WINDOW_BYTES)
     window = chunk if in_order else max(chunk, window_bytes // payload_bytes)
     # New memory for each batch would cost as much as filling it. One is written meanwhile.
     held = [empty_payloads(chunk, payload_bytes) for _ in range(2)]
-    held_rows = np.empty((window * per_block, job.source.row_bytes), np.uint8)
+    held_rows = np.empty((window * per_block, job.stored.row_bytes), np.uint8)
     copies = 0 if placement.replicas is None else placement.replicas.size
     turn = 0
     for first in range(0, -(-ids.size // per_block), window):
@@ -81,10 +81,10 @@ def _sealed_run(
                 payloads,
                 job.space,
                 numbers,
-                job.source.rows,
+                job.stored.rows,
                 copies,
                 per_block,
-                job.source.row_bytes,
+                job.stored.row_bytes,
             )
             yield adapters.block_keys(job.space, numbers), payloads
             progress.advance(len(part))
@@ -95,7 +95,7 @@ def _gathered(
 ) -> NDArray[np.uint8]:
     """Return the rows of `ids` by block, zeros behind the last: uint8 (blocks, bytes of rows)."""
     count = -(-ids.size // per_block)
-    job.source.gather(ids, held[: ids.size])
+    job.stored.gather(ids, held[: ids.size])
     held[ids.size : count * per_block] = 0
     return held[: count * per_block].reshape(count, -1)
 

@@ -19,6 +19,7 @@ from bandana_kv.kernels.views import refuse_masked
 from bandana_kv.logs.formats.bad_rows import BadRows
 from bandana_kv.logs.formats.check import MOST_ID, as_ids, as_offsets, check_log
 from bandana_kv.logs.formats.growable import Growing
+from bandana_kv.logs.keyed import read_keyed
 from bandana_kv.logs.log_files import read_arrays, write_arrays
 from bandana_kv.logs.options import LogOptions
 from bandana_kv.progress import Progress
@@ -169,6 +170,7 @@ class AccessLog:
         quoting: bool | None = None,
         missing: Sequence[str] | None = None,
         bad_rows: str | None = None,
+        keys: object = None,
         progress: Progress | None = None,
     ) -> AccessLog:
         """Read a log from a file, a directory of files, or from what a store recorded.
@@ -187,6 +189,11 @@ class AccessLog:
             How to read it where that is not said by the suffix.
         format, columns, table, separator, header, quoting, missing, bad_rows
             As in :class:`bandana_kv.logs.LogOptions`, and instead of what `options` says.
+        keys
+            Of a table that is asked by keys: what :class:`bandana_kv.Rows` was given, in the order
+            of its rows, or a :class:`bandana_kv.keys.KeyIndex`. The log then has keys where others
+            have ids, and what is returned has ids. A key that the table has not is a bad row. For
+            ``.npz``, ``.parquet``, ``.csv``, ``.tsv`` and ``.txt``.
         progress
             Told of the bytes or rows read.
 
@@ -224,7 +231,10 @@ class AccessLog:
             bad_rows=bad_rows,
         )
         path, bad = Path(path), BadRows(said.bad_rows == "skip")
-        source, offsets, ids = read_arrays(path, said, bad, progress or Progress())
+        if keys is None:
+            source, offsets, ids = read_arrays(path, said, bad, progress or Progress())
+        else:
+            source, offsets, ids = read_keyed(path, said, keys, bad, progress or Progress())
         log = cls(offsets, ids, source=source, skipped_rows=bad.count)
         log.validate()
         of_which = f" ({bad.count} bad rows were skipped; the first: {bad.first})"

@@ -1,12 +1,13 @@
-"""A table of a store -> a .npy file, its rows in the order of their ids: the way back."""
+"""A table of a store -> a file, its rows in the order of their ids: the way back."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -14,7 +15,15 @@ import numpy as np
 from bandana_kv.care.versions import versions
 from bandana_kv.disk import manifest
 from bandana_kv.errors import DiskFullError, InputError, TableNotFoundError
-from bandana_kv.migration.row_file import shape_file, write_rows
+from bandana_kv.migration.export_formats import (
+    PARQUET,
+    SAFETENSORS,
+    SUFFIXES,
+    dtype_in,
+    safetensors_header,
+    write_parquet,
+)
+from bandana_kv.migration.row_file import HEADER_BYTES, shape_file, write_rows
 from bandana_kv.progress import Progress
 from bandana_kv.serve.store import EmbeddingStore, open_kept
 from bandana_kv.system.durable import NO_ROOM, replacing, sync_directory, sync_file
@@ -64,7 +73,7 @@ def export(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
-    """Write a table back to a .npy file, an array (rows, dim) in the order of the ids.
+    """Write a table back to a file, all rows (rows, dim) in the order of the ids.
 
     Parameters
     ----------
@@ -74,7 +83,8 @@ def export(
     table
         Its name.
     out
-        The file, which ends in ``.npy``. It is there when all of it is, or not at all.
+        The file: an array in ``.npy``, a tensor of the table's name in ``.safetensors``, or columns
+        `id` and `values` in ``.parquet``. It is there when all of it is, or not at all.
     version
         One of :func:`bandana_kv.versions`; by default the current one.
     adapter
@@ -99,31 +109,47 @@ def export(
         A block cannot be read, or is not what was written.
     FormatError
         The store is damaged.
+    MissingExtraError
+        What writes such a file is not installed.
     DiskFullError, DurabilityError
         The file's device is full, or failed.
 
     Notes
     -----
     Cost: reads each block once, in the order of the blocks, and verifies it. Memory: 8 bytes a row,
-    and some 32 MiB. Updates that were acknowledged before are in it; of those that are made
-    meanwhile, some may be.
+    and some 32 MiB; for Parquet a few times that, and room for all rows in the file's directory,
+    where they are put in order first. Updates that were acknowledged before are in it; of those
+    that are made meanwhile, some may be.
     """
     target = Path(out).absolute()
     _check_target(target, overwrite)
+    progress = progress or Progress()
     with _opened(path, table, version, adapter) as store:
         (rows, dim), dtype = store.shape(table), store.dtype(table)
+        written = dtype_in(target, table, dtype)
         with _written(target, overwrite) as file:
-            _copy(store, table, file, progress or Progress())
-            shape_file(file, rows, dim, dtype)
+            if target.suffix.lower() == PARQUET:
+                # Rows come in the order of their blocks, and a Parquet file in that of the ids.
+                with tempfile.TemporaryFile(dir=target.parent) as ordered:
+                    _copy(store, table, ordered.fileno(), 0, written, progress)
+                    write_parquet(file, ordered.fileno(), (rows, dim), written, progress)
+            elif target.suffix.lower() == SAFETENSORS:
+                header = safetensors_header(table, rows, dim, written)
+                os.pwrite(file, header, 0)
+                _copy(store, table, file, len(header), written, progress)
+            else:
+                _copy(store, table, file, HEADER_BYTES, written, progress)
+                shape_file(file, rows, dim, written)
         nbytes = rows * dim * dtype.itemsize
         return Exported(table, store.version, rows, dim, dtype.str, nbytes, str(target))
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
     """Refuse before all is read what would fail after it."""
-    if target.suffix.lower() != ".npy":
+    if target.suffix.lower() not in SUFFIXES:
         raise InputError(
-            f"{target}: only .npy files are written; name the file so, and convert it from there"
+            f"{target}: only {', '.join(SUFFIXES)} files are written; name one so, and convert "
+            "it from there"
         )
     if not target.parent.is_dir():
         raise InputError(f"{target}: there is no directory {target.parent}")
@@ -174,8 +200,15 @@ def _written(target: Path, overwrite: bool) -> Iterator[int]:
     sync_directory(target.parent)
 
 
-def _copy(store: EmbeddingStore, table: str, file: int, progress: Progress) -> None:
-    """Write all rows, read in the order in which they lie: each block is read once."""
+def _copy(
+    store: EmbeddingStore,
+    table: str,
+    file: int,
+    first_byte: int,
+    dtype: np.dtype[Any],
+    progress: Progress,
+) -> None:
+    """Write all rows from a byte on, read in the order in which they lie: each block once."""
     placement = store.placement(table)
     ids = placement.id_of_position()
     row_bytes = store.shape(table)[1] * store.dtype(table).itemsize
@@ -184,7 +217,7 @@ def _copy(store: EmbeddingStore, table: str, file: int, progress: Progress) -> N
     progress.start(f"export {table}", ids.size, "rows")
     for first in range(0, ids.size, chunk):
         part = np.sort(ids[first : first + chunk]).astype(np.int64)
-        rows = store.multi_get(table, part)
-        write_rows(file, part, rows.view(np.uint8).reshape(part.size, row_bytes))
+        rows = store.rows_at(table, part).astype(dtype, copy=False)
+        write_rows(file, part, rows.view(np.uint8).reshape(part.size, row_bytes), first_byte)
         progress.advance(part.size)
     progress.finish()

@@ -1,4 +1,4 @@
-"""Rows at the places of their ids in a .npy file, in whatever order they come."""
+"""Rows at the places of their ids in a file, as of a .npy, in whatever order they come."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from bandana_kv.kernels.compile import kernel
 
-__all__ = ["shape_file", "write_rows"]
+__all__ = ["HEADER_BYTES", "shape_file", "write_rows"]
 
-# Of an array with two dimensions, whatever they are.
-_HEADER_BYTES = 128
+HEADER_BYTES = 128
+"""Where the rows of a .npy file with two dimensions begin."""
 
 # Called by name from compiled code: most runs of rows are short where they do not come in the order
 # of ids.
@@ -42,8 +42,10 @@ def _pwrite_runs(
     return -1
 
 
-def write_rows(file: int, ids: NDArray[np.int64], rows: NDArray[np.uint8]) -> None:
-    """Write rows, uint8 (n, row_bytes), to the places of their ids, which rise.
+def write_rows(
+    file: int, ids: NDArray[np.int64], rows: NDArray[np.uint8], first_byte: int = HEADER_BYTES
+) -> None:
+    """Write rows, uint8 (n, row_bytes), to the places of their ids, which rise, from a byte on.
 
     Raises
     ------
@@ -52,12 +54,12 @@ def write_rows(file: int, ids: NDArray[np.int64], rows: NDArray[np.uint8]) -> No
     """
     row_bytes, first = rows.shape[1], 0
     while True:
-        bad = _pwrite_runs(file, _HEADER_BYTES, row_bytes, ids[first:], rows[first:])
+        bad = _pwrite_runs(file, first_byte, row_bytes, ids[first:], rows[first:])
         if bad < 0:
             return
         # Once more, for the error that the system gives.
         first += bad
-        at = _HEADER_BYTES + int(ids[first]) * row_bytes
+        at = first_byte + int(ids[first]) * row_bytes
         if os.pwrite(file, rows[first].tobytes(), at) != row_bytes:
             raise OSError(errno.ENOSPC, "only a part of a row was written")
         first += 1
@@ -68,6 +70,6 @@ def shape_file(file: int, rows: int, dim: int, dtype: np.dtype[Any]) -> None:
     header = io.BytesIO()
     described = {"descr": dtype.str, "fortran_order": False, "shape": (rows, dim)}
     np.lib.format.write_array_header_1_0(header, described)
-    assert header.tell() == _HEADER_BYTES
+    assert header.tell() == HEADER_BYTES
     os.pwrite(file, header.getvalue(), 0)
-    os.ftruncate(file, _HEADER_BYTES + rows * dim * dtype.itemsize)
+    os.ftruncate(file, HEADER_BYTES + rows * dim * dtype.itemsize)

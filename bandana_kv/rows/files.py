@@ -1,112 +1,83 @@
-"""Where a load takes its rows from: arrays in memory, or .npy files of any size."""
+"""Where a load takes its rows from: arrays, files of many kinds, and whatever can be sliced."""
 
 from __future__ import annotations
 
 import os
-import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv.errors import InputError
 from bandana_kv.kernels.views import refuse_masked
+from bandana_kv.rows.arrays import ArrayRows
+from bandana_kv.rows.checkpoint import open_checkpoint
+from bandana_kv.rows.columns import ColumnRows
 from bandana_kv.rows.mapped import MappedRows, place_of
-from bandana_kv.rows.positioned import PositionedFile, Run
+from bandana_kv.rows.member import split
+from bandana_kv.rows.npy import NpyRows
+from bandana_kv.rows.npz import open_npz
+from bandana_kv.rows.raw import RawRows, is_raw
+from bandana_kv.rows.safetensors import SafetensorsRows
+from bandana_kv.rows.shards import SUFFIX as INDEX_SUFFIX
+from bandana_kv.rows.shards import open_sharded
+from bandana_kv.rows.sliced import Sliced, SlicedRows
 from bandana_kv.rows.table import RowSource
+from bandana_kv.rows.zarr_arrays import open_zarr
 
-__all__ = ["ArrayRows", "NpyRows", "RowSource", "open_rows"]
+__all__ = ["FORMS", "ArrayRows", "NpyRows", "RowSource", "open_rows"]
 
-
-class ArrayRows(RowSource):
-    """Rows of an array (rows, dim) in memory, however it lies there; it is not copied.
-
-    Raises
-    ------
-    InputError
-        Not two-dimensional, empty, or not numeric.
-    """
-
-    def __init__(self, name: str, array: NDArray[np.generic]) -> None:
-        self._describe(name, array.shape, array.dtype)
-        self._array = array
-
-    def gather(self, ids: NDArray[np.integer], out: NDArray[np.uint8]) -> None:
-        """Copy the rows of `ids` (n,) into `out`, uint8 (n, row_bytes)."""
-        out.view(self.dtype)[...] = self._array[ids]
+FORMS = (
+    ".npy, .npz:ARRAY, .safetensors:TENSOR, .pt or .pth:TENSOR, .index.json:TENSOR of many files, "
+    ".parquet or .arrow:COLUMN[:KEYS], .zarr:ARRAY, or any file of bare numbers as "
+    "FILE:DTYPE:ROWSxDIM"
+)
+"""What can be named as the rows of a table, in a sentence."""
 
 
-class NpyRows(RowSource):
-    """Rows of a .npy file, read by position; resident memory does not grow with the file.
-
-    Raises
-    ------
-    InputError
-        Missing, truncated, in Fortran order, not two-dimensional, or not numeric.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._file = PositionedFile(path)
-        self._path = path
-        try:
-            self._read_header()
-        except BaseException:
-            self.close()
-            raise
-
-    def _read_header(self) -> None:
-        file = self._file.file
-        try:
-            version = np.lib.format.read_magic(file)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            # A file of Python 2 makes it warn of the time that reading the header takes.
-            with warnings.catch_warnings(action="ignore"):
-                shape, fortran, dtype = read(file)
-        except Exception as error:
-            # Parsing a damaged header ends in errors of many types, some of the tokenizer.
-            raise InputError(f"{self._path}: not a readable .npy file ({error})") from error
-        self._describe(str(self._path), shape, dtype)
-        if fortran:
-            raise InputError(
-                f"{self._path}: stored column by column (Fortran order); "
-                "save np.ascontiguousarray(table) instead"
-            )
-        self._run = Run(file.tell(), self.row_bytes, self.row_bytes)
-        need = self._run.first_byte + self.rows * self.row_bytes
-        size = self._file.size_bytes
-        if size < need:
-            raise InputError(
-                f"{self._path}: truncated: {size} bytes, its header promises {need}; copy it again"
-            )
-
-    def gather(self, ids: NDArray[np.integer], out: NDArray[np.uint8]) -> None:
-        """Copy the rows of `ids` (n,) into `out`, uint8 (n, row_bytes).
-
-        Raises
-        ------
-        InputError
-            The file became shorter, or the device failed, while it was read.
-        """
-        self._file.gather(self._run, ids, out)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+def _open_npy(path: Path, member: str) -> RowSource:
+    if member:
+        raise InputError(f"{path}: a .npy file is one array; leave {':' + member!r} out")
+    return NpyRows(path)
 
 
-def open_rows(name: str, table: str | os.PathLike[str] | NDArray[np.generic]) -> RowSource:
-    """Return the rows of a table given as an array or as the path of a .npy file.
+_OPENERS: dict[str, Callable[[Path, str], RowSource]] = {
+    ".npy": _open_npy,
+    ".npz": open_npz,
+    ".safetensors": SafetensorsRows,
+    ".pt": open_checkpoint,
+    ".pth": open_checkpoint,
+    ".bin": open_checkpoint,
+    ".parquet": ColumnRows,
+    ".arrow": ColumnRows,
+    ".feather": ColumnRows,
+    ".zarr": open_zarr,
+}
+# Anybody's name for anything.
+_ANY_KIND = ".bin"
 
-    An array that is mapped from a file, or any view of one, is read from the file.
+
+def open_rows(name: str, table: str | os.PathLike[str] | NDArray[Any] | Sliced) -> RowSource:
+    """Return the rows of a table.
+
+    Parameters
+    ----------
+    name
+        The table's, for messages.
+    table
+        An array (rows, dim); one that is mapped from a file, or any view of it, is read from the
+        file. The path of a file, and behind a colon what in it is meant; the only array or column
+        with two dimensions is found by itself. Or an object with a shape and slicing, as datasets
+        of h5py are.
 
     Raises
     ------
     InputError
         Names the table or the file and what is wrong with it.
+    MissingExtraError
+        What reads that kind of file is not installed.
     """
     refuse_masked(f"table {name!r}", table)
     if isinstance(table, np.ndarray):
@@ -115,10 +86,21 @@ def open_rows(name: str, table: str | os.PathLike[str] | NDArray[np.generic]) ->
             return ArrayRows(f"table {name!r}", table)
         return MappedRows(f"table {name!r}", table, place)
     if isinstance(table, (str, os.PathLike)):
-        path = Path(table)
-        if path.suffix != ".npy":
-            raise InputError(f"table {name!r}: {path} is not a .npy file, nor an array in memory")
-        return NpyRows(path)
+        return _open_file(name, *split(os.fspath(table)))
+    if isinstance(table, Sliced):
+        return SlicedRows(f"table {name!r}", table)
     raise InputError(
-        f"table {name!r}: {type(table).__name__} is neither an array nor the path of a .npy file"
+        f"table {name!r}: {type(table).__name__} is neither an array nor the path of a file, nor "
+        "has it a shape and rows to slice"
     )
+
+
+def _open_file(name: str, path: Path, member: str) -> RowSource:
+    suffix = path.suffix.lower()
+    if path.name.endswith(INDEX_SUFFIX):
+        return open_sharded(path, member)
+    if is_raw(member) and (suffix == _ANY_KIND or suffix not in _OPENERS):
+        return RawRows(path, member)
+    if suffix not in _OPENERS:
+        raise InputError(f"table {name!r}: {path} is of no kind that is read; name {FORMS}")
+    return _OPENERS[suffix](path, member)

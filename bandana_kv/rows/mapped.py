@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from bandana_kv.rows.positioned import PositionedFile, Run
 from bandana_kv.rows.table import RowSource
 
-__all__ = ["FilePlace", "MappedRows", "place_of"]
+__all__ = ["FilePlace", "MappedRows", "bounds", "place_of"]
 
 _MAPS = Path("/proc/self/maps")
 # Numbers of a row that lie apart: read with what lies between them, up to so many times a row.
@@ -64,9 +64,12 @@ def _areas() -> Iterator[_Area]:
         )
 
 
-def place_of(array: NDArray[np.generic]) -> FilePlace | None:
-    """Return where in a file an array lies; None: not in one, or it may differ from the file."""
-    first, end = _bounds(array)
+def place_of(array: NDArray[Any], *, private: bool = False) -> FilePlace | None:
+    """Return where in a file an array lies; None: not in one, or it may differ from the file.
+
+    With `private`, what this process alone maps counts too: nobody has written to it.
+    """
+    first, end = bounds(array)
     try:
         areas = list(_areas())
     except OSError:
@@ -81,12 +84,13 @@ def place_of(array: NDArray[np.generic]) -> FilePlace | None:
             break
         covered = other.end
     # What is private to the process may have been changed in memory alone.
-    if covered < end or not area.shared or not _is_still(area):
+    apart = not (area.shared or private)
+    if covered < end or apart or not _is_still(area):
         return None
     return FilePlace(Path(area.path), array.ctypes.data - area.first + area.offset)
 
 
-def _bounds(array: NDArray[np.generic]) -> tuple[int, int]:
+def bounds(array: NDArray[np.generic]) -> tuple[int, int]:
     """Return the first byte of an array, and the one behind its last."""
     reach = [
         (count - 1) * step for count, step in zip(array.shape, array.strides, strict=True) if count

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from io import BufferedReader
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numba import types
@@ -15,10 +17,11 @@ from numpy.typing import NDArray
 
 from bandana_kv.errors import InputError, ThreadError
 from bandana_kv.kernels.compile import copy_bytes, kernel, signed
+from bandana_kv.rows.table import RowSource
 from bandana_kv.system.permission import check_permission
 from bandana_kv.system.threads import threads_named
 
-__all__ = ["PositionedFile", "Run"]
+__all__ = ["PositionedFile", "Run", "RunRows", "opened"]
 
 # In the order of a placement rows lie anywhere in the file, so reading a file larger than
 # DRAM is random reads: threads give the device a queue.
@@ -82,12 +85,29 @@ def _pread_pieces(
     return -1
 
 
+def opened(path: Path) -> BufferedReader:
+    """Open a file to read.
+
+    Raises
+    ------
+    InputError
+        It cannot be opened.
+    """
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        check_permission(error, path)
+        raise InputError(f"{path}: cannot be opened ({error.strerror})") from error
+
+
 class PositionedFile:
     """A file that pieces are read from.
 
     Parameters
     ----------
     path
+    file
+        An open one, which is closed with this; by default the one at `path`.
 
     Raises
     ------
@@ -95,12 +115,8 @@ class PositionedFile:
         It cannot be opened.
     """
 
-    def __init__(self, path: Path) -> None:
-        try:
-            self.file = open(path, "rb")  # noqa: SIM115 - closed by close()
-        except OSError as error:
-            check_permission(error, path)
-            raise InputError(f"{path}: cannot be opened ({error.strerror})") from error
+    def __init__(self, path: Path | str, file: IO[bytes] | None = None) -> None:
+        self.file = opened(Path(path)) if file is None else file
         self._path = path
         self._pool = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="bandana-kv-load")
 
@@ -138,7 +154,69 @@ class PositionedFile:
             self._pool.shutdown(cancel_futures=True)
             raise
 
+    @contextlib.contextmanager
+    def closed_on_error(self) -> Iterator[None]:
+        """Close it if what is done meanwhile fails."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
     def close(self) -> None:
         """Close it."""
         self._pool.shutdown()
         self.file.close()
+
+
+class RunRows(RowSource):
+    """Rows that lie in a file one after another; resident memory does not grow with the file.
+
+    Parameters
+    ----------
+    name
+        As messages name them.
+    file
+        Closed with this, and where it is refused.
+    first_byte
+        Where the first row begins.
+    shape, dtype
+
+    Raises
+    ------
+    InputError
+        Not two-dimensional, empty, or not numeric; the file ends before the last row.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        file: PositionedFile,
+        first_byte: int,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+    ) -> None:
+        self._file = file
+        with file.closed_on_error():
+            self._describe(name, shape, dtype)
+            need = first_byte + self.rows * self.row_bytes
+            if file.size_bytes < need:
+                raise InputError(
+                    f"{name}: truncated: {file.size_bytes} bytes, its header promises {need}; "
+                    "copy it again"
+                )
+        self._run = Run(first_byte, self.row_bytes, self.row_bytes)
+
+    def gather(self, ids: NDArray[np.integer], out: NDArray[np.uint8]) -> None:
+        """Copy the rows of `ids` (n,) into `out`, uint8 (n, row_bytes).
+
+        Raises
+        ------
+        InputError
+            The file became shorter, or the device failed, while it was read.
+        """
+        self._file.gather(self._run, ids, out)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

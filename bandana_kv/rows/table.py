@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv.errors import InputError
 
-__all__ = ["RowSource"]
+__all__ = ["BFLOAT16", "RowSource"]
+
+BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+"""The upper half of float32, which numpy itself has not."""
 
 _KINDS = "biufc"
 
@@ -29,7 +33,8 @@ class RowSource(ABC):
 
     rows: int
     dim: int
-    dtype: np.dtype[np.generic]
+    dtype: np.dtype[Any]
+    _keys: NDArray[Any] | None = None
 
     @abstractmethod
     def gather(self, ids: NDArray[np.integer], out: NDArray[np.uint8]) -> None:
@@ -38,8 +43,25 @@ class RowSource(ABC):
     def close(self) -> None:  # noqa: B027 - most sources hold nothing open
         """Release what is held open."""
 
-    def _describe(self, name: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
-        if dtype.hasobject or dtype.kind not in _KINDS:
+    @property
+    def keys(self) -> NDArray[Any] | None:
+        """What users call the rows, (rows,): int64, uint64, or objects, str or bytes.
+
+        None: they have no keys. Read when it is first asked for.
+        """
+        if self._keys is None:
+            self._keys = self._read_keys()
+        return self._keys
+
+    @keys.setter
+    def keys(self, keys: NDArray[Any] | None) -> None:
+        self._keys = keys
+
+    def _read_keys(self) -> NDArray[Any] | None:
+        return None
+
+    def _describe(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        if dtype.hasobject or (dtype.kind not in _KINDS and dtype != BFLOAT16):
             raise InputError(f"{name}: dtype {dtype} is not numeric; tables hold numbers")
         if len(shape) != 2:
             raise InputError(f"{name}: shape {shape} is not (rows, dim); reshape it")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 __all__ = ["TableHandle"]
 
@@ -14,8 +14,16 @@ class _Store(Protocol):
     """What a handle asks of :class:`EmbeddingStore`."""
 
     def multi_get(
-        self, table: str, ids: ArrayLike, *, out: NDArray[Any] | None = None
-    ) -> NDArray[Any]: ...
+        self,
+        table: str,
+        ids: ArrayLike,
+        *,
+        out: NDArray[Any] | None = None,
+        dtype: DTypeLike | None = None,
+        missing: Any = "error",
+    ) -> Any: ...
+
+    def multi_get_raw(self, table: str, ids: ArrayLike) -> NDArray[np.uint8]: ...
 
     def get(self, table: str, id: int) -> NDArray[Any]: ...
 
@@ -44,9 +52,20 @@ class TableHandle:
         self.store = store
         self.name = name
 
-    def multi_get(self, ids: ArrayLike, *, out: NDArray[Any] | None = None) -> NDArray[Any]:
+    def multi_get(
+        self,
+        ids: ArrayLike,
+        *,
+        out: NDArray[Any] | None = None,
+        dtype: DTypeLike | None = None,
+        missing: Any = "error",
+    ) -> Any:
         """Return rows as :meth:`EmbeddingStore.multi_get` does."""
-        return self.store.multi_get(self.name, ids, out=out)
+        return self.store.multi_get(self.name, ids, out=out, dtype=dtype, missing=missing)
+
+    def multi_get_raw(self, ids: ArrayLike) -> NDArray[np.uint8]:
+        """Return rows as :meth:`EmbeddingStore.multi_get_raw` does."""
+        return self.store.multi_get_raw(self.name, ids)
 
     def get(self, id: int) -> NDArray[Any]:
         """Return the row of one id: (dim,)."""

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numba
 import numpy as np
+from numpy.typing import NDArray
 
 from bandana_kv.kernels.addresses import words_at
-from bandana_kv.kernels.compile import brief, kernel
+from bandana_kv.kernels.compile import brief, entry, kernel
 from bandana_kv.kernels.gil import give_gil_away, take_gil_back
 from bandana_kv.serve.answer import read_missed
 from bandana_kv.serve.inflight import WORDS as FLIGHT_WORDS
@@ -21,7 +27,12 @@ from bandana_kv.serve.words import (
     scratch_words,
 )
 
-__all__ = ["ask_few", "ask_many"]
+__all__ = ["ask_few", "ask_few_of", "ask_many"]
+
+types: Any = numba.types
+
+Ids = NDArray[np.integer[Any]]
+Rows = NDArray[np.uint8]
 
 
 @kernel
@@ -72,6 +83,14 @@ def ask_few(
         scratch[STATE] = _read(table, scratch, out, engine_at)
         take_gil_back(held)
     return missed if scratch[STATE] else 0
+
+
+@functools.cache
+def ask_few_of(dtype: np.dtype[Any]) -> Callable[[int, int, Ids, Rows, int, int], int]:
+    """Return :func:`ask_few` for ids of int64 or int32 alone."""
+    word = types.int64
+    ids = word[::1] if dtype == np.int64 else types.int32[::1]
+    return entry(ask_few, (word, word, ids, types.uint8[:, ::1], word, word))
 
 
 @kernel

@@ -16,6 +16,7 @@ from bandana_kv import adapters
 from bandana_kv.cache.allocation import allocate
 from bandana_kv.cache.policy import Policy
 from bandana_kv.cache.state import capacity_for
+from bandana_kv.codecs import codec_named
 from bandana_kv.disk import manifest
 from bandana_kv.disk.arrays import map_array
 from bandana_kv.disk.block_map import read_block_map
@@ -24,6 +25,7 @@ from bandana_kv.disk.retention import hold_current, hold_version
 from bandana_kv.errors import AdapterError, BandanaError, FormatError, InputError
 from bandana_kv.kernels.bitpack import unpack, words_for
 from bandana_kv.kernels.layout import Layout
+from bandana_kv.keys import KeyIndex
 from bandana_kv.rows.source import Source, check_tables
 from bandana_kv.serve.counters import Totals
 from bandana_kv.serve.failsafe import FailSafe
@@ -217,7 +219,7 @@ def _serve(
     cache_bytes: int,
 ) -> ServedTable:
     dtype = np.dtype(entry.dtype)
-    row_bytes = entry.dim * dtype.itemsize
+    row_bytes = entry.row_bytes
     stored = StoredTable(
         name,
         engines[_key_of(entry)].newest,
@@ -245,10 +247,26 @@ def _serve(
         policy,
         fail_safe=FailSafe(name, options.source),
         coalesce=options.coalesce,
+        codec=codec_named(entry.codec) if entry.codec else None,
+        keys=_keys(options.root, entry),
         in_flight=engines[_key_of(entry)].in_flight,
     )
     options.totals.follow(name, served.counts, served)
     return served
+
+
+def _keys(root: Path, entry: manifest.Table) -> KeyIndex | None:
+    """Map the ids of keys, where a table has them; they lie with its blocks, whoever placed it."""
+    if not entry.keys:
+        return None
+    path = manifest.table_file(root, entry.segment, entry.space, "keys")
+    index = KeyIndex.open(path)
+    if index.kind != entry.keys or index.keys != entry.rows:
+        raise FormatError(
+            f"{path}: has {index.keys} keys of {index.kind}, where the table has {entry.rows} of "
+            f"{entry.keys}; load the table again"
+        )
+    return index
 
 
 def _index(root: Path, entry: manifest.Table) -> NDArray[np.uint64]:
@@ -308,16 +326,13 @@ def _shares(
 
 def _shared_out(tables: Mapping[str, manifest.Table], total: int) -> dict[str, int]:
     """Share DRAM by the bytes that were looked up; among simulated tables, by what it saves."""
-    used = {
-        name: table.looked_up_rows * table.dim * np.dtype(table.dtype).itemsize
-        for name, table in tables.items()
-    }
+    used = {name: table.looked_up_rows * table.row_bytes for name, table in tables.items()}
     everything = max(1, sum(used.values()))
     shares = {name: total * part // everything for name, part in used.items()}
     curves = {
         name: curve
         for name, table in tables.items()
-        if (curve := table.plan.curve(table.dim * np.dtype(table.dtype).itemsize, table.rows))
+        if (curve := table.plan.curve(table.row_bytes, table.rows))
     }
     if len(curves) < 2:
         return shares

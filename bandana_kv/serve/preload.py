@@ -13,6 +13,7 @@ from typing import Any
 
 import numba
 
+from bandana_kv.codecs import halves, int4_rowwise, int8_rowwise
 from bandana_kv.disk import blocks
 from bandana_kv.serve import answer, inflight, lookup, one_call, pooling, tables, words
 from bandana_kv.system.interrupts import without_interrupts
@@ -50,6 +51,19 @@ _KERNELS: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
     (
         tables._read_and_answer,
         (types.int64[:, ::1], _words, _words, _word, types.int64[:, ::1], _words),
+    ),
+    *(
+        (decode, (raw[:, ::1], types.float32[:, ::1]))
+        for decode, raw in (
+            (halves._few_halves, types.uint16),
+            (halves._many_halves, types.uint16),
+            (halves._few_uppers, types.uint16),
+            (halves._many_uppers, types.uint16),
+            (int8_rowwise._decode_few, types.uint8),
+            (int8_rowwise._decode_many, types.uint8),
+            (int4_rowwise._decode_few, types.uint8),
+            (int4_rowwise._decode_many, types.uint8),
+        )
     ),
     (words.lock_table, (_words, _words)),
     (words.unlock_table, (_words, _words)),

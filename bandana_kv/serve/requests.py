@@ -6,22 +6,37 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from bandana_kv.errors import InputError, TableNotFoundError
 from bandana_kv.kernels.views import refuse_masked
-from bandana_kv.serve.arguments import checked_ids, checked_out, ids_as_given, shaped_ids
+from bandana_kv.serve.addressing import addressed, filler_of, looked_for, plain_ids
+from bandana_kv.serve.arguments import checked_ids, checked_out
+from bandana_kv.serve.forms import answer_into, answers, checked_kind
 
 if TYPE_CHECKING:
     from bandana_kv.serve.failsafe import Deadline
     from bandana_kv.serve.reader import BlockReader
     from bandana_kv.serve.table import ServedTable
+    from bandana_kv.serve.tables import Tables
     from bandana_kv.serve.version import ServedVersion
 
-__all__ = ["Batch", "Note", "named", "rows_of", "rows_of_batch", "rows_of_tables"]
+__all__ = [
+    "Batch",
+    "Note",
+    "named",
+    "raw_rows_of",
+    "rows_of",
+    "rows_of_batch",
+    "rows_of_tables",
+    "rows_or_missing",
+]
 
 Note = Callable[[str, NDArray[np.integer[Any]]], None]
 """Told of each table's ids that were answered, for who records requests."""
+
+Find = Callable[["ServedTable", ArrayLike | None], tuple[NDArray[Any], tuple[int, ...]]]
+"""Ids of what is asked for, and its shape: :func:`addressed`, or :func:`by_number`."""
 
 Answer = NDArray[Any] | list[NDArray[Any]]
 """Rows of several tables: one array, or one for each."""
@@ -51,19 +66,31 @@ def rows_of(
     table: str,
     ids: ArrayLike | None,
     out: NDArray[Any] | None,
+    dtype: DTypeLike | None,
     deadline: Deadline | None,
     note: Note | None,
+    find: Find = addressed,
 ) -> NDArray[Any]:
     """Return rows of one table: of the shape of `ids`, and (dim,) behind it."""
     served = serving.tables.get(table) or named(serving, table)
-    wanted, shape = ids_as_given(table, ids)
+    wanted, shape = find(served, ids)
     count = wanted.size
-    if out is None:
+    straight = served.codec is None and dtype is None
+    if straight and out is None:
         flat = np.empty((count, served.row_bytes), np.uint8)
-    else:
+    elif straight and getattr(out, "dtype", None) is served.dtype:
         flat = checked_out((*shape, served.dim), served.dtype, out).view(np.uint8)
         if len(shape) != 1:
             flat = flat.reshape(count, served.row_bytes)
+    else:
+        target = _target(served, shape, out, dtype)
+        raw = np.empty((count, served.row_bytes), np.uint8)
+        if count:
+            served.multi_get(reader, wanted, raw, deadline)
+            if note is not None:
+                note(table, wanted)
+            answer_into(served, raw, target.reshape(count, served.dim))
+        return target
     if count:
         served.multi_get(reader, wanted, flat, deadline)
         if note is not None:
@@ -72,6 +99,75 @@ def rows_of(
         return out
     answer = flat.view(served.dtype)
     return answer if len(shape) == 1 else answer.reshape(*shape, served.dim)
+
+
+def rows_or_missing(
+    serving: ServedVersion,
+    reader: BlockReader,
+    table: str,
+    ids: ArrayLike | None,
+    missing: object,
+    out: NDArray[Any] | None,
+    dtype: DTypeLike | None,
+    deadline: Deadline | None,
+    note: Note | None,
+) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Return rows of one table, others where it has none; with ``"mask"`` also which it has."""
+    served = serving.tables.get(table) or named(serving, table)
+    filler = filler_of(served, missing)
+    wanted, shape = looked_for(served, ids)
+    there = wanted >= 0
+    target = _target(served, shape, out, dtype)
+    rows = target.reshape(wanted.size, served.dim)
+    if not there.all():
+        rows[~there] = 0 if filler is None else filler
+        wanted = wanted[there]
+    if wanted.size:
+        raw = np.empty((wanted.size, served.row_bytes), np.uint8)
+        served.multi_get(reader, wanted, raw, deadline)
+        if note is not None:
+            note(table, wanted)
+        if there.all():
+            answer_into(served, raw, rows)
+        else:
+            found = np.empty((wanted.size, served.dim), target.dtype)
+            answer_into(served, raw, found)
+            rows[there] = found
+    return (
+        (target, there.reshape(shape)) if isinstance(missing, str) and missing == "mask" else target
+    )
+
+
+def _target(
+    served: ServedTable, shape: tuple[int, ...], out: NDArray[Any] | None, dtype: DTypeLike | None
+) -> NDArray[Any]:
+    """Return where rows go that are answered otherwise than they are stored."""
+    if dtype is not None:
+        kind = checked_kind(served, dtype)
+    elif isinstance(out, np.ndarray) and answers(served, out.dtype):
+        kind = out.dtype
+    else:
+        kind = served.dtype
+    return checked_out((*shape, served.dim), kind, out)
+
+
+def raw_rows_of(
+    serving: ServedVersion,
+    reader: BlockReader,
+    table: str,
+    ids: ArrayLike | None,
+    deadline: Deadline | None,
+    note: Note | None,
+) -> NDArray[np.uint8]:
+    """Return rows of one table as they are stored: of the shape of `ids`, and (row_bytes,)."""
+    served = serving.tables.get(table) or named(serving, table)
+    wanted, shape = addressed(served, ids)
+    raw = np.empty((wanted.size, served.row_bytes), np.uint8)
+    if wanted.size:
+        served.multi_get(reader, wanted, raw, deadline)
+        if note is not None:
+            note(table, wanted)
+    return raw.reshape(*shape, served.row_bytes)
 
 
 def rows_of_tables(
@@ -85,15 +181,15 @@ def rows_of_tables(
     tables = [named(serving, name) for name in wanted]
     if len(tables) < 2:
         return {
-            name: rows_of(serving, reader, name, ids, None, deadline, note)
+            name: rows_of(serving, reader, name, ids, None, None, deadline, note)
             for name, ids in wanted.items()
         }
-    shaped = [shaped_ids(name, given) for name, given in wanted.items()]
+    shaped = [plain_ids(table, given) for table, given in zip(tables, wanted.values(), strict=True)]
     ids = [flat for flat, _ in shaped]
     offsets = np.zeros(len(ids) + 1, np.int64)
     np.cumsum([each.size for each in ids], out=offsets[1:])
     rows, parts = _room(tables, offsets)
-    joined = np.concatenate(ids)
+    joined = np.concatenate(ids).astype(np.int64, copy=False)
     together = serving.together(tuple(wanted))
     together.multi_get(reader, joined, offsets, rows.ctypes.data + parts, deadline)
     if note is not None:
@@ -118,7 +214,11 @@ def _room(
 
 def _part(rows: NDArray[np.uint8], first: int, count: int, table: ServedTable) -> NDArray[Any]:
     part = rows[first : first + count * table.row_bytes]
-    return part.view(table.dtype).reshape(count, table.dim)
+    if table.codec is None:
+        return part.view(table.dtype).reshape(count, table.dim)
+    answer = np.empty((count, table.dim), table.dtype)
+    answer_into(table, part.reshape(count, table.row_bytes), answer)
+    return answer
 
 
 def rows_of_batch(
@@ -135,8 +235,9 @@ def rows_of_batch(
     for name in names:
         named(serving, name)
     together = serving.together(names)
-    wanted = checked_ids(names[0], ids)
     refuse_masked("offsets", offsets)
+    keyed = any(table.keys is not None for table in together.tables)
+    wanted = np.asarray(ids) if keyed else checked_ids(names[0], ids)
     edges = np.ascontiguousarray(offsets, np.int64)
     if edges.shape != (len(names) + 1,) or edges[0] or edges[-1] != wanted.size:
         raise InputError(
@@ -144,34 +245,85 @@ def rows_of_batch(
         )
     if (edges[1:] < edges[:-1]).any():
         raise InputError(f"offsets must not fall: {offsets!r}")
-    tables = together.tables
-    answer: NDArray[Any] | list[NDArray[Any]]
-    if out is None and together.alike:
-        flat = np.empty((wanted.size, tables[0].row_bytes), np.uint8)
-        answer = flat.view(tables[0].dtype)
-        addresses = flat.ctypes.data + edges[:-1] * tables[0].row_bytes
-    elif out is None:
-        rows, parts = _room(tables, edges)
-        addresses = rows.ctypes.data + parts
-        counts = np.diff(edges).tolist()
-        answer = [
-            _part(rows, int(at), count, table)
-            for at, count, table in zip(parts, counts, tables, strict=True)
-        ]
-    elif isinstance(out, np.ndarray):
-        if not together.alike:
-            raise InputError("these tables have rows of several kinds: give an out for each")
-        answer = checked_out((wanted.size, tables[0].dim), tables[0].dtype, out)
-        addresses = answer.ctypes.data + edges[:-1] * tables[0].row_bytes
+    if keyed:
+        parts = zip(together.tables, edges[:-1], edges[1:], strict=True)
+        each = [plain_ids(table, wanted[low:high])[0] for table, low, high in parts]
+        wanted = np.concatenate(each).astype(np.int64, copy=False)
+    if any(table.codec is not None for table in together.tables):
+        answer = _batch_decoded(together, reader, wanted, edges, out, deadline)
     else:
-        shapes = zip(np.diff(edges).tolist(), tables, out, strict=True)
-        answer = [checked_out((count, t.dim), t.dtype, each) for count, t, each in shapes]
-        addresses = np.array([each.ctypes.data for each in answer], np.int64)
-    together.multi_get(reader, wanted, edges, addresses, deadline)
+        answer, addresses = _room_of_batch(together, edges, out)
+        together.multi_get(reader, wanted, edges, addresses, deadline)
     if note is not None:
         for name, low, high in zip(names, edges[:-1], edges[1:], strict=True):
             if high > low:
                 note(name, wanted[low:high])
+    return answer
+
+
+def _room_of_batch(
+    together: Tables, edges: NDArray[np.int64], out: NDArray[Any] | Sequence[NDArray[Any]] | None
+) -> tuple[Answer, NDArray[np.int64]]:
+    """Return the answer, to be filled, and where in memory the rows of each table go."""
+    tables, count = together.tables, int(edges[-1])
+    if out is None and together.alike:
+        flat = np.empty((count, tables[0].row_bytes), np.uint8)
+        at = flat.ctypes.data + edges[:-1] * tables[0].row_bytes
+        return flat.view(tables[0].dtype), at
+    if out is None:
+        rows, parts = _room(tables, edges)
+        return _parts(rows, parts, edges, tables), rows.ctypes.data + parts
+    answer = _checked_outs(together, edges, out)
+    if isinstance(answer, np.ndarray):
+        return answer, answer.ctypes.data + edges[:-1] * tables[0].row_bytes
+    return answer, np.array([each.ctypes.data for each in answer], np.int64)
+
+
+def _parts(
+    rows: NDArray[np.uint8],
+    parts: NDArray[np.int64],
+    edges: NDArray[np.int64],
+    tables: Sequence[ServedTable],
+) -> list[NDArray[Any]]:
+    counts = np.diff(edges).tolist()
+    return [
+        _part(rows, int(at), count, table)
+        for at, count, table in zip(parts, counts, tables, strict=True)
+    ]
+
+
+def _checked_outs(
+    together: Tables, edges: NDArray[np.int64], out: NDArray[Any] | Sequence[NDArray[Any]]
+) -> Answer:
+    """Return where a caller wants rows: one array where all are alike, or one a table."""
+    tables = together.tables
+    if isinstance(out, np.ndarray):
+        if not together.alike:
+            raise InputError("these tables have rows of several kinds: give an out for each")
+        return checked_out((int(edges[-1]), tables[0].dim), tables[0].dtype, out)
+    shapes = zip(np.diff(edges).tolist(), tables, out, strict=True)
+    return [checked_out((count, t.dim), t.dtype, each) for count, t, each in shapes]
+
+
+def _batch_decoded(
+    together: Tables,
+    reader: BlockReader,
+    ids: NDArray[np.int64],
+    edges: NDArray[np.int64],
+    out: NDArray[Any] | Sequence[NDArray[Any]] | None,
+    deadline: Deadline | None,
+) -> Answer:
+    """Return rows of tables of which some are stored otherwise than they are answered."""
+    answer = None if out is None else _checked_outs(together, edges, out)
+    rows, parts = _room(together.tables, edges)
+    together.multi_get(reader, ids, edges, rows.ctypes.data + parts, deadline)
+    decoded = _parts(rows, parts, edges, together.tables)
+    if answer is None:
+        return np.concatenate(decoded) if together.alike else decoded
+    if isinstance(answer, np.ndarray):
+        return np.concatenate(decoded, out=answer)
+    for each, part in zip(answer, decoded, strict=True):
+        each[...] = part
     return answer
 
 

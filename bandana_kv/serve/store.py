@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from bandana_kv.cache.policy import Policy, asked_policy
 from bandana_kv.device.advice import DEFAULT_DEPTH, depth_of, given_profile
@@ -24,23 +24,32 @@ from bandana_kv.logs.recording.recorder import Counted, Recorder
 from bandana_kv.metrics import Metric
 from bandana_kv.progress import Progress
 from bandana_kv.rows.source import Source, source_of
+from bandana_kv.serve.addressing import addressed, by_number, keys_as_array, plain_ids
 from bandana_kv.serve.arguments import (
     check_update_ids,
     checked_ids,
     checked_numbers,
     checked_out,
-    shaped_ids,
 )
 from bandana_kv.serve.current import Current
 from bandana_kv.serve.failsafe import Deadline, checked_deadline
+from bandana_kv.serve.forms import answer_into, raw_of
 from bandana_kv.serve.handle import TableHandle
 from bandana_kv.serve.metrics import Wear, metrics_of
 from bandana_kv.serve.opener import Options
-from bandana_kv.serve.pooling import Mode, bags_of, pool
+from bandana_kv.serve.pooling import Bags, Mode, bags_of, pool
 from bandana_kv.serve.preload import load_kernels
 from bandana_kv.serve.reader import BlockReader
 from bandana_kv.serve.replacement import Change, PlacedAnew
-from bandana_kv.serve.requests import Batch, named, rows_of, rows_of_batch, rows_of_tables
+from bandana_kv.serve.requests import (
+    Batch,
+    named,
+    raw_rows_of,
+    rows_of,
+    rows_of_batch,
+    rows_of_tables,
+    rows_or_missing,
+)
 from bandana_kv.serve.table import ServedTable
 from bandana_kv.serve.version import ServedVersion
 from bandana_kv.serve.watcher import Watcher
@@ -66,6 +75,9 @@ Fallback = Callable[[str, NDArray[np.int64]], NDArray[Any]]
 
 
 T = TypeVar("T")
+
+
+_ERROR = "error"
 
 
 class EmbeddingStore:
@@ -226,12 +238,12 @@ class EmbeddingStore:
         serving = self._enter()
         try:
             served = named(serving, table)
-            asked = checked_ids(table, ids)
+            asked = checked_ids(table, ids) if served.keys is None else plain_ids(served, ids)[0]
             check_update_ids(table, served.stored.rows, asked)
             wanted = asked.astype(np.uint32)
             numbers = checked_numbers(table, asked, served.dim, served.dtype, rows)
             if wanted.size:
-                new = numbers.view(np.uint8).reshape(wanted.size, served.stored.row_bytes)
+                new = raw_of(served, asked, numbers)
                 updates.update(served, wanted, new)
                 updates.flush_if_full(serving, self._inside, self._reader)
         finally:
@@ -397,8 +409,25 @@ class EmbeddingStore:
 
     @overload
     def multi_get(
-        self, table: str, ids: ArrayLike, *, out: NDArray[Any] | None = None
+        self,
+        table: str,
+        ids: ArrayLike,
+        *,
+        out: NDArray[Any] | None = None,
+        dtype: DTypeLike | None = None,
+        missing: Literal["error", "zeros"] | NDArray[Any] | Sequence[float] = "error",
     ) -> NDArray[Any]: ...
+
+    @overload
+    def multi_get(
+        self,
+        table: str,
+        ids: ArrayLike,
+        *,
+        out: NDArray[Any] | None = None,
+        dtype: DTypeLike | None = None,
+        missing: Literal["mask"],
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]: ...
 
     @overload
     def multi_get(self, table: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]: ...
@@ -409,7 +438,9 @@ class EmbeddingStore:
         ids: ArrayLike | None = None,
         *,
         out: NDArray[Any] | None = None,
-    ) -> NDArray[Any] | dict[str, NDArray[Any]]:
+        dtype: DTypeLike | None = None,
+        missing: str | NDArray[Any] | Sequence[float] = "error",
+    ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.bool_]] | dict[str, NDArray[Any]]:
         """Return rows, in the order of `ids`, repeats included.
 
         Parameters
@@ -417,21 +448,32 @@ class EmbeddingStore:
         table
             Name of the table; or ids by table name, and no `ids`.
         ids
-            Integers of any shape; an empty list is fine.
+            Integers of any shape, an empty list is fine; or keys, of a table that was loaded with
+            them: integers, str or bytes.
         out
-            Where to put the rows: ``ids.shape + (dim,)``, the table's dtype, C-contiguous.
+            Where to put the rows: ``ids.shape + (dim,)``, C-contiguous, of the table's dtype or
+            another that `dtype` may be.
+        dtype
+            In which dtype to answer: the table's, or of a table of floats float32 or float16;
+            by default that of `out`, or the table's.
+        missing
+            What to answer for ids beyond the table, -1 among them, or keys that it has not:
+            ``"error"``; ``"zeros"``; a row (dim,); or ``"mask"``: zeros, and besides the rows which
+            of them are there.
 
         Returns
         -------
         ndarray or dict of ndarray
-            ``ids.shape + (dim,)``, the table's dtype; by table name where ids were given so.
+            ``ids.shape + (dim,)``, the table's dtype; by table name where ids were given so. With
+            ``missing="mask"`` also booleans, ``ids.shape``.
 
         Raises
         ------
         TableNotFoundError
             Names the tables there are.
         IdError
-            An id is out of range, negative, or not an integer; nothing was read.
+            An id is out of range, negative, or not an integer, or a key is not in the table;
+            nothing was read.
         InputError
             `ids` or `out` has another shape or type, or the store is closed.
         BlockCorruptError, BlockMissingError, AdapterError
@@ -450,13 +492,80 @@ class EmbeddingStore:
         deadline = None if self._deadline_ms is None else Deadline.after(self._deadline_ms)
         serving = self._enter()
         try:
+            error = missing is _ERROR or (isinstance(missing, str) and missing == _ERROR)
+            if isinstance(table, str) and not error:
+                return rows_or_missing(
+                    serving, self._reader, table, ids, missing, out, dtype, deadline, self._note
+                )
             if isinstance(table, str):
-                return rows_of(serving, self._reader, table, ids, out, deadline, self._note)
-            if not isinstance(table, Mapping) or ids is not None or out is not None:
+                return rows_of(serving, self._reader, table, ids, out, dtype, deadline, self._note)
+            others = ids is not None or out is not None or dtype is not None or not error
+            if not isinstance(table, Mapping) or others:
                 raise InputError(
                     "give a table's name and ids, or ids by table name and nothing else"
                 )
             return rows_of_tables(serving, self._reader, table, deadline, self._note)
+        finally:
+            # By a single step: Ctrl-C at the beginning of a function would leave it inside.
+            serving.inside.pop()
+            if serving.retired:
+                serving.close_if_empty()
+
+    def rows_at(
+        self, table: str, ids: ArrayLike, *, out: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """Return rows by their numbers from 0, also of a table that is asked by keys.
+
+        Everything else is as with :meth:`multi_get`.
+        """
+        deadline = None if self._deadline_ms is None else Deadline.after(self._deadline_ms)
+        serving = self._enter()
+        try:
+            return rows_of(
+                serving, self._reader, table, ids, out, None, deadline, self._note, by_number
+            )
+        finally:
+            # By a single step: Ctrl-C at the beginning of a function would leave it inside.
+            serving.inside.pop()
+            if serving.retired:
+                serving.close_if_empty()
+
+    def keys(self, table: str) -> NDArray[Any] | None:
+        """Return the keys of a table's rows in their order; None: it is asked by ids.
+
+        int64 or uint64 (rows,); of text and bytes the 128 bits that stand for them, uint64
+        (rows, 2). Cost: a pass over the index of keys.
+
+        Raises
+        ------
+        TableNotFoundError, FormatError
+            As :meth:`multi_get`; or the index is damaged.
+        """
+        index = self._served(table).keys
+        return None if index is None else index.keys_in_order()
+
+    def multi_get_raw(self, table: str, ids: ArrayLike) -> NDArray[np.uint8]:
+        """Return rows as they are stored: with :func:`bandana_kv.load`'s `store_as`, encoded.
+
+        Parameters
+        ----------
+        table, ids
+            As :meth:`multi_get` takes them.
+
+        Returns
+        -------
+        ndarray
+            uint8, ``ids.shape + (row_bytes,)``; what the bytes are, `bandana_kv.codecs` says.
+
+        Raises
+        ------
+        InputError, TableNotFoundError, IdError, BlockCorruptError, AdapterError, DeadlineError
+            As :meth:`multi_get`. Cost: as there.
+        """
+        deadline = None if self._deadline_ms is None else Deadline.after(self._deadline_ms)
+        serving = self._enter()
+        try:
+            return raw_rows_of(serving, self._reader, table, ids, deadline, self._note)
         finally:
             # By a single step: Ctrl-C at the beginning of a function would leave it inside.
             serving.inside.pop()
@@ -568,7 +677,7 @@ class EmbeddingStore:
         if isinstance(table, str):
             if ids is None:
                 raise InputError(f"table {table!r}: no ids given")
-            bags = bags_of(table, ids, offsets, self.shape(table)[0], **how)
+            bags = self._bags(table, ids, offsets, how)
             return pool(self.multi_get(table, bags.ids), bags, mode, out)
         if not isinstance(table, Mapping) or ids is not None or offsets is not None:
             raise InputError(
@@ -576,11 +685,18 @@ class EmbeddingStore:
             )
         if out is not None or per_sample_weights is not None:
             raise InputError("out and per_sample_weights go with one table")
-        several = {
-            name: bags_of(name, *each, self.shape(name)[0], **how) for name, each in table.items()
-        }
+        several = {name: self._bags(name, *each, how) for name, each in table.items()}
         rows = self.multi_get({name: bags.ids for name, bags in several.items()})
         return {name: pool(rows[name], bags, mode, None) for name, bags in several.items()}
+
+    def _bags(
+        self, table: str, ids: ArrayLike, offsets: ArrayLike | None, how: dict[str, Any]
+    ) -> Bags:
+        served = self._served(table)
+        if served.keys is None:
+            return bags_of(table, ids, offsets, served.stored.rows, **how)
+        # A negative `padding_idx` counts from nothing: it is a key.
+        return bags_of(table, keys_as_array(ids), offsets, 0, **how)
 
     def _note(self, table: str, ids: NDArray[np.integer[Any]]) -> None:
         """Record a request that was answered, if requests are recorded."""
@@ -680,7 +796,7 @@ class EmbeddingStore:
         serving, ours = self._enter(), True
         try:
             served = named(serving, table)
-            wanted, shape = shaped_ids(table, ids)
+            wanted, shape = addressed(served, ids)
             if out is not None:
                 checked_out((*shape, served.dim), served.dtype, out)
             flat = np.empty((wanted.size, served.row_bytes), np.uint8)
@@ -693,11 +809,9 @@ class EmbeddingStore:
                 serving.leave()
         if wanted.size:
             self._note(table, wanted)
-        rows = flat.view(served.dtype).reshape(*shape, served.dim)
-        if out is None:
-            return rows
-        out[...] = rows
-        return out
+        rows = np.empty((*shape, served.dim), served.dtype) if out is None else out
+        answer_into(served, flat, rows.reshape(wanted.size, served.dim))
+        return rows
 
     async def _read_elsewhere(
         self,
@@ -764,7 +878,7 @@ class EmbeddingStore:
 
         try:
             served = named(serving, table)
-            wanted, _ = shaped_ids(table, ids)
+            wanted, _ = plain_ids(served, ids)
             if not wanted.size or not served.prefetch(self._reader, wanted, leave):
                 leave()
         except BaseException:

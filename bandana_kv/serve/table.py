@@ -29,6 +29,7 @@ from bandana_kv.serve import answer, lookup, one_call, words
 from bandana_kv.serve.ahead import ReadAhead
 from bandana_kv.serve.counters import Counts
 from bandana_kv.serve.failsafe import Deadline, FailSafe
+from bandana_kv.serve.forms import raw_of
 from bandana_kv.serve.inflight import InFlight
 from bandana_kv.serve.late import LateReads
 from bandana_kv.serve.overlay import Overlay, blocks_with, positions_of_ids
@@ -40,6 +41,8 @@ from bandana_kv.system.interrupts import without_interrupts
 
 if TYPE_CHECKING:
     from bandana_kv.adapters.contract import Adapter
+    from bandana_kv.codecs import Codec
+    from bandana_kv.keys import KeyIndex
 
 __all__ = ["ServedTable"]
 
@@ -47,9 +50,10 @@ __all__ = ["ServedTable"]
 # Blocks that a flush writes with one commit: 4 MiB.
 _FLUSHED_AT_ONCE = 1024
 
-# Requests of so many ids keep the GIL while DRAM is looked at; from there on giving it away pays
-# with two threads and more, and costs little with one.
-_FEW_IDS = 100
+# Requests of so many ids, and bytes, keep the GIL while DRAM is looked at, some 10 us; from there
+# on giving it away pays with two threads and more, and costs little with one.
+_FEW_IDS, _FEW_BYTES = 512, 1 << 16
+_INT32, _INT64 = np.dtype(np.int32), np.dtype(np.int64)
 # Requests of so many ids use the scratch of others again.
 _POOLED_IDS = 2048
 _LINE_BYTES = 64
@@ -88,7 +92,7 @@ class ServedTable:
     stored
         Where the blocks lie.
     dtype, dim
-        Of the rows.
+        Of the rows as they are answered.
     index
         The position of each id, packed (:mod:`bandana_kv.kernels.bitpack`); read-only.
     layout
@@ -103,10 +107,14 @@ class ServedTable:
         Read a block once for a request; False reads one block per distinct missed row.
     in_flight
         The blocks that are being read of the table's engine.
+    codec
+        How rows are stored; None: as they are answered.
+    keys
+        The ids of keys, where callers ask by those.
 
     Attributes
     ----------
-    stored, dtype, dim, capacity_rows, policy
+    stored, dtype, dim, codec, keys, capacity_rows, policy
         As given.
     counts : Counts
         What it has counted.
@@ -128,9 +136,13 @@ class ServedTable:
         fail_safe: FailSafe,
         coalesce: bool,
         in_flight: InFlight,
+        codec: Codec | None = None,
+        keys: KeyIndex | None = None,
     ) -> None:
         self.stored = stored
         self.dtype = dtype
+        self.codec = codec
+        self.keys = keys
         self.dim = dim
         self.capacity_rows = capacity_rows
         self.policy = policy
@@ -156,6 +168,9 @@ class ServedTable:
         # What every request needs, at hand.
         self._at: int = self.words.ctypes.data
         self._numbers = self.words.data  # quicker to look at
+        self._few_ids = min(_FEW_IDS, _FEW_BYTES // max(1, stored.row_bytes))
+        self._ask_few = one_call.ask_few_of(_INT64)
+        self._ask_few_halves = one_call.ask_few_of(_INT32)
         self._ahead = ReadAhead(self._table, in_flight, self._serial)
         self._late = LateReads(self._table, in_flight)
         with _tables_lock:
@@ -236,7 +251,7 @@ class ServedTable:
 
         While `warming` none but these rows enter the cache, and nothing is counted.
         """
-        few = ids.size <= _FEW_IDS and not warming
+        few = ids.size <= self._few_ids and not warming
         pooled = ids.size <= _POOLED_IDS and not warming
         try:
             room = _scratch.pop() if pooled else _new_scratch(ids.size)
@@ -250,7 +265,8 @@ class ServedTable:
         engine_at = 0 if engine is None else engine.address
         try:
             if few:
-                missed = one_call.ask_few(self._at, at, ids, out, engine_at, epoch)
+                ask = self._ask_few_halves if ids.dtype is _INT32 else self._ask_few
+                missed = ask(self._at, at, ids, out, engine_at, epoch)
             else:
                 scratch[words.WARMING] = warming
                 missed = words.BUSY
@@ -429,8 +445,8 @@ class ServedTable:
             self._fail_safe.went_well()
         first = words.HEAD + words.SLOTS * count
         lost = np.flatnonzero(scratch[first : first + count] == words.LOST)
-        rows = out.view(self.dtype)
-        rows[lost] = self._fail_safe.answer(errors, ids[lost], rows)
+        kind = np.empty((0, self.dim), self.dtype)
+        out[lost] = raw_of(self, ids[lost], self._fail_safe.answer(errors, ids[lost], kind))
 
     def prefetch(
         self, reader: BlockReader, ids: NDArray[np.integer[Any]], ended: Callable[[], None]

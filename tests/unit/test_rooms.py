@@ -15,6 +15,7 @@ PLANTED = {
     "an arrow up": ("serve/store.py", "from bandana_kv.care import verification", "BROKEN"),
     "an arrow beside": ("load/loader.py", "from bandana_kv.serve import reader", "BROKEN"),
     "an arrow to the top": ("disk/manifest.py", "import bandana_kv", "BROKEN"),
+    "keys that know a store": ("keys/index.py", "from bandana_kv.disk import arrays", "BROKEN"),
     "a circle in a room": ("disk/blocks.py", "from bandana_kv.disk import lock", "BROKEN"),
     "a circle in a function": (
         "serve/watcher.py",

@@ -69,7 +69,7 @@ def _served(root: Path, current: manifest.Manifest, table: str, cache_bytes: int
             f"{root}: no table {table!r}; there are {', '.join(map(repr, current.tables))}"
         )
     entry = current.tables[table]
-    plan, row_bytes = entry.plan, entry.dim * np.dtype(entry.dtype).itemsize
+    plan, row_bytes = entry.plan, entry.row_bytes
     if cache_bytes is None:
         if plan.choice is None:
             raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ from bandana_kv.assess.performance import Costs
 from bandana_kv.assess.performance.costs import Parts
 from bandana_kv.assess.run import LEAST_LOG, TRAIN
 from bandana_kv.care.inspection import Rating
+from bandana_kv.codecs import codec_named, codec_names
 from bandana_kv.device import DeviceProfile
 from bandana_kv.errors import InputError
 from bandana_kv.placement import fanout, place
@@ -330,3 +332,48 @@ def test_published_devices_make_consistent_profiles(name: str, tmp_path: Path) -
     assert len(kind.source) > 40
     with pytest.raises(InputError, match="choose one of optane"):
         device_class("ramdisk")
+
+
+# -- rows in fewer bytes ------------------------------------------------------------------------
+
+FORMS = codec_names()[1:]
+
+
+def of_forms(path: Path, row_bytes: int = ROW_BYTES) -> Question:
+    values = np.random.default_rng(5).standard_normal((500, row_bytes // 4)).astype(np.float32)
+    np.save(path / "sample.npy", values)
+    tables = {"user": Table(grouped(), ROWS, row_bytes)}
+    samples = {"user": str(path / "sample.npy")}
+    return question(grouped(), tables=tables, cache_bytes=20_000, forms=FORMS, samples=samples)
+
+
+def test_shorter_rows_are_read_less_often_and_lose_what_the_sample_says(tmp_path: Path) -> None:
+    asked = of_forms(tmp_path)
+    found = assess(asked, COSTS).tables["user"]
+    assert [form.codec for form in found.forms] == list(FORMS)
+    by_name = {form.codec: form for form in found.forms}
+    for form in found.forms:
+        assert form.row_bytes == codec_named(form.codec).row_bytes(32)
+        assert form.gain == pytest.approx(
+            found.reads_per_request.plan / form.reads_per_request, rel=1e-6
+        )
+    assert by_name["int4-rowwise"].gain > by_name["int8-rowwise"].gain > 1.2
+    assert by_name["int8-rowwise"].gain > by_name["float16"].gain > 1.0
+    values = np.load(tmp_path / "sample.npy")
+    codec = codec_named("int8-rowwise")
+    back = np.empty_like(values)
+    codec.decode(codec.encode(values), back)
+    loss = by_name["int8-rowwise"].loss
+    assert loss is not None
+    assert loss.max_error == pytest.approx(np.abs(values - back).max())
+
+
+def test_without_a_sample_nothing_is_said_of_losses(tmp_path: Path) -> None:
+    asked = dataclasses.replace(of_forms(tmp_path), samples={}, forms=("float16",))
+    (form,) = assess(asked, COSTS).tables["user"].forms
+    assert form.loss is None
+
+
+def test_rows_that_are_no_floats_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no rows of float32"):
+        assess(of_forms(tmp_path, 130), COSTS)

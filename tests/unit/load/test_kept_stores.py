@@ -52,7 +52,7 @@ def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_there_is_one_of_each_format_and_engine() -> None:
     names = {path.name.partition(".")[0] for path in KEPT}
     engines = ("blockfile", "lmdb", "rocksdb")
-    assert names == {f"manifest-{number}-{engine}" for number in (3, 4) for engine in engines}
+    assert names == {f"manifest-{number}-{engine}" for number in (3, 4, 5) for engine in engines}
 
 
 def test_it_is_of_the_formats_that_its_name_says(
@@ -63,8 +63,9 @@ def test_it_is_of_the_formats_that_its_name_says(
         held = json.loads(path.read_bytes())["manifest"]
         assert held["format"] == int(number)
         assert held["tables"]["user"]["copies"] > 0
-        assert (held["tables"]["user"].get("placed_by", 0) > 0) == (number == "4")
-    assert index_formats(kept) == ([1, 1] if engine == "blockfile" else [])
+        assert (held["tables"]["user"].get("placed_by", 0) > 0) == (number != "3")
+    index = 2 if number == "5" else 1
+    assert index_formats(kept) == ([index, index] if engine == "blockfile" else [])
 
 
 def test_it_is_sound_and_served(kept: Path) -> None:

@@ -93,7 +93,7 @@ def _umask() -> int:
         (("nowhere", "user", "out.npy"), StoreNotFoundError, "does not exist"),
         (("s", "usr", "out.npy"), TableNotFoundError, "no table 'usr' in version 1; it has user"),
         (("s", "user", "out.npy", 7), InputError, "keeps no version 7; it has 1"),
-        (("s", "user", "out.parquet"), InputError, "only .npy files are written"),
+        (("s", "user", "out.csv"), InputError, "only .npy, .safetensors, .parquet files are"),
         (("s", "user", "no/out.npy"), InputError, "there is no directory"),
     ],
 )

@@ -223,7 +223,7 @@ def test_registered_as_methods_by_values() -> None:
         ({"values": None}, "pass values="),
         ({"values": np.zeros((5, 2))}, "5 rows.*384"),
         ({"values": np.zeros(384)}, r"not \(rows, dim\)"),
-        ({"values": "rows.txt"}, r"not a \.npy file"),
+        ({"values": "rows.txt"}, "is of no kind that is read"),
         ({"clusters": 0}, "clusters must be"),
         ({"clusters": 2.5}, "clusters must be"),
         ({"cluster": 2}, "no option 'cluster'.*clusters"),

@@ -88,7 +88,7 @@ def test_an_unfit_file_is_named_and_nothing_is_left_behind(file: Path, what: str
         (np.lib.stride_tricks.as_strided(ROWS, (1 << 31, 8), (0, 4)), "less than 2**31"),
         (np.zeros((1, (1 << 20) + 1), np.int8), "at most 1048576"),
         (ROWS.tolist(), "list is neither an array nor the path"),
-        ("rows.csv", "not a .npy file"),
+        ("rows.csv", "is of no kind that is read"),
     ],
 )
 def test_an_unfit_table_is_named(tmp_path: Path, table: object, said: str) -> None:

@@ -156,7 +156,7 @@ def test_nothing_asked_for_is_bad_usage(run: Runner) -> None:
         ("export nowhere --table user --out out.npy", 1, "nowhere does not exist"),
         ("export store --table usr --out out.npy", 1, "no table 'usr'"),
         ("export store --table user --out rows.npy", 1, "is there already"),
-        ("export store --table user --out out.safetensors", 1, "only .npy files are written"),
+        ("export store --table user --out out.csv", 1, "only .npy, .safetensors, .parquet files"),
         ("update store --table usr --ids ids.npy --rows new.npy", 1, "no table 'usr'"),
         ("update store --table user --ids no.npy --rows new.npy", 1, "no.npy: not a readable"),
         ("watch store --log usr=log.npz", 1, "no table 'usr'"),

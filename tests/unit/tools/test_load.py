@@ -72,9 +72,8 @@ def test_a_failure_is_one_line_and_leaves_nothing_behind(
 def test_a_failure_has_no_traceback_in_a_process_of_its_own(inputs: Path) -> None:
     done = run(inputs, "--table", "user=log.npz", "DIR")
     assert (done.returncode, done.stdout) == (1, "")
-    assert (
-        done.stderr == "error: table 'user': log.npz is not a .npy file, nor an array in memory\n"
-    )
+    said = "holds no array of shape (rows, dim), only offsets (51,), ids (300,)"
+    assert done.stderr == f"error: log.npz: {said}\n"
 
 
 @pytest.mark.parametrize("table", ["user", "=rows.npy", "user="])
@@ -130,3 +129,35 @@ def test_the_bar_is_silent_where_there_is_no_terminal(capsys: pytest.CaptureFixt
         bar.start("place", 2, "levels")
         bar.finish()
     assert capsys.readouterr().err.strip() == ""
+
+
+def test_rows_in_fewer_bytes_and_keys_on_the_command_line(inputs: Path) -> None:
+    names = [f"user-{number}" for number in range(300)]
+    (inputs / "names.txt").write_text("\n".join(names) + "\n")
+    lines = (" ".join(names[id] for id in LOG.request(r)) for r in range(LOG.requests))
+    (inputs / "log.txt").write_text("\n".join(lines) + "\n")
+    tables = ["--table", "user=rows.npy", "--table", "item=rows.npy", "--keys", "user=names.txt"]
+    forms = ["--store-as", "float16", "--store-as", "user=int8-rowwise", "--log", "user=log.txt"]
+    done = run(inputs, *tables, *forms, "--adapter", "blockfile", "DIR")
+    assert done.returncode == 0, done.stderr
+    with bandana_kv.open(inputs / "DIR") as store:
+        assert np.allclose(store.multi_get("user", names[7:9]), ROWS[7:9], atol=0.003)
+        assert np.array_equal(store.multi_get("item", [7]), ROWS[[7]].astype("f2").astype("f4"))
+        assert store.multi_get_raw("user", names[:1]).shape == (1, 40)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--store-as", "float16", "--store-as", "bfloat16"], "float16 and bfloat16"),
+        (["--store-as", "int2"], "no codec 'int2'"),
+        (["--keys", "item=rows.npy"], "'item', which is not loaded"),
+        (["--keys", "user=rows.npy"], "are no keys"),
+        (["--keys", "user=nowhere.txt"], "nowhere.txt"),
+    ],
+)
+def test_forms_and_keys_that_cannot_be(inputs: Path, arguments: list[str], said: str) -> None:
+    done = run(inputs, "--table", "user=rows.npy", *arguments, "DIR")
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert not (inputs / "DIR" / "CURRENT").exists()

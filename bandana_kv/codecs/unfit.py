@@ -1,0 +1,31 @@
+"""Rows that a codec cannot hold."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bandana_kv.errors import InputError
+
+__all__ = ["UnfitError", "refuse_rows"]
+
+
+class UnfitError(InputError):
+    """A row does not fit its codec.
+
+    Attributes
+    ----------
+    row : int
+        Which one of those that were given.
+    """
+
+    def __init__(self, row: int, message: str) -> None:
+        super().__init__(message)
+        self.row = row
+
+
+def refuse_rows(bad: NDArray[np.bool_], name: str, why: str) -> None:
+    """Raise :class:`UnfitError` for the first row (of n) that is `bad`, if there is one."""
+    if bad.any():
+        row = int(bad.argmax())
+        raise UnfitError(row, f"row {row} does not fit {name}: {why}")

@@ -1,0 +1,108 @@
+"""From what callers ask by, ids or keys, to ids; and what becomes of those that are not there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bandana_kv.errors import IdError, InputError
+from bandana_kv.kernels.views import refuse_masked
+from bandana_kv.serve.arguments import ids_as_given, shaped_ids
+
+if TYPE_CHECKING:
+    from bandana_kv.serve.table import ServedTable
+
+__all__ = ["addressed", "by_number", "filler_of", "keys_as_array", "looked_for", "plain_ids"]
+
+Ids = NDArray[np.integer[Any]]
+
+
+def addressed(served: ServedTable, asked: ArrayLike | None) -> tuple[Ids, tuple[int, ...]]:
+    """Return the ids of ids or keys of any shape, one after the other, and their shape.
+
+    Raises
+    ------
+    IdError
+        The table has not got a key, which is named. Whether it has the ids is not checked.
+    InputError
+        There are none, or keys of another kind than the table's.
+    """
+    if served.keys is None:
+        return ids_as_given(served.stored.name, asked)
+    ids, shape = _by_key(served, asked)
+    missing = ids < 0
+    if missing.any():
+        at = int(missing.argmax())
+        key = np.asarray(asked).reshape(-1)[at]
+        raise IdError(
+            f"table {served.stored.name!r} has no key {key!r} (number {at} of those asked for); "
+            "missing= says what to answer instead"
+        )
+    return ids, shape
+
+
+def by_number(served: ServedTable, asked: ArrayLike | None) -> tuple[Ids, tuple[int, ...]]:
+    """Do as :func:`addressed` for ids, also where the table is asked by keys."""
+    return ids_as_given(served.stored.name, asked)
+
+
+def plain_ids(
+    served: ServedTable, asked: ArrayLike | None
+) -> tuple[NDArray[np.int64], tuple[int, ...]]:
+    """Do as :func:`addressed`, in int64."""
+    if served.keys is None:
+        return shaped_ids(served.stored.name, asked)
+    ids, shape = addressed(served, asked)
+    return ids.astype(np.int64, copy=False), shape
+
+
+def looked_for(
+    served: ServedTable, asked: ArrayLike | None
+) -> tuple[NDArray[np.int64], tuple[int, ...]]:
+    """Do as :func:`addressed`, with -1 for what the table has not."""
+    if served.keys is not None:
+        return _by_key(served, asked)
+    ids, shape = shaped_ids(served.stored.name, asked)
+    return np.where((ids >= 0) & (ids < served.stored.rows), ids, -1), shape
+
+
+def _by_key(
+    served: ServedTable, asked: ArrayLike | None
+) -> tuple[NDArray[np.int64], tuple[int, ...]]:
+    name, keys = served.stored.name, served.keys
+    assert keys is not None
+    if asked is None:
+        raise InputError(f"table {name!r}: no keys given")
+    refuse_masked(f"table {name!r}: keys", asked, IdError)
+    given = asked if isinstance(asked, np.ndarray) else keys_as_array(asked)
+    return keys.ids_of(keys.words_of(name, given.reshape(-1))), given.shape
+
+
+def keys_as_array(asked: ArrayLike) -> NDArray[Any]:
+    """Return keys as an array; text in lists as objects: else zeros at its end are lost."""
+    given = np.asarray(asked)
+    return np.asarray(asked, object) if given.dtype.kind in "SU" else given
+
+
+def filler_of(served: ServedTable, missing: object) -> NDArray[Any] | None:
+    """Return the row (dim,) for what is missing; None: zeros, or a mask that tells.
+
+    Raises
+    ------
+    InputError
+        It is neither ``"error"``, ``"zeros"`` nor ``"mask"``, nor a row.
+    """
+    if isinstance(missing, str):
+        if missing in ("error", "zeros", "mask"):
+            return None
+        raise InputError(f"missing is 'error', 'zeros', 'mask' or a row, not {missing!r}")
+    refuse_masked("missing", missing)
+    row = np.asarray(missing)
+    if row.shape != (served.dim,) or row.dtype.kind not in "biuf":
+        raise InputError(
+            f"table {served.stored.name!r}: missing must be a row of {served.dim} numbers, not "
+            f"{row.dtype} of shape {row.shape}"
+        )
+    return row

@@ -1,0 +1,93 @@
+"""Rows as they are stored and as they are answered: of the table's dtype, or another float."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from bandana_kv.codecs.unfit import UnfitError
+from bandana_kv.errors import InputError
+
+if TYPE_CHECKING:
+    from bandana_kv.codecs import Codec
+    from bandana_kv.serve.reader import StoredTable
+
+__all__ = ["answer_into", "answers", "checked_kind", "raw_of"]
+
+
+class Table(Protocol):
+    """What is asked here of :class:`bandana_kv.serve.table.ServedTable`."""
+
+    stored: StoredTable
+    dtype: np.dtype[Any]
+    codec: Codec | None
+    row_bytes: int
+
+
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float16))
+
+
+def answers(served: Table, kind: np.dtype[Any]) -> bool:
+    """Return whether rows can be answered in a dtype."""
+    if kind == served.dtype or (served.dtype.kind == "f" and kind in _FLOATS):
+        return True
+    exact = None if served.codec is None else served.codec.exact
+    return exact is not None and kind == exact  # numpy takes None for float64
+
+
+def checked_kind(served: Table, dtype: DTypeLike) -> np.dtype[Any]:
+    """Return in which dtype rows are to be answered.
+
+    Raises
+    ------
+    InputError
+        It is neither the table's nor, of a table of floats, float32 or float16.
+    """
+    try:
+        kind = np.dtype(dtype)
+    except TypeError as error:
+        raise InputError(f"table {served.stored.name!r}: {dtype!r} is no dtype") from error
+    if answers(served, kind):
+        return kind
+    raise InputError(
+        f"table {served.stored.name!r}: rows are {served.dtype}, and not answered as {kind}"
+        + ("; float32 and float16 can be asked for" if served.dtype.kind == "f" else "")
+    )
+
+
+def answer_into(served: Table, raw: NDArray[np.uint8], out: NDArray[Any]) -> None:
+    """Put rows, stored as `raw` (n, row_bytes), into `out` (n, dim), whose dtype was checked."""
+    if not len(raw):
+        return
+    codec = served.codec
+    if codec is None:
+        with np.errstate(over="ignore"):
+            out[...] = raw.view(served.dtype)
+    elif out.dtype == np.float32 and out.flags.carray:
+        codec.decode(raw, out)
+    elif out.dtype == codec.exact:
+        out[...] = raw.view(codec.exact)
+    else:
+        wide = np.empty(out.shape, np.float32)
+        codec.decode(raw, wide)
+        with np.errstate(over="ignore"):
+            out[...] = wide
+
+
+def raw_of(served: Table, ids: NDArray[np.integer[Any]], rows: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return `rows` (n, dim) of `ids`, of the table's dtype, as they are stored: (n, row_bytes).
+
+    Raises
+    ------
+    InputError
+        Names the id of a row that the table's codec cannot hold.
+    """
+    if served.codec is None:
+        return np.ascontiguousarray(rows).view(np.uint8).reshape(ids.size, served.row_bytes)
+    try:
+        return served.codec.encode(rows)
+    except UnfitError as error:
+        name, id = served.stored.name, int(ids[error.row])
+        raise InputError(f"table {name!r}: the row of id {id} does not fit: {error}") from error

@@ -15,8 +15,9 @@ paper_recipe
 reads
     What the plan needs that `choose_plan` makes of the training part alone.
 
-With --store-as, `reads` are those of rows that are stored so, with as many bytes of DRAM as all
-others have, and blocks as full as a page holds them with its header; the others stay float32.
+With --store-as, `reads` are those of rows that are stored so, with as many bytes of DRAM as the
+baseline takes for rows and for finding them, and blocks as full as a page holds them with its
+header; the others stay float32.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from common import report, surroundings
 from bandana_kv import AccessLog
 from bandana_kv.cache.heat import heat_by_position
 from bandana_kv.cache.policy import Admission, Policy
+from bandana_kv.cache.state import cache_bytes_of, capacity_for
 from bandana_kv.codecs import codec_named, codec_names
 from bandana_kv.disk import blocks
 from bandana_kv.placement import place
@@ -81,14 +83,22 @@ def main(
         learn, test, log.rows, rows_per_block, capacity_rows, warm, seed
     )
 
-    stored_bytes = ROW_BYTES
+    stored_bytes, plain_rows = ROW_BYTES, capacity_rows
+
+    def room(policy: Policy) -> int:
+        if store_as is None:
+            return plain_rows
+        # What finds rows takes DRAM, too, and of short rows a larger part.
+        budget_bytes = cache_bytes_of(Policy(), plain_rows, ROW_BYTES, log.rows)
+        return capacity_for(policy, budget_bytes, stored_bytes, log.rows)
+
     if store_as is not None:
         stored_bytes = codec_named(store_as).row_bytes(ROW_BYTES // 4)
         rows_per_block = blocks.rows_per_block(PAGE_BYTES, stored_bytes)
-        capacity_rows = min(log.rows, int(cache_fraction * log.rows * ROW_BYTES / stored_bytes))
         subject = Subject("log", log.rows, stored_bytes, rows_per_block, learn, seed, Progress())
     begun = time.perf_counter()
-    choice = choose(subject, lambda _: capacity_rows)
+    choice = choose(subject, room)
+    capacity_rows = room(choice.policy)
     placement = subject.placed(learn, choice.placement, choice.resident_rows)
     if replicate:
         placement = add_copies(learn, placement, replicate, seed=seed)

@@ -11,7 +11,7 @@ import click
 import numpy as np
 
 import bandana_kv
-from bandana_kv import AccessLog
+from bandana_kv import AccessLog, Rows
 from bandana_kv.cache.policy import Admission, Policy
 from bandana_kv.placement import Placement
 from bandana_kv.tools.console import errors_named, out
@@ -76,6 +76,20 @@ def _serve(directory: str) -> None:
                 opened.multi_get("rows", requests[0])
             _place_anew(opened, Path(directory) / f"placement-{os.getpid()}")
             opened.flush()
+    _ask_by_keys(directory)
+
+
+def _ask_by_keys(directory: str) -> None:
+    """Build, ask and read back an index of each width of keys."""
+    numbers = np.arange(1, 1 + _ROWS) << 32
+    for keys in (numbers, [str(number) for number in numbers]):
+        store = Path(directory) / f"keyed-{os.getpid()}"
+        rows = Rows(Path(directory) / "rows.npy", keys=keys)
+        bandana_kv.load(store, {"rows": rows}, adapter="memory")
+        with bandana_kv.open(store, cache_bytes=1 << 16) as opened:
+            opened.multi_get("rows", keys[:8])
+            opened.multi_get("rows", keys[:200])
+            opened.keys("rows")
 
 
 def _place_anew(opened: bandana_kv.EmbeddingStore, path: Path) -> None:

@@ -14,9 +14,9 @@ import numpy as np
 import xxhash
 from numpy.typing import DTypeLike, NDArray
 
-from bandana_kv.disk.maps import map_file
 from bandana_kv.errors import FormatError
 from bandana_kv.system.durable import sync_file
+from bandana_kv.system.maps import map_file
 from bandana_kv.system.permission import check_permission
 
 __all__ = ["map_array", "write_array"]

@@ -171,7 +171,8 @@ class KeyIndex:
             raise IdError(
                 f"{self._path}: id {int(wrong.flat[0])} is out of range; there are {self.keys} keys"
             )
-        return self.keys_in_order()[wanted]
+        keys: NDArray[np.int64] | NDArray[np.uint64] = self.keys_in_order()[wanted]
+        return keys
 
     def verify(self) -> None:
         """Read the whole file, and see that it is as it was written.

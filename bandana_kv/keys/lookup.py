@@ -24,6 +24,9 @@ _ADDRESS, _SLOTS, _HOMES, _KEYS, _SEED, _WIDE = range(6)
 
 _AHEAD = 24
 _LINE = 64
+# Slots that are compared at once. More reach into lines of the cache that nobody asked for: at ten
+# million keys, 8 at once took twice the time.
+_WINDOW, _BROAD_WINDOW = 5, 4
 _EMPTY = np.int64(EMPTY)
 _NARROW, _BROAD = HALVES[1], HALVES[2]
 
@@ -53,12 +56,13 @@ def words_of_index(
 @inlined
 def _first_not_less(slots: np.ndarray, halves: int, count: int, at: int, wanted: np.uint64) -> int:
     """Return the first slot from `at` on whose rank is not less; -1: the file is damaged."""
+    window = _WINDOW if halves == _NARROW else _BROAD_WINDOW
     while at + SPARE_SLOTS <= count:
         less = 0
-        for i in range(4):
+        for i in range(window):
             less += 1 if rank_at(slots, halves * (at + i)) < wanted else 0
         at += less
-        if less < 4:
+        if less < window:
             return at
     return -1
 
@@ -71,11 +75,13 @@ def _rank_of(words: np.ndarray, i: int, wide: bool, seed: np.uint64) -> np.uint6
 
 
 @inlined
-def _expect(index: np.ndarray, halves: int, wanted: np.uint64) -> None:
-    """Have the slots ready that will be compared with a rank."""
+def _expect(index: np.ndarray, halves: int, wanted: np.uint64) -> np.uint64:
+    """Have the slots ready that will be compared with a rank, which is returned."""
     first = index[_ADDRESS] + 4 * halves * home(wanted, index[_HOMES])
     prefetch(first)
     prefetch(first + _LINE)
+    prefetch(first + 2 * _LINE)
+    return wanted
 
 
 @inlined
@@ -84,12 +90,14 @@ def _ids_of(index: np.ndarray, words: np.ndarray, ids: np.ndarray, wide: bool, h
     seed = np.uint64(index[_SEED])
     slots = uint32s_at(index[_ADDRESS], halves * count)
     for i in range(min(_AHEAD, ids.size)):
-        _expect(index, halves, _rank_of(words, i, wide, seed))
+        ids[i] = signed(_expect(index, halves, _rank_of(words, i, wide, seed)))
     damaged = 0
     for i in range(ids.size):
-        if i + _AHEAD < ids.size:
-            _expect(index, halves, _rank_of(words, i + _AHEAD, wide, seed))
-        wanted = _rank_of(words, i, wide, seed)
+        coming = i + _AHEAD
+        if coming < ids.size:
+            # Until there is an id its place holds the rank.
+            ids[coming] = signed(_expect(index, halves, _rank_of(words, coming, wide, seed)))
+        wanted = np.uint64(ids[i])
         at = halves * _first_not_less(slots, halves, count, home(wanted, homes), wanted)
         if wide:
             # Ranks of two keys may be the same here, though hardly ever are.

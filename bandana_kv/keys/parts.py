@@ -84,8 +84,8 @@ def scatter(
 @inlined
 def _is_less(ranks: np.ndarray, seconds: np.ndarray, a: int, b: int) -> bool:
     if ranks[a] != ranks[b] or seconds.size == 0:
-        return ranks[a] < ranks[b]
-    return seconds[a] < seconds[b]
+        return bool(ranks[a] < ranks[b])
+    return bool(seconds[a] < seconds[b])
 
 
 @kernel

@@ -117,7 +117,7 @@ def export(
     Notes
     -----
     Cost: reads each block once, in the order of the blocks, and verifies it. Memory: 8 bytes a row,
-    and some 32 MiB; for Parquet a few times that, and room for all rows in the file's directory,
+    and some 32 MiB; for Parquet some 160 MiB, and room for all rows in the file's directory,
     where they are put in order first. Updates that were acknowledged before are in it; of those
     that are made meanwhile, some may be.
     """

@@ -20,7 +20,6 @@ from bandana_kv.codecs import codec_named
 from bandana_kv.disk import manifest
 from bandana_kv.disk.arrays import map_array
 from bandana_kv.disk.block_map import read_block_map
-from bandana_kv.disk.maps import let_go
 from bandana_kv.disk.retention import hold_current, hold_version
 from bandana_kv.errors import AdapterError, BandanaError, FormatError, InputError
 from bandana_kv.kernels.bitpack import unpack, words_for
@@ -32,6 +31,7 @@ from bandana_kv.serve.failsafe import FailSafe
 from bandana_kv.serve.reader import StoredTable
 from bandana_kv.serve.table import ServedTable
 from bandana_kv.serve.version import ServedVersion, SharedEngine
+from bandana_kv.system.maps import let_go
 from bandana_kv.system.permission import check_permission
 
 if TYPE_CHECKING:
@@ -261,6 +261,7 @@ def _keys(root: Path, entry: manifest.Table) -> KeyIndex | None:
         return None
     path = manifest.table_file(root, entry.segment, entry.space, "keys")
     index = KeyIndex.open(path)
+    index.verify()  # a row of another key would be a wrong row
     if index.kind != entry.keys or index.keys != entry.rows:
         raise FormatError(
             f"{path}: has {index.keys} keys of {index.kind}, where the table has {entry.rows} of "

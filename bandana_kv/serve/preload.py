@@ -15,6 +15,7 @@ import numba
 
 from bandana_kv.codecs import halves, int4_rowwise, int8_rowwise
 from bandana_kv.disk import blocks
+from bandana_kv.keys import lookup as keys_lookup
 from bandana_kv.serve import answer, inflight, lookup, one_call, pooling, tables, words
 from bandana_kv.system.interrupts import without_interrupts
 
@@ -51,6 +52,11 @@ _KERNELS: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
     (
         tables._read_and_answer,
         (types.int64[:, ::1], _words, _words, _word, types.int64[:, ::1], _words),
+    ),
+    *(
+        (look_up, (_words, words_of_keys, _words))
+        for look_up in (keys_lookup.ids_of_few, keys_lookup.ids_of_many)
+        for words_of_keys in (_keys, types.Array(types.uint64, 1, "C", readonly=True))
     ),
     *(
         (decode, (raw[:, ::1], types.float32[:, ::1]))

@@ -20,7 +20,6 @@ from bandana_kv.cache.request import BLOCK_READS
 from bandana_kv.cache.state import USED, cache_bytes_of, check, hits_relink, make_state
 from bandana_kv.cache.state import positions as cached_positions
 from bandana_kv.disk.blocks import HEADER_BYTES, NUMBER_BITS
-from bandana_kv.disk.maps import let_go
 from bandana_kv.disk.placement import Placement
 from bandana_kv.errors import IdError
 from bandana_kv.kernels.bitpack import unpack
@@ -38,6 +37,7 @@ from bandana_kv.serve.reads import blocks_to_read, errors_of, read_by, take_bloc
 from bandana_kv.serve.slots import admit_rows
 from bandana_kv.system.forks import at_fork
 from bandana_kv.system.interrupts import without_interrupts
+from bandana_kv.system.maps import let_go
 
 if TYPE_CHECKING:
     from bandana_kv.adapters.contract import Adapter

@@ -264,6 +264,20 @@ def test_a_file_of_columns_cut_short_is_refused(
     refused(path, path, "not a complete Parquet or Arrow file")
 
 
+@pytest.mark.parametrize("wrong", [1 << 20, -8, 4])
+def test_an_arrow_file_that_leads_out_of_itself_is_refused(wrong: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.arrow"
+    lists = pa.array(ROWS.tolist(), pa.list_(pa.float32()))
+    with pa.ipc.new_file(path, pa.schema([("user", lists.type)])) as writer:
+        writer.write_table(pa.table({"user": lists}))
+    places = np.arange(0, ROWS.size + 1, 8, dtype=np.int32)
+    image, sound = path.read_bytes(), places.tobytes()
+    assert sound in image
+    places[17] = wrong
+    path.write_bytes(image.replace(sound, places.tobytes()))
+    refused(path, path, "not a complete Parquet or Arrow file")
+
+
 @pytest.mark.parametrize(
     "name", ["a.npy", "a.npz", "a.safetensors", "a.parquet", "a.arrow", "a.pt", "a.index.json"]
 )

@@ -45,8 +45,10 @@ def ids_as_given(
     table: str, ids: ArrayLike | None
 ) -> tuple[NDArray[np.integer[Any]], tuple[int, ...]]:
     """Return what :func:`shaped_ids` does, but int32 (n,) as they are."""
-    if type(ids) is np.ndarray and ids.dtype is _HALF and ids.strides == _HALF_CLOSE and ids.size:
-        return ids, ids.shape
+    if type(ids) is np.ndarray and ids.size:  # what nearly all callers give, first
+        kind, strides = ids.dtype, ids.strides
+        if (kind is _COMMON and strides == _CLOSE) or (kind is _HALF and strides == _HALF_CLOSE):
+            return ids, ids.shape
     return shaped_ids(table, ids)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from bandana_kv.errors import InputError, TableNotFoundError
 from bandana_kv.kernels.views import refuse_masked
 from bandana_kv.serve.addressing import addressed, filler_of, looked_for, plain_ids
-from bandana_kv.serve.arguments import checked_ids, checked_out
+from bandana_kv.serve.arguments import checked_ids, checked_out, ids_as_given
 from bandana_kv.serve.forms import answer_into, answers, checked_kind
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def rows_of(
 ) -> NDArray[Any]:
     """Return rows of one table: of the shape of `ids`, and (dim,) behind it."""
     served = serving.tables.get(table) or named(serving, table)
-    wanted, shape = find(served, ids)
+    # Where there are no keys, all ways to find ids are this one.
+    wanted, shape = ids_as_given(table, ids) if served.keys is None else find(served, ids)
     count = wanted.size
     straight = served.codec is None and dtype is None
     if straight and out is None:

@@ -493,12 +493,12 @@ class EmbeddingStore:
         serving = self._enter()
         try:
             error = missing is _ERROR or (isinstance(missing, str) and missing == _ERROR)
-            if isinstance(table, str) and not error:
+            if error and isinstance(table, str):
+                return rows_of(serving, self._reader, table, ids, out, dtype, deadline, self._note)
+            if isinstance(table, str):
                 return rows_or_missing(
                     serving, self._reader, table, ids, missing, out, dtype, deadline, self._note
                 )
-            if isinstance(table, str):
-                return rows_of(serving, self._reader, table, ids, out, dtype, deadline, self._note)
             others = ids is not None or out is not None or dtype is not None or not error
             if not isinstance(table, Mapping) or others:
                 raise InputError(

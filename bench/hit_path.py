@@ -64,6 +64,7 @@ def _measure(
 ) -> dict[str, object]:
     ours: dict[int, list[float]] = {batch: [] for batch in BATCHES}
     theirs: dict[int, list[float]] = {batch: [] for batch in BATCHES}
+    unchecked: dict[int, list[float]] = {batch: [] for batch in BATCHES}
     for _ in range(ROUNDS):
         for batch in BATCHES:
             ids = rng.integers(0, ROWS, (max(2, 65536 // batch), batch))
@@ -74,14 +75,20 @@ def _measure(
             theirs[batch].append(
                 _rate(ids, lambda one, o=out: np.take(table, one, axis=0, out=o))  # type: ignore[misc]
             )
+            unchecked[batch].append(
+                _rate(ids, lambda one, o=out: np.take(table, one, 0, o, "clip"))  # type: ignore[misc]
+            )
     speedups = [_two_threads(store, rng) for _ in range(ROUNDS)]
     per_second = [statistics.median(ours[batch]) for batch in BATCHES]
     take = [statistics.median(theirs[batch]) for batch in BATCHES]
+    clip = [statistics.median(unchecked[batch]) for batch in BATCHES]
     return {
         "batch": list(BATCHES),
         "rows_per_second": [round(each) for each in per_second],
         "np_take_rows_per_second": [round(each) for each in take],
         "ratio": [round(a / b, 3) for a, b in zip(per_second, take, strict=True)],
+        "np_take_clip_rows_per_second": [round(each) for each in clip],
+        "ratio_clip": [round(a / b, 3) for a, b in zip(per_second, clip, strict=True)],
         "two_thread_speedup": round(statistics.median(speedups), 3),
     }
 

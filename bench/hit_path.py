@@ -5,6 +5,7 @@
 A table of a million rows of 128 bytes, all of it cached, so that every lookup is a hit; ids
 are drawn at random, different ones each time. `np_take` is ``np.take(table, ids, axis=0,
 out=...)`` on the same rows as a plain array; both answer into an array that is there already.
+`np_take_clip` is the same with ``mode="clip"``, which checks no id and needs no buffer.
 Batches and systems take turns, and each figure is the median of several. Two threads call
 `multi_get` on one table of one store, at the largest batch; their speed-up is over one
 thread doing the same calls.

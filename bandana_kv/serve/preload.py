@@ -26,13 +26,15 @@ _word = types.int64
 _words = types.int64[::1]
 _bytes = types.uint8[:, ::1]
 _keys = types.uint64[::1]
+# Of logs, and of arrays that others have locked.
+_READ_ONLY = tuple(types.Array(each, 1, "C", readonly=True) for each in (types.int64, types.int32))
 
 # Kernels that Python calls while serving, and what with.
 _KERNELS: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
     *(
         (ask, (_word, _word, ids, _bytes, _word, _word))
         for ask in (one_call.ask_few, one_call.ask_many)
-        for ids in (_words, types.int32[::1])
+        for ids in (_words, types.int32[::1], *_READ_ONLY)
     ),
     (lookup.claim, (_words, _words, _words, _word)),
     (lookup.place_reads, (_words, _word, _word)),

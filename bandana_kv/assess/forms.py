@@ -26,7 +26,6 @@ from bandana_kv.simulate.replay import run
 if TYPE_CHECKING:
     import os
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from bandana_kv.disk.manifest import Loss

@@ -73,6 +73,11 @@ class Job:
     keys: Keys | None = None
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the rows as they are answered: what a codec decodes to, or their own."""
+        return self.source.dtype if self.codec is None else np.dtype(np.float32)
+
+    @property
     def device_bytes(self) -> int:
         """About what the table will take on the device."""
         per_block = max(1, (self.pages * PAGE_BYTES - _OVERHEAD_BYTES) // self.stored.row_bytes)
@@ -157,8 +162,8 @@ def _opened(
             raise InputError(
                 f"table {name!r}: its rows are {codec.name} already, and not stored as {store_as}"
             )
-        source = EncodedRows(f"table {name!r}", source, codec)
-    elif codec is not None and codec.exact == source.dtype and source.dtype.kind == "f":
+        return EncodedRows(f"table {name!r}", source, codec), codec, source
+    if codec is not None and codec.exact == source.dtype and source.dtype.kind == "f":
         codec = None  # that is what they are
     elif codec is None and source.dtype.kind == "V":
         codec = codec_named(source.dtype.name)  # of which numpy has no numbers to answer

@@ -309,7 +309,7 @@ def _write_table(begun: _Load, job: Job, engine: Adapter) -> manifest.Table:
         pages=job.pages,
         rows=source.rows,
         dim=source.dim,
-        dtype=job.stored.dtype.str,
+        dtype=job.dtype.str,
         rows_per_block=per_block,
         copies=copies,
         placement=placement.method,

@@ -44,10 +44,6 @@ class EncodedRows(RowSource):
         self._source.gather(ids, raw)
         self._codec.decode(raw, out.view(np.float32))
 
-    def gather_encoded(self, ids: NDArray[np.integer], out: NDArray[np.uint8]) -> None:
-        """Copy the rows of `ids` (n,) as they are."""
-        self._source.gather(ids, out)
-
 
 class StoredRows(RowSource):
     """Rows of a source as a codec stores them; `gather` gives their bytes.
@@ -83,9 +79,9 @@ class StoredRows(RowSource):
         return self._codec.row_bytes(self.dim)
 
     @property
-    def loss(self) -> Loss | None:
-        """What the rows that were gathered have lost; None where they came encoded."""
-        return None if isinstance(self._source, EncodedRows) else self._lost.total()
+    def loss(self) -> Loss:
+        """What the rows that were gathered have lost."""
+        return self._lost.total()
 
     def gather(self, ids: NDArray[np.integer], out: NDArray[np.uint8]) -> None:
         """Put the rows of `ids` (n,), encoded, into `out`, uint8 (n, row_bytes).
@@ -95,9 +91,6 @@ class StoredRows(RowSource):
         InputError
             Names the first row that the codec cannot hold.
         """
-        if isinstance(self._source, EncodedRows):
-            self._source.gather_encoded(ids, out)
-            return
         step = max(1, _CHUNK_BYTES // max(4 * self.dim, self._source.row_bytes))
         for first in range(0, ids.size, step):
             part = ids[first : first + step]

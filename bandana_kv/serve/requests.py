@@ -85,12 +85,8 @@ def rows_of(
             flat = flat.reshape(count, served.row_bytes)
     else:
         target = _target(served, shape, out, dtype)
-        raw = np.empty((count, served.row_bytes), np.uint8)
-        if count:
-            served.multi_get(reader, wanted, raw, deadline)
-            if note is not None:
-                note(table, wanted)
-            answer_into(served, raw, target.reshape(count, served.dim))
+        raw = _raw_rows(served, reader, wanted, deadline, note)
+        answer_into(served, raw, target.reshape(count, served.dim))
         return target
     if count:
         served.multi_get(reader, wanted, flat, deadline)
@@ -123,17 +119,13 @@ def rows_or_missing(
     if not there.all():
         rows[~there] = 0 if filler is None else filler
         wanted = wanted[there]
-    if wanted.size:
-        raw = np.empty((wanted.size, served.row_bytes), np.uint8)
-        served.multi_get(reader, wanted, raw, deadline)
-        if note is not None:
-            note(table, wanted)
-        if there.all():
-            answer_into(served, raw, rows)
-        else:
-            found = np.empty((wanted.size, served.dim), target.dtype)
-            answer_into(served, raw, found)
-            rows[there] = found
+    raw = _raw_rows(served, reader, wanted, deadline, note)
+    if there.all():
+        answer_into(served, raw, rows)
+    else:
+        found = np.empty((wanted.size, served.dim), target.dtype)
+        answer_into(served, raw, found)
+        rows[there] = found
     return (
         (target, there.reshape(shape)) if isinstance(missing, str) and missing == "mask" else target
     )
@@ -163,12 +155,23 @@ def raw_rows_of(
     """Return rows of one table as they are stored: of the shape of `ids`, and (row_bytes,)."""
     served = serving.tables.get(table) or named(serving, table)
     wanted, shape = addressed(served, ids)
-    raw = np.empty((wanted.size, served.row_bytes), np.uint8)
-    if wanted.size:
-        served.multi_get(reader, wanted, raw, deadline)
+    return _raw_rows(served, reader, wanted, deadline, note).reshape(*shape, served.row_bytes)
+
+
+def _raw_rows(
+    served: ServedTable,
+    reader: BlockReader,
+    ids: NDArray[np.integer[Any]],
+    deadline: Deadline | None,
+    note: Note | None,
+) -> NDArray[np.uint8]:
+    """Return rows of ids (n,), as they are stored: (n, row_bytes)."""
+    raw = np.empty((ids.size, served.row_bytes), np.uint8)
+    if ids.size:
+        served.multi_get(reader, ids, raw, deadline)
         if note is not None:
-            note(table, wanted)
-    return raw.reshape(*shape, served.row_bytes)
+            note(served.stored.name, ids)
+    return raw
 
 
 def rows_of_tables(

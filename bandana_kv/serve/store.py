@@ -519,16 +519,10 @@ class EmbeddingStore:
         Everything else is as with :meth:`multi_get`.
         """
         deadline = None if self._deadline_ms is None else Deadline.after(self._deadline_ms)
-        serving = self._enter()
-        try:
+        with self._inside() as serving:
             return rows_of(
                 serving, self._reader, table, ids, out, None, deadline, self._note, by_number
             )
-        finally:
-            # By a single step: Ctrl-C at the beginning of a function would leave it inside.
-            serving.inside.pop()
-            if serving.retired:
-                serving.close_if_empty()
 
     def keys(self, table: str) -> NDArray[Any] | None:
         """Return the keys of a table's rows in their order; None: it is asked by ids.
@@ -563,14 +557,8 @@ class EmbeddingStore:
             As :meth:`multi_get`. Cost: as there.
         """
         deadline = None if self._deadline_ms is None else Deadline.after(self._deadline_ms)
-        serving = self._enter()
-        try:
+        with self._inside() as serving:
             return raw_rows_of(serving, self._reader, table, ids, deadline, self._note)
-        finally:
-            # By a single step: Ctrl-C at the beginning of a function would leave it inside.
-            serving.inside.pop()
-            if serving.retired:
-                serving.close_if_empty()
 
     def batch(self, tables: Sequence[str]) -> Batch:
         """Prepare requests to the same tables in the same order, again and again.

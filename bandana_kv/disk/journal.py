@@ -157,8 +157,16 @@ class Journal:
                 path.unlink()
             raise
 
-    def append(self, space: int, ids: NDArray[np.uint32], rows: NDArray[np.uint8]) -> int:
+    def append(
+        self,
+        space: int,
+        ids: NDArray[np.uint32],
+        rows: NDArray[np.uint8],
+        words: NDArray[np.uint64] | None = None,
+    ) -> int:
         """Write one update, and return its sequence once it is safe on the device.
+
+        What they are, :class:`~bandana_kv.disk.journal_files.Record` says.
 
         Threads that write at the same time share a sync.
 
@@ -175,7 +183,7 @@ class Journal:
         if os.getpid() != self._process:
             raise InputError("a store is updated by the process that opened it, not by its fork")
         with self._writing:
-            record = Record(space, self._sequence + 1, ids, rows)
+            record = Record(space, self._sequence + 1, ids, rows, words)
             self._write(record)
             self._sequence = record.sequence
             number, end = self.number, self._end

@@ -4,7 +4,9 @@
 u64 number of the file), then records, one an update. A record is 40 bytes (magic ``ROWS``, u32
 space, u32 rows, u32 bytes of a row, u64 sequence, u64 how many bytes of the file were safe on
 the device when it was written, u64 XXH3 of the record without this field), the ids (u32) and
-the rows. All little-endian.
+the rows. All little-endian. From format 2 on there are records of keys, too: their magic is
+``KEY1`` or ``KEY2``, by the 64-bit words of a key, which lie behind the ids: these are the ids that
+the keys have from then on. Where a row has no bytes, the keys are deleted that had the ids.
 
 The last record that was not yet safe may be torn by a crash: it was not acknowledged, and is
 left out. A damaged record with a later one that knows it was safe is damage, and an error.
@@ -50,8 +52,10 @@ _log = logging.getLogger("bandana_kv")
 _HEADER = struct.Struct("<4sHxxQ")
 HEADER_BYTES = _HEADER.size
 _RECORD = struct.Struct("<4sIIIQQQ")
-_MAGIC, _RECORD_MAGIC = b"BKVJ", b"ROWS"
-_FORMAT_VERSION = 1
+_MAGIC = b"BKVJ"
+# By the 64-bit words of a key that lie in a record.
+_RECORD_MAGICS = (b"ROWS", b"KEY1", b"KEY2")
+_FORMAT_VERSION = 2
 _MOST_ROW_BYTES = 1 << 20
 # What says that nothing can be synced there, and so nothing was written.
 _NOTHING_TO_SYNC = (errno.EROFS, errno.EINVAL, errno.EBADF)
@@ -69,12 +73,21 @@ class Record:
         Rises from update to update.
     ids : uint32 (n,)
     rows : uint8 (n, row_bytes)
+        Of the ids from now on; (n, 0) where their keys are deleted.
+    words : uint64 (n,) or (n, 2), or None
+        Of the keys that the ids belong to; None: it is about no keys.
     """
 
     space: int
     sequence: int
     ids: NDArray[np.uint32]
     rows: NDArray[np.uint8]
+    words: NDArray[np.uint64] | None = None
+
+    @property
+    def deletes(self) -> bool:
+        """Whether the keys are gone from now on."""
+        return self.words is not None and self.rows.shape[1] == 0
 
 
 def journal_path(root: Path) -> Path:
@@ -149,15 +162,21 @@ def _record_at(data: mmap.mmap, at: int) -> tuple[Record, int, int] | None:
         return None
     head = data[at : at + _RECORD.size]
     magic, space, count, row_bytes, sequence, safe, digest = _RECORD.unpack(head)
-    end = at + _RECORD.size + count * (4 + row_bytes)
-    if magic != _RECORD_MAGIC or not count or row_bytes > _MOST_ROW_BYTES or end > len(data):
+    if magic not in _RECORD_MAGICS or not count or row_bytes > _MOST_ROW_BYTES:
+        return None
+    width = _RECORD_MAGICS.index(magic)
+    end = at + _RECORD.size + count * (4 + 8 * width + row_bytes)
+    if end > len(data):
         return None
     body = data[at + _RECORD.size : end]
     if digest != _digest(head[:-8], body):
         return None
     ids = np.frombuffer(body, "<u4", count)
-    rows = np.frombuffer(body, np.uint8, count * row_bytes, 4 * count).reshape(count, row_bytes)
-    return Record(space, sequence, ids, rows), safe, end
+    words = np.frombuffer(body, "<u8", count * width, 4 * count) if width else None
+    if words is not None and width == 2:
+        words = words.reshape(count, 2)
+    rows = np.frombuffer(body, np.uint8)[(4 + 8 * width) * count :]
+    return Record(space, sequence, ids, rows.reshape(count, row_bytes), words), safe, end
 
 
 def header(number: int) -> bytes:
@@ -167,8 +186,10 @@ def header(number: int) -> bytes:
 
 def encoded(record: Record, safe: int) -> bytes:
     """Return the bytes of a record, before which so many of its file are safe."""
-    body = record.ids.astype("<u4").tobytes() + record.rows.tobytes()
-    fields = (_RECORD_MAGIC, record.space, *record.rows.shape, record.sequence, safe)
+    words = b"" if record.words is None else record.words.astype("<u8").tobytes()
+    body = record.ids.astype("<u4").tobytes() + words + record.rows.tobytes()
+    magic = _RECORD_MAGICS[len(words) // (8 * record.ids.size)]
+    fields = (magic, record.space, *record.rows.shape, record.sequence, safe)
     head = _RECORD.pack(*fields, 0)[:-8]
     return head + _digest(head, body).to_bytes(8, "little") + body
 
@@ -181,15 +202,16 @@ def _digest(head: bytes, body: bytes) -> int:
 
 def _refuse_damage(path: Path, data: mmap.mmap, at: int) -> None:
     """Raise if a record behind `at`, where none can be read, says that `at` was safe."""
-    later = data.find(_RECORD_MAGIC, at + 1)
-    while later >= 0:
-        found = _record_at(data, later)
-        if found is not None and found[1] > at:
-            raise FormatError(
-                f"{path}: damaged at byte {at}, before updates that were acknowledged; restore "
-                "it from a backup, or delete it and update those rows again"
-            )
-        later = data.find(_RECORD_MAGIC, later + 1)
+    for magic in _RECORD_MAGICS:
+        later = data.find(magic, at + 1)
+        while later >= 0:
+            found = _record_at(data, later)
+            if found is not None and found[1] > at:
+                raise FormatError(
+                    f"{path}: damaged at byte {at}, before updates that were acknowledged; restore "
+                    "it from a backup, or delete it and update those rows again"
+                )
+            later = data.find(magic, later + 1)
 
 
 def sync_journal(root: Path) -> None:

@@ -45,6 +45,7 @@ __all__ = [
     "disk_bytes",
     "engine_path",
     "has_store",
+    "key_changes_path",
     "manifest_path",
     "new_identity",
     "next_version",
@@ -59,8 +60,9 @@ __all__ = [
     "write_version",
 ]
 
-FORMAT_VERSION = 6
-# Format 5 has no codecs, 4 no identities; the tables of 3 lie as they were loaded, too.
+FORMAT_VERSION = 7
+# Format 6 has no spare rows, 5 no codecs, 4 no identities; the tables of 3 lie as they were
+# loaded, too.
 _OLDEST_FORMAT = 3
 
 
@@ -91,6 +93,11 @@ def engine_path(root: Path, segment: int, pages: int) -> Path:
 def table_file(root: Path, files: int, space: int, kind: str) -> Path:
     """Return the file that holds the positions, say, or the heat of a table."""
     return segment_path(root, files) / f"{kind}-{space}"
+
+
+def key_changes_path(root: Path, table: Table) -> Path:
+    """Return the file of the keys that came and went; it lies with the index of those it had."""
+    return table_file(root, table.segment, table.space, "key-changes")
 
 
 def manifest_path(root: Path, version: int) -> Path:
@@ -204,6 +211,7 @@ def _check(path: Path, manifest: Manifest, version: int) -> None:
             and 0 < table.rows_per_block <= segment.payload_bytes.get(table.pages, 0) < 1 << 24
             and 0 <= table.looked_up_rows <= table.rows
             and 0 <= table.copies <= table.rows
+            and 0 <= table.spare < table.rows
             and _is_named_well(name)
             and table.codec in ("", *codec_names())
             and re.fullmatch(r"[<>|][biufc][0-9]{1,2}", table.dtype) is not None

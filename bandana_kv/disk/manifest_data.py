@@ -62,7 +62,7 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pages : int
         4 KiB device pages of a block.
     rows, dim, dtype
-        Shape and numpy dtype of the rows, as they are answered.
+        Shape and numpy dtype of the rows, as they are answered; spare ones are counted.
     rows_per_block : int
     copies : int
         Rows that lie a second time in blocks behind those of the table.
@@ -80,6 +80,8 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         What that cost; None: nothing.
     keys : str
         The kind of keys that callers ask by (:mod:`bandana_kv.keys`); empty: by ids.
+    spare : int
+        How many of the rows, the last ids, were loaded with no key: room for new ones.
     """
 
     segment: int
@@ -97,6 +99,7 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     codec: str = ""
     loss: Loss | None = None
     keys: str = ""
+    spare: int = 0
 
     @property
     def row_bytes(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
@@ -61,6 +61,14 @@ class Placement:
         inverse = np.empty_like(self.position_of_id)
         inverse[self.position_of_id] = np.arange(self.rows, dtype=np.uint32)
         return inverse
+
+    def extended(self, rows: int) -> Placement:
+        """Return the placement of a table of `rows`, whose further ones lie behind these."""
+        if rows <= self.rows:
+            return self
+        behind = np.arange(self.rows, rows, dtype=np.uint32)
+        positions = np.concatenate([self.position_of_id, behind])
+        return replace(self, position_of_id=positions)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the placement to a file, durably and in one step.

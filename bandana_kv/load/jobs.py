@@ -59,6 +59,8 @@ class Job:
     ----------
     source, stored : RowSource
         The rows as numbers, and as they are stored; the same where there is no `codec`.
+    spare : float
+        Room for further rows, as a share of them.
     """
 
     name: str
@@ -71,6 +73,13 @@ class Job:
     pages: int
     stored: RowSource
     keys: Keys | None = None
+    spare: float = 0.0
+
+    def rows_with_spare(self, per_block: int) -> int:
+        """Return how many rows the table has with room for others: then whole blocks of them."""
+        rows = self.source.rows
+        wanted = rows + int(np.ceil(rows * self.spare))
+        return rows if wanted == rows else -(-wanted // per_block) * per_block
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -81,7 +90,8 @@ class Job:
     def device_bytes(self) -> int:
         """About what the table will take on the device."""
         per_block = max(1, (self.pages * PAGE_BYTES - _OVERHEAD_BYTES) // self.stored.row_bytes)
-        return -(-self.source.rows // per_block) * self.pages * PAGE_BYTES + 5 * self.source.rows
+        rows = self.rows_with_spare(per_block)
+        return -(-rows // per_block) * self.pages * PAGE_BYTES + 5 * rows
 
 
 def check_seed(seed: int) -> None:
@@ -109,6 +119,7 @@ def checked_jobs(
     plan: Plan | None,
     least_pages: int,
     held: Adapter | None,
+    spare: float,
 ) -> list[Job]:
     """Return what is to be loaded; all that is wrong with it is found here."""
     if not tables:
@@ -140,7 +151,10 @@ def checked_jobs(
             )
         wanted = _checked_placement(wanted, log)
         keys = _keys_of(name, rows, source)
-        job = Job(name, source, codec, log, wanted, of_table, 0, pages, stored, keys)
+        room = spare if keys is not None else 0.0
+        job = Job(name, source, codec, log, wanted, of_table, 0, pages, stored, keys, room)
+        if job.rows_with_spare(1) >= 1 << 32:
+            raise InputError(f"table {name!r}: more than 2^32 rows, with those that are spare")
         _check_row_bytes(job, held)
         jobs.append(job)
     return jobs

@@ -71,6 +71,7 @@ def load(
     placement: str | Mapping[str, str | Placement] = "shp",
     plan: Plan | None = None,
     replicate: float = 0.0,
+    spare: float = 0.1,
     policy: Policy | None = None,
     admission: str | None = None,
     threshold: int | None = None,
@@ -111,6 +112,9 @@ def load(
     replicate
         Share of extra blocks, 0 to 1, for second copies of rows that requests find alone in
         their block. Only for placements learnt here, from a log.
+    spare
+        Room for the rows of new keys (:meth:`bandana_kv.EmbeddingStore.upsert`), in tables that
+        are asked by keys: as a share of their rows, from 0 to 1. It grows when it is used up.
     policy
         How every table's cache is run. By default simulation on a part of the training log
         that the placement has not seen decides, for several amounts of DRAM.
@@ -161,6 +165,8 @@ def load(
         raise InputError(f"keep {keep!r} is not a number of versions from 1 up")
     if not 0 <= replicate <= 1:
         raise InputError(f"replicate {replicate!r} is not a share of the blocks from 0 to 1")
+    if not 0 <= spare <= 1:
+        raise InputError(f"spare {spare!r} is not a share of the rows from 0 to 1")
     fixed = asked_policy(policy, admission, threshold)
     held = held_adapter(adapter)
     advice = given_profile(profile)
@@ -170,7 +176,15 @@ def load(
 
     with contextlib.ExitStack() as stack:
         jobs = checked_jobs(
-            stack, tables, logs or {}, store_as, placement, plan, pages_of(root, advice), held
+            stack,
+            tables,
+            logs or {},
+            store_as,
+            placement,
+            plan,
+            pages_of(root, advice),
+            held,
+            spare,
         )
         stack.enter_context(disk_full_named(root))
         still_there = stack.enter_context(writer_lock(root))
@@ -288,7 +302,8 @@ def _write_table(begun: _Load, job: Job, engine: Adapter) -> manifest.Table:
     per_block = blocks.rows_per_block(engine.payload_bytes, job.stored.row_bytes)
     placement, plan = _placed_and_planned(begun, job, per_block)
     check_permutation(job.name, source.rows, placement)
-    heat = np.zeros(source.rows, np.uint8)
+    placement = placement.extended(job.rows_with_spare(per_block))
+    heat = np.zeros(placement.rows, np.uint8)
     touched = source.rows
     if job.log is not None:
         heat = heat_by_position(job.log.ids, placement.position_of_id)
@@ -307,7 +322,7 @@ def _write_table(begun: _Load, job: Job, engine: Adapter) -> manifest.Table:
         segment=begun.version,
         space=job.space,
         pages=job.pages,
-        rows=source.rows,
+        rows=placement.rows,
         dim=source.dim,
         dtype=job.dtype.str,
         rows_per_block=per_block,
@@ -318,6 +333,7 @@ def _write_table(begun: _Load, job: Job, engine: Adapter) -> manifest.Table:
         codec=job.codec.name if job.codec else "",
         loss=job.stored.loss if isinstance(job.stored, StoredRows) else None,
         keys=job.keys.kind if job.keys else "",
+        spare=placement.rows - source.rows,
     )
 
 

@@ -81,7 +81,7 @@ def _sealed_run(
                 payloads,
                 job.space,
                 numbers,
-                job.stored.rows,
+                placement.rows,
                 copies,
                 per_block,
                 job.stored.row_bytes,
@@ -95,8 +95,9 @@ def _gathered(
 ) -> NDArray[np.uint8]:
     """Return the rows of `ids` by block, zeros behind the last: uint8 (blocks, bytes of rows)."""
     count = -(-ids.size // per_block)
-    job.stored.gather(ids, held[: ids.size])
-    held[ids.size : count * per_block] = 0
+    given = int(np.count_nonzero(ids < job.stored.rows))  # spare ones are the last
+    job.stored.gather(ids[:given], held[:given])
+    held[given : count * per_block] = 0
     return held[: count * per_block].reshape(count, -1)
 
 

@@ -14,7 +14,15 @@ from bandana_kv.serve.arguments import ids_as_given, shaped_ids
 if TYPE_CHECKING:
     from bandana_kv.serve.table import ServedTable
 
-__all__ = ["addressed", "by_number", "filler_of", "keys_as_array", "looked_for", "plain_ids"]
+__all__ = [
+    "addressed",
+    "by_number",
+    "distinct_words",
+    "filler_of",
+    "keys_as_array",
+    "looked_for",
+    "plain_ids",
+]
 
 Ids = NDArray[np.integer[Any]]
 
@@ -45,7 +53,38 @@ def addressed(served: ServedTable, asked: ArrayLike | None) -> tuple[Ids, tuple[
 
 def by_number(served: ServedTable, asked: ArrayLike | None) -> tuple[Ids, tuple[int, ...]]:
     """Do as :func:`addressed` for ids, also where the table is asked by keys."""
-    return ids_as_given(served.stored.name, asked)
+    ids, shape = ids_as_given(served.stored.name, asked)
+    if served.keys is not None and (most := int(ids.max(initial=-1))) >= served.keys.next_id:
+        raise IdError(
+            f"table {served.stored.name!r}: id {most} is out of range; it has rows 0 to "
+            f"{served.keys.next_id - 1}"
+        )
+    return ids, shape
+
+
+def distinct_words(served: ServedTable, asked: ArrayLike | None) -> NDArray[np.uint64]:
+    """Return the words of keys (n,) that are to change.
+
+    Raises
+    ------
+    InputError
+        The table has no keys, or one is named twice.
+    IdError
+        They are of another kind.
+    """
+    name, keys = served.stored.name, served.keys
+    if keys is None:
+        raise InputError(
+            f"table {name!r} has no keys: load it with Rows(values, keys=...), or update() its "
+            "rows by id"
+        )
+    given = None if asked is None else keys_as_array(asked)
+    words = keys.words_of(name, given)
+    _, first = np.unique(words, axis=0, return_index=True)
+    if len(first) < len(words):
+        again = np.setdiff1d(np.arange(len(words)), first)[0]
+        raise InputError(f"table {name!r}: key {given[again]!r} is to be changed twice at once")
+    return words
 
 
 def plain_ids(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -128,9 +129,16 @@ def check_update_ids(table: str, rows: int, ids: NDArray[np.integer[Any]]) -> No
 
 
 def checked_numbers(
-    table: str, ids: NDArray[np.int64], dim: int, dtype: np.dtype[Any], rows: ArrayLike
+    table: str,
+    ids: Sequence[Any] | NDArray[np.int64],
+    dim: int,
+    dtype: np.dtype[Any],
+    rows: ArrayLike,
+    what: str = "id",
 ) -> NDArray[Any]:
     """Return new rows of `ids` (n,) in the table's dtype: (n, dim), C-contiguous.
+
+    `what` they are, errors say: ids, or keys.
 
     Raises
     ------
@@ -144,7 +152,7 @@ def checked_numbers(
         given = _as_array(rows, dtype)
     except (ValueError, OverflowError) as error:
         raise InputError(f"table {table!r}: rows are not an array of numbers ({error})") from error
-    shape = (ids.size, dim)
+    shape = (len(ids), dim)
     if given.shape != shape or _KINDS.get(given.dtype.kind, 9) > _KINDS[dtype.kind]:
         raise InputError(
             f"table {table!r}: rows must be {shape} of {dtype}, not {given.shape} of {given.dtype}"
@@ -155,7 +163,7 @@ def checked_numbers(
     if unfit is not None and unfit.any():
         row, column = np.argwhere(unfit)[0].tolist()
         raise InputError(
-            f"table {table!r}: {given[row, column]} does not fit {dtype} (row {row}, of id "
+            f"table {table!r}: {given[row, column]} does not fit {dtype} (row {row}, of {what} "
             f"{ids[row]}, column {column}); nothing was updated"
         )
     return cast

@@ -31,6 +31,9 @@ __all__ = ["Current"]
 
 _log = logging.getLogger("bandana_kv")
 
+# A table that is full grows by this part of itself: what is written for it then, all of the index
+# among it, is written a few times for each row in the end.
+_GROWTH_PART = 8
 # Closing looks this often whether the last call inside has gone.
 _LOOK_S = 0.1
 
@@ -258,6 +261,21 @@ class Current:
                 self.closing,
                 progress,
             )
+
+    def grow(self, table: str, rows: int) -> None:
+        """Give a table room for so many rows, an eighth more at least; raises as `place_anew`."""
+        with self.inside() as serving:
+            served = named(serving, table)
+            stored, entry = served.stored, serving.manifest.tables[table]
+            if stored.rows >= rows:
+                return  # another caller was first
+            per_block = stored.rows_per_block
+            wanted = max(rows, stored.rows + stored.rows // _GROWTH_PART)
+            wanted = -(-wanted // per_block) * per_block
+            if wanted >= 1 << 32:
+                raise InputError(f"table {table!r}: more than 2^32 rows; load it as several tables")
+            placement = served.placement(entry.placement).extended(wanted)
+        self.place_anew(Change(table, placement), Progress())
 
     def close(self, patience_s: float | None) -> None:
         """Wait for calls inside, `patience_s` at most, then let everything go.

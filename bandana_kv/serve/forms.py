@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -76,18 +77,22 @@ def answer_into(served: Table, raw: NDArray[np.uint8], out: NDArray[Any]) -> Non
             out[...] = wide
 
 
-def raw_of(served: Table, ids: NDArray[np.integer[Any]], rows: NDArray[Any]) -> NDArray[np.uint8]:
+def raw_of(
+    served: Table, ids: Sequence[Any] | NDArray[Any], rows: NDArray[Any], what: str = "id"
+) -> NDArray[np.uint8]:
     """Return `rows` (n, dim) of `ids`, of the table's dtype, as they are stored: (n, row_bytes).
 
     Raises
     ------
     InputError
-        Names the id of a row that the table's codec cannot hold.
+        Names the id, or `what` else they are, of a row that the table's codec cannot hold.
     """
     if served.codec is None:
-        return np.ascontiguousarray(rows).view(np.uint8).reshape(ids.size, served.row_bytes)
+        return np.ascontiguousarray(rows).view(np.uint8).reshape(len(ids), served.row_bytes)
     try:
         return served.codec.encode(rows)
     except UnfitError as error:
-        name, id = served.stored.name, int(ids[error.row])
-        raise InputError(f"table {name!r}: the row of id {id} does not fit: {error}") from error
+        name, named = served.stored.name, ids[error.row]
+        raise InputError(
+            f"table {name!r}: the row of {what} {named!s} does not fit: {error}"
+        ) from error

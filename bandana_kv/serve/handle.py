@@ -27,6 +27,10 @@ class _Store(Protocol):
 
     def get(self, table: str, id: int) -> NDArray[Any]: ...
 
+    def upsert(self, table: str, keys: ArrayLike, rows: ArrayLike) -> None: ...
+
+    def delete(self, table: str, keys: ArrayLike) -> int: ...
+
     def shape(self, table: str) -> tuple[int, int]: ...
 
     def dtype(self, table: str) -> np.dtype[Any]: ...
@@ -70,6 +74,14 @@ class TableHandle:
     def get(self, id: int) -> NDArray[Any]:
         """Return the row of one id: (dim,)."""
         return self.store.get(self.name, id)
+
+    def upsert(self, keys: ArrayLike, rows: ArrayLike) -> None:
+        """Replace and add rows as :meth:`EmbeddingStore.upsert` does."""
+        self.store.upsert(self.name, keys, rows)
+
+    def delete(self, keys: ArrayLike) -> int:
+        """Take keys out as :meth:`EmbeddingStore.delete` does."""
+        return self.store.delete(self.name, keys)
 
     @property
     def shape(self) -> tuple[int, int]:

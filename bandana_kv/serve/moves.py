@@ -61,9 +61,9 @@ def _moved(old_ids: np.ndarray, new_position_of_id: np.ndarray, moved: np.ndarra
 
 
 @kernel
-def carried(values: np.ndarray, moved: np.ndarray) -> np.ndarray:
-    """Return `values` (rows,), by old position, by new position."""
-    new = np.empty_like(values)
+def carried(values: np.ndarray, moved: np.ndarray, rows: int) -> np.ndarray:
+    """Return `values`, by old position, by new position: (rows,), zeros where nothing lay."""
+    new = np.zeros(rows, values.dtype)
     for position in range(moved.size):
         new[moved[position]] = values[position]
     return new
@@ -79,7 +79,7 @@ class Moves:
         The new one, with the copies that the table will have.
     ids : uint32 (rows,)
         The id at each new position.
-    moved : uint32 (rows,)
+    moved : uint32 (rows before,)
         The new position of what lies at each old one.
     blocks : int64 (n,)
         The blocks to write, rising.
@@ -129,7 +129,7 @@ def _fill_ids(
 
 
 def between(table: str, old: Placement, new: Placement) -> Moves:
-    """Compare the placement that is served with a new one of the same rows.
+    """Compare the placement that is served with a new one of the same rows, and perhaps more.
 
     Parameters
     ----------
@@ -137,6 +137,7 @@ def between(table: str, old: Placement, new: Placement) -> Moves:
         Its name, for the error.
     old, new
         Of the same table and blocks. Where `new` says nothing of copies, those of `old` stay.
+        Further rows of `new` are zeros.
 
     Raises
     ------
@@ -147,13 +148,14 @@ def between(table: str, old: Placement, new: Placement) -> Moves:
     -----
     Cost: four passes over the rows without the GIL, 16 bytes a row.
     """
-    old_ids, ids, moved = (np.empty(old.rows, np.uint32) for _ in range(3))
+    old_ids, moved = (np.empty(old.rows, np.uint32) for _ in range(2))
+    ids = np.empty(new.rows, np.uint32)
     served, positions = readable(old.position_of_id), readable(new.position_of_id)
     _invert(served, old_ids)
     if positions.dtype != np.uint32 or not _invert(positions, ids):
         raise InputError(
             f"table {table!r}: the placement {new.method!r} is not a permutation of "
-            f"{old.rows} positions as uint32, so rows would be lost"
+            f"{new.rows} positions as uint32, so rows would be lost"
         )
     _moved(old_ids, positions, moved)
     copies = old.replicas if new.replicas is None else new.replicas
@@ -161,7 +163,10 @@ def between(table: str, old: Placement, new: Placement) -> Moves:
     placement = Placement(positions, new.rows_per_block, new.method, copies, new.learned_from)
     per_block = placement.rows_per_block
     blocks, stamps = _changed(old_ids, ids, per_block)
-    behind, stamps_behind = _changed(_copies_of(old), _copies_of(placement), per_block)
+    before = _copies_of(old)
+    if placement.blocks != old.blocks:
+        before = before[:0]  # blocks behind others say how many those are
+    behind, stamps_behind = _changed(before, _copies_of(placement), per_block)
     return Moves(
         placement,
         ids,
@@ -197,7 +202,7 @@ def sources_of(
         int64 (m,) each: old positions, rising, and which of all the places in `ids` it is for.
     """
     flat = ids.reshape(-1)
-    targets = np.flatnonzero(flat >= 0)
+    targets = np.flatnonzero((flat >= 0) & (flat < position_of_id.size))
     positions = position_of_id[flat[targets]].astype(np.int64)
     order = np.argsort(positions, kind="stable")
     return positions[order], targets[order]

@@ -24,7 +24,8 @@ from bandana_kv.disk.retention import hold_current, hold_version
 from bandana_kv.errors import AdapterError, BandanaError, FormatError, InputError
 from bandana_kv.kernels.bitpack import unpack, words_for
 from bandana_kv.kernels.layout import Layout
-from bandana_kv.keys import KeyIndex
+from bandana_kv.keys import ChangedKeys, KeyIndex
+from bandana_kv.keys.changes_file import read_changes
 from bandana_kv.rows.source import Source, check_tables
 from bandana_kv.serve.counters import Totals
 from bandana_kv.serve.failsafe import FailSafe
@@ -255,19 +256,25 @@ def _serve(
     return served
 
 
-def _keys(root: Path, entry: manifest.Table) -> KeyIndex | None:
+def _keys(root: Path, entry: manifest.Table) -> ChangedKeys | None:
     """Map the ids of keys, where a table has them; they lie with its blocks, whoever placed it."""
     if not entry.keys:
         return None
     path = manifest.table_file(root, entry.segment, entry.space, "keys")
     index = KeyIndex.open(path)
     index.verify()  # a row of another key would be a wrong row
-    if index.kind != entry.keys or index.keys != entry.rows:
+    loaded = entry.rows - entry.spare
+    if index.kind != entry.keys or index.keys != loaded:
         raise FormatError(
-            f"{path}: has {index.keys} keys of {index.kind}, where the table has {entry.rows} of "
+            f"{path}: has {index.keys} keys of {index.kind}, where the table has {loaded} of "
             f"{entry.keys}; load the table again"
         )
-    return index
+    changes = read_changes(manifest.key_changes_path(root, entry), index)
+    if changes is not None:
+        # Of a version that has grown since: here those keys are not there yet.
+        beyond = changes.ids >= entry.rows
+        changes = changes._replace(ids=np.where(beyond, -1, changes.ids))
+    return ChangedKeys(index, changes)
 
 
 def _index(root: Path, entry: manifest.Table) -> NDArray[np.uint64]:

@@ -80,12 +80,15 @@ class PlacedAnew(NamedTuple):
 
 @dataclass(frozen=True)
 class Change:
-    """What is asked for; see :meth:`bandana_kv.EmbeddingStore.place_anew`."""
+    """What is asked for; see :meth:`bandana_kv.EmbeddingStore.place_anew`.
+
+    More rows than the table has: it grows, and those that are added are spare.
+    """
 
     table: str
     placement: Placement
-    plan: TablePlan | None
-    log: AccessLog | None
+    plan: TablePlan | None = None
+    log: AccessLog | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ class _Work:
     @property
     def array_bytes(self) -> int:
         """What the arrays beside the blocks take, but for their headers."""
-        rows, copies = self.entry.rows, self.moves.copies.size
+        rows, copies = self.moves.placement.rows, self.moves.copies.size
         return 8 * words_for(rows) + rows + 8 * copies + 8 * self.moves.block_count
 
 
@@ -164,7 +167,7 @@ def place_anew(
     """
     root, entry = options.root, old.manifest.tables[change.table]
     _check_kinds(change)
-    check_fits(change.table, entry.rows, entry.rows_per_block, change.placement)
+    change = dataclasses.replace(change, placement=_whole(change, entry))
     check_copies(change.table, entry.rows, change.placement)
     if change.log is not None:
         change.log.validate(rows=entry.rows)
@@ -206,6 +209,15 @@ def place_anew(
         with contextlib.suppress(OSError, BandanaError):
             retention.drop_unused(root, _EVERY_VERSION, forget)
     return PlacedAnew(version, moves.blocks.size, sum(written))
+
+
+def _whole(change: Change, entry: manifest.Table) -> Placement:
+    """Return the placement, of spare rows as well: those that it leaves out lie behind the rest."""
+    given, per_block = change.placement, entry.rows_per_block
+    if entry.keys and given.rows >= entry.rows - entry.spare and given.rows_per_block == per_block:
+        return given.extended(entry.rows)
+    check_fits(change.table, entry.rows, per_block, given)
+    return given
 
 
 def _check_kinds(change: Change) -> None:
@@ -255,7 +267,8 @@ def _write(work: _Work, served: Placement, written: list[int]) -> None:
     """Write blocks, arrays and manifest; add what was handed over to `written` as it is."""
     change, moves = work.change, work.moves
     of_log: dict[str, int] = {}
-    heat = carried(readable(work.table.heat), moves.moved)
+    rows = moves.placement.rows
+    heat = carried(readable(work.table.heat), moves.moved, rows)
     if change.log is not None:
         heat = heat_by_position(change.log.ids, moves.placement.position_of_id)
         of_log = {"looked_up_rows": int(np.count_nonzero(heat)) or work.entry.rows}
@@ -266,6 +279,8 @@ def _write(work: _Work, served: Placement, written: list[int]) -> None:
         placed_by = work.version
     entry = msgspec.structs.replace(
         work.entry,
+        rows=rows,
+        spare=work.entry.spare + rows - work.entry.rows,
         copies=moves.copies.size,
         placement=moves.placement.method,
         plan=work.entry.plan if change.plan is None else change.plan,
@@ -290,8 +305,9 @@ def _write_blocks(work: _Work, served: Placement, written: list[int]) -> NDArray
     """Write the blocks that differ under free numbers; return the map of all."""
     moves = work.moves
     entries = np.empty(moves.block_count, np.int64)
-    before = _map_of(work.root, work.entry)[: entries.size]
-    entries[: before.size] = before
+    before = _map_of(work.root, work.entry)
+    kept = min(before.size, entries.size)
+    entries[:kept] = before[:kept]  # those of other rows, of copies among them, come anew
     if not moves.blocks.size:
         return entries
     numbers = free_numbers(_numbers_in_use(work), moves.blocks.size)
@@ -301,7 +317,8 @@ def _write_blocks(work: _Work, served: Placement, written: list[int]) -> NDArray
     engine = work.old.writable(work.root, work.change.table)
     # An engine that was opened to read may not see what was repaired since.
     source = dataclasses.replace(work.table.stored, adapter=engine)
-    target = dataclasses.replace(source, copies=moves.copies.size, block_map=entries)
+    rows, copies = moves.placement.rows, moves.copies.size
+    target = dataclasses.replace(source, rows=rows, copies=copies, block_map=entries)
     work.progress.start(f"place {work.change.table} anew", moves.blocks.size, "blocks")
     window = max(1, _WINDOW_BYTES // engine.payload_bytes)
     for first in range(0, moves.blocks.size, window):

@@ -42,7 +42,8 @@ from bandana_kv.system.maps import let_go
 if TYPE_CHECKING:
     from bandana_kv.adapters.contract import Adapter
     from bandana_kv.codecs import Codec
-    from bandana_kv.keys import KeyIndex
+    from bandana_kv.disk.journal_files import Record
+    from bandana_kv.keys import ChangedKeys
 
 __all__ = ["ServedTable"]
 
@@ -137,7 +138,7 @@ class ServedTable:
         coalesce: bool,
         in_flight: InFlight,
         codec: Codec | None = None,
-        keys: KeyIndex | None = None,
+        keys: ChangedKeys | None = None,
     ) -> None:
         self.stored = stored
         self.dtype = dtype
@@ -503,24 +504,45 @@ class ServedTable:
         """Let updates of this table reach the one that serves its rows from now on."""
         self._heir = heir
 
-    def update(self, ids: NDArray[np.uint32], rows: NDArray[np.uint8], sequence: int) -> None:
-        """Serve new rows, uint8 (n, row_bytes), from now on; the journal has them already.
+    @property
+    def rows(self) -> int:
+        """Rows that callers can ask for: as many as there are keys, where they ask by those."""
+        return self.stored.rows if self.keys is None else len(self.keys)
 
-        Parameters
-        ----------
-        ids
-            uint32 (n,), distinct and in range.
-        sequence
-            Of the update; a row keeps the one with the highest.
+    @property
+    def newest(self) -> ServedTable:
+        """Who serves these rows from now on: this, or its heir."""
+        return self if self._heir is None else self._heir.newest
+
+    @property
+    def keys_are_unkept(self) -> bool:
+        """Whether keys came or went since that was last written down."""
+        return self.keys is not None and self.keys.unkept
+
+    def take(self, record: Record) -> None:
+        """Serve what an update has changed, from now on; the journal has it already.
+
+        Of a row's updates the one with the last sequence is kept. Its ids are distinct, and in
+        range; where they are of keys, those beyond this table are left to its heir.
         """
-        positions = positions_of_ids(ids, self._index, self.stored.rows)
-        sequences = np.full(ids.size, sequence, np.uint64)
-        with self._alone():
-            self._overlay.put(positions, rows, sequences)
-            self._overlay.renew(positions, self._state, self._data)
-            self._show_updates()
+        ids, rows, words = record.ids, record.rows, record.words
+        if words is not None:
+            inside = ids < self.stored.rows
+            if not inside.all():
+                ids, rows, words = ids[inside], rows[inside], words[inside]
+        if not record.deletes and ids.size:
+            positions = positions_of_ids(ids, self._index, self.stored.rows)
+            sequences = np.full(ids.size, record.sequence, np.uint64)
+            with self._alone():
+                self._overlay.put(positions, rows, sequences)
+                self._overlay.renew(positions, self._state, self._data)
+                self._show_updates()
+        if words is not None and self.keys is not None:
+            # After the rows: who finds an id finds its row.
+            given = np.full(ids.size, -1, np.int64) if record.deletes else ids.astype(np.int64)
+            self.keys.apply(words, given, record.sequence)
         if self._heir is not None:
-            self._heir.update(ids, rows, sequence)
+            self._heir.take(record)
 
     @property
     def overlay_bytes(self) -> int:
@@ -586,6 +608,8 @@ class ServedTable:
 
     def before_fork(self) -> None:
         """Keep the cache still while the process is copied."""
+        if self.keys is not None:
+            self.keys.changing.acquire()
         words.lock_table(self.words, self._forking)
         self._ahead.lock.acquire()
         self._late.lock.acquire()
@@ -595,6 +619,8 @@ class ServedTable:
         self._late.lock.release()
         self._ahead.lock.release()
         words.unlock_table(self.words, self._forking)
+        if self.keys is not None:
+            self.keys.changing.release()
 
     def after_fork_in_child(self) -> None:
         """Go on, without the reads of threads that do not exist here."""
@@ -604,6 +630,8 @@ class ServedTable:
         self._ahead.lock.release()
         # Not by ending it: threads that do not exist here may have counted themselves as waiting.
         self.words[words.LOCK] = self._forking[0] = 0
+        if self.keys is not None:
+            self.keys.changing.release()
 
     def cached(self) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
         """Return the positions that DRAM holds now, and the live heat of each; 0: not known."""

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from bandana_kv.disk import budget, ledger, manifest, retention
 from bandana_kv.disk.journal import Journal
-from bandana_kv.disk.journal_files import journal_files, read_records
+from bandana_kv.disk.journal_files import Record, journal_files, read_records
 from bandana_kv.errors import BandanaError, FormatError, InputError
+from bandana_kv.keys.changes_file import write_changes
 from bandana_kv.serve.turns import Turns
 from bandana_kv.system.durable import sync_directory
 from bandana_kv.system.interrupts import safe_point
@@ -66,15 +67,18 @@ def replay(root: Path, tables: Iterable[ServedTable], since: tuple[int, int] = (
             for record, _ in read_records(path, start):
                 table = by_space.get(record.space)
                 if table is not None:
-                    _check_record(path, table, record.ids, record.rows)
-                    table.update(record.ids, record.rows, record.sequence)
+                    _check_record(path, table, record)
+                    table.take(record)
 
 
-def _check_record(
-    path: Path, table: ServedTable, ids: NDArray[np.uint32], rows: NDArray[np.uint8]
-) -> None:
+def _check_record(path: Path, table: ServedTable, record: Record) -> None:
     stored = table.stored
-    if rows.shape[1] != stored.row_bytes or int(ids.max()) >= stored.rows:
+    fits = record.deletes or record.rows.shape[1] == stored.row_bytes
+    if record.words is None:
+        fits = fits and int(record.ids.max()) < stored.rows
+    else:  # of which some may be beyond a table that is about to be served with more room
+        fits = fits and table.keys is not None and table.keys.takes(record.words)
+    if not fits:
         raise FormatError(
             f"{path}: has an update that does not fit table {stored.name!r}; restore it from a "
             "backup"
@@ -146,6 +150,8 @@ class Updates:
         # before is in DRAM as well, where the flush finds it.
         self._turns = Turns()
         self._flushing = threading.Lock()
+        # Held from what id a key has to that others see it: no two keys get one id.
+        self._assigning = threading.Lock()
         self._flush_at = FLUSH_BYTES
         self.allowance = budget.Allowance(root)
         """What this process may still write."""
@@ -169,10 +175,60 @@ class Updates:
         self.allowance.take(_RECORD_BYTES + ids.nbytes + rows.nbytes)
         self._turns.enter()
         try:
-            sequence = self._journal.append(table.stored.space, ids, rows)
-            table.update(ids, rows, sequence)
+            space = table.stored.space
+            table.take(Record(space, self._journal.append(space, ids, rows), ids, rows))
         finally:
             self._turns.leave()
+
+    def upsert(self, table: ServedTable, words: NDArray[np.uint64], rows: NDArray[np.uint8]) -> int:
+        """Make rows of distinct keys durable, new ones among them, then serve them.
+
+        Returns
+        -------
+        int
+            0; or how many rows the table must have room for: it has not, and nothing was done.
+        """
+        self.allowance.take(_RECORD_BYTES + 4 * len(words) + words.nbytes + rows.nbytes)
+        self._turns.enter()
+        try:
+            with self._assigning:
+                newest = table.newest
+                assert newest.keys is not None
+                ids, end = newest.keys.assigned(table.stored.name, words)
+                if end > newest.stored.rows:
+                    return end
+                self._change_keys(table, words, ids, rows)
+                return 0
+        finally:
+            self._turns.leave()
+
+    def delete(self, table: ServedTable, words: NDArray[np.uint64]) -> int:
+        """Let distinct keys be in a table no more, durably; return how many of them were."""
+        self.allowance.take(_RECORD_BYTES + 4 * len(words) + words.nbytes)
+        self._turns.enter()
+        try:
+            with self._assigning:
+                newest = table.newest
+                assert newest.keys is not None
+                ids = newest.keys.ids_of(words)
+                there = np.flatnonzero(ids >= 0)
+                if there.size:
+                    no_rows = np.empty((there.size, 0), np.uint8)
+                    self._change_keys(table, words[there], ids[there], no_rows)
+                return int(there.size)
+        finally:
+            self._turns.leave()
+
+    def _change_keys(
+        self,
+        table: ServedTable,
+        words: NDArray[np.uint64],
+        ids: NDArray[np.int64],
+        rows: NDArray[np.uint8],
+    ) -> None:
+        space, of_keys = table.stored.space, ids.astype(np.uint32)
+        sequence = self._journal.append(space, of_keys, rows, words)
+        table.take(Record(space, sequence, of_keys, rows, words))
 
     @contextlib.contextmanager
     def blocks_held(self) -> Iterator[None]:
@@ -298,7 +354,7 @@ class Updates:
             self._turns.give_back()
         self._note_journal(serving.number)
         for name, table in tables.items():
-            if table.overlay_bytes:
+            if table.overlay_bytes or table.keys_are_unkept:
                 safe_point()
                 self._flush_table(name, table, serving, reader, upto)
         self._keep_others({table.stored.space for table in tables.values()}, number)
@@ -313,9 +369,20 @@ class Updates:
         try:
             written = table.flush(reader, serving.writable(self._root, name), upto)
             self.block_bytes += written
+            written += self._keep_keys(table, serving.manifest.tables[name])
             ledger.note(self._root, meter.entry("flush", serving.number, (name,), written))
         finally:
             self.allowance.give_back(wanted)
+
+    def _keep_keys(self, table: ServedTable, entry: manifest.Table) -> int:
+        """Write down which keys came and went; return the bytes."""
+        keys = table.keys
+        if keys is None or not keys.unkept:
+            return 0
+        changes = keys.changes()
+        written = write_changes(manifest.key_changes_path(self._root, entry), keys.index, changes)
+        keys.kept(changes.sequence)
+        return written
 
     def _note_journal(self, version: int | None) -> None:
         """Note what went into the journal since the last time."""

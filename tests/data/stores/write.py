@@ -17,7 +17,7 @@ import bandana_kv
 from bandana_kv import AccessLog
 from bandana_kv.placement import Placement
 
-USERS, ITEMS = 60, 40
+USERS, ITEMS, WORDS = 60, 40, 30
 
 
 def users(generation: int) -> NDArray[np.float32]:
@@ -32,11 +32,23 @@ def items(generation: int) -> NDArray[np.int8]:
     return (50 * generation + ids + columns % 5).astype(np.int8)
 
 
+def words() -> tuple[list[str], NDArray[np.float32]]:
+    """Return the keys of "word", and its rows, of which int8-rowwise loses nothing."""
+    steps = np.arange(16) * 17
+    rows = np.arange(WORDS)[:, None] + steps / np.float32(255)
+    return [f"word {number}" for number in range(WORDS)], rows.astype(np.float32)
+
+
 def write(store: Path, engine: str) -> None:
     """Make a store with two versions, updates in blocks, and updates in the journal."""
     log = AccessLog.from_requests(np.random.default_rng(0).integers(0, USERS, (80, 6)))
     tables = {"user": users(0), "item": items(0)}
-    bandana_kv.load(store, tables, {"user": log}, adapter=engine, replicate=0.5)
+    more = {}
+    if hasattr(bandana_kv, "Rows"):
+        keys, rows = words()
+        tables["word"] = bandana_kv.Rows(rows, keys=keys)
+        more["store_as"] = {"word": "int8-rowwise"}
+    bandana_kv.load(store, tables, {"user": log}, adapter=engine, replicate=0.5, **more)
     changed = users(1)
     with bandana_kv.open(store) as served:
         served.update("user", range(5), changed[:5])

@@ -57,13 +57,16 @@ test: $(STAMP)
 	    echo "note: chromium is missing, one test needs it: apt-get install chromium"; }
 	@$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-# ten minutes in all: kills, faults, and what they did to stores under TORTURE_DIR
+# thirteen minutes in all: kills, faults, and what they did to stores under TORTURE_DIR
 TORTURE_DIR ?= build/torture
-TORTURE_SECONDS ?= 200
+TORTURE_SECONDS ?= 140
+KEYED_SECONDS ?= 60
 CHANGES_SECONDS ?= 60
 torture: $(STAMP)
 	@for adapter in blockfile lmdb rocksdb; do \
 	  $(PY) -m bandana_kv.testing.torture --dir '$(TORTURE_DIR)' --seconds $(TORTURE_SECONDS) \
+	    --adapter $$adapter --json || failed=1; \
+	  $(PY) -m bandana_kv.testing.keyed --dir '$(TORTURE_DIR)' --seconds $(KEYED_SECONDS) \
 	    --adapter $$adapter --json || failed=1; \
 	  $(PY) -m bandana_kv.testing.changes --seconds $(CHANGES_SECONDS) --threads 16 \
 	    --adapter $$adapter --json || failed=1; \

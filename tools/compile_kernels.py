@@ -89,6 +89,11 @@ def _ask_by_keys(directory: str) -> None:
         with bandana_kv.open(store, cache_bytes=1 << 16) as opened:
             opened.multi_get("rows", keys[:8])
             opened.multi_get("rows", keys[:200])
+            for _ in range(2):
+                opened.upsert("rows", keys[:2], np.zeros((2, 32), np.float32))
+                opened.delete("rows", keys[2:4])
+                opened.multi_get("rows", keys[4:12])
+                opened.multi_get("rows", keys[4:200])
             opened.keys("rows")
 
 

@@ -111,6 +111,7 @@ def _show_tables(found: Inspection) -> None:
     out.print(tables)
     out.print(plans)
     _show_losses(found)
+    _show_keys(found)
     _say("DRAM, reads/lookup: as a plan chose and predicted; -: open(..., cache_bytes=) says it")
 
 
@@ -128,6 +129,21 @@ def _show_losses(found: Inspection) -> None:
         worst = ", ".join(map(str, loss.worst_rows[:3]))
         losses.add_row(escape(table.name), table.codec, *(f"{x:.6g}" for x in figures), worst)
     out.print(losses)
+
+
+def _show_keys(found: Inspection) -> None:
+    keyed = [table for table in found.tables if table.keys]
+    if not keyed:
+        return
+    keys = _table(
+        "Keys, but for what the journal has",
+        *("table", "keys", "kind", "changed since the load", "room for"),
+        right="keys,changed since the load,room for",
+    )
+    for table in keyed:
+        counts = (f"{table.changed_keys:,}", f"{table.spare_rows:,}")
+        keys.add_row(escape(table.name), f"{table.rows:,}", table.keys, *counts)
+    out.print(keys)
 
 
 def _cells(table: TableSummary) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from bandana_kv.disk import ledger, manifest
 from bandana_kv.disk.budget import write_budget
 from bandana_kv.disk.journal_files import journal_files
 from bandana_kv.disk.plan import Choice
+from bandana_kv.disk.table_keys import open_keys
 from bandana_kv.errors import FormatError, InputError
 from bandana_kv.system.permission import permission_named
 
@@ -60,6 +61,13 @@ class TableSummary(msgspec.Struct, frozen=True):
         Of a row as it is stored.
     loss : Loss or None
         What that cost; None: nothing, or the rows came so.
+    keys : str
+        The kind of keys that callers ask by; empty: by ids. Then `rows` is how many keys there are,
+        but for what the journal has.
+    changed_keys : int
+        That came, went or came again since the load.
+    spare_rows : int
+        For so many new keys there is room, until the table grows.
     """
 
     name: str
@@ -78,6 +86,9 @@ class TableSummary(msgspec.Struct, frozen=True):
     codec: str
     row_bytes: int
     loss: manifest.Loss | None
+    keys: str
+    changed_keys: int
+    spare_rows: int
 
 
 class SegmentSpace(msgspec.Struct, frozen=True):
@@ -262,7 +273,7 @@ def inspect(
         path=str(root),
         current=current.version,
         versions=versions,
-        tables=[_table(current, name) for name in current.tables],
+        tables=[_table(root, current, name) for name in current.tables],
         segments=segments,
         space=_space(root, current, segments),
         wear=_wear(root, rating, device_bytes, time.time() if now is None else now),
@@ -288,8 +299,9 @@ def _versions(
     return summaries, kept
 
 
-def _table(current: manifest.Manifest, name: str) -> TableSummary:
+def _table(root: Path, current: manifest.Manifest, name: str) -> TableSummary:
     table = current.tables[name]
+    keys = open_keys(root, table, verify=False)
     segment = current.segments[table.segment]
     chosen = table.plan.choice
     policies = dict.fromkeys(str(point.policy) for point in table.plan.points)
@@ -297,7 +309,7 @@ def _table(current: manifest.Manifest, name: str) -> TableSummary:
         policies = {str(chosen.policy): None}
     return TableSummary(
         name=name,
-        rows=table.rows,
+        rows=table.rows if keys is None else len(keys),
         dim=table.dim,
         dtype=table.dtype,
         placement=table.placement,
@@ -312,6 +324,9 @@ def _table(current: manifest.Manifest, name: str) -> TableSummary:
         codec=table.codec,
         row_bytes=table.row_bytes,
         loss=table.loss,
+        keys=table.keys,
+        changed_keys=0 if keys is None else keys.changed,
+        spare_rows=0 if keys is None else table.rows - keys.next_id,
     )
 
 

@@ -20,10 +20,10 @@ from bandana_kv.disk.block_map import (
     stamps_of,
 )
 from bandana_kv.disk.placement import Placement
+from bandana_kv.disk.table_keys import open_keys
 from bandana_kv.errors import FormatError
 from bandana_kv.kernels.bitpack import unpack, words_for
 from bandana_kv.kernels.views import readable
-from bandana_kv.keys import KeyIndex
 
 __all__ = ["TableFiles"]
 
@@ -98,11 +98,14 @@ class TableFiles:
         return entries
 
     def check_keys(self) -> None:
-        """FormatError unless the index of keys, where there is one, is as it was written."""
-        table = self.table
-        if table.keys:
-            path = manifest.table_file(self.root, table.segment, table.space, "keys")
-            KeyIndex.open(path).verify()
+        """FormatError unless the keys, where there are some, are as they were written."""
+        keys = open_keys(self.root, self.table, verify=True)
+        if keys is None:
+            return
+        ids = keys.live_ids()
+        if ids.size != len(keys):
+            path = manifest.key_changes_path(self.root, self.table)
+            raise FormatError(f"{path}: two keys have one row; restore it from a backup")
 
     def _bad(self, kind: str, what: str) -> str:
         path = manifest.table_file(self.root, self.table.files, self.table.space, kind)

@@ -127,7 +127,7 @@ def _details(version: Version, found: manifest.Manifest, updated: Counter[int]) 
         version.tables,
         version.current,
         identity=found.identity,
-        rows=sum(table.rows for table in tables),
+        rows=sum(table.rows - table.spare for table in tables),
         bytes=sum(
             table.blocks * found.segments[table.segment].payload_bytes[table.pages]
             for table in tables

@@ -163,10 +163,12 @@ class Journal:
         ids: NDArray[np.uint32],
         rows: NDArray[np.uint8],
         words: NDArray[np.uint64] | None = None,
+        after: int = 0,
     ) -> int:
         """Write one update, and return its sequence once it is safe on the device.
 
-        What they are, :class:`~bandana_kv.disk.journal_files.Record` says.
+        What they are, :class:`~bandana_kv.disk.journal_files.Record` says. The sequence is later
+        than all here, and than `after`: those of files that were dropped are not known any more.
 
         Threads that write at the same time share a sync.
 
@@ -183,7 +185,8 @@ class Journal:
         if os.getpid() != self._process:
             raise InputError("a store is updated by the process that opened it, not by its fork")
         with self._writing:
-            record = Record(space, self._sequence + 1, ids, rows, words)
+            sequence = max(self._sequence, after) + 1
+            record = Record(space, sequence, ids, rows, words)
             self._write(record)
             self._sequence = record.sequence
             number, end = self.number, self._end

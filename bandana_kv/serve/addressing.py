@@ -78,7 +78,9 @@ def distinct_words(served: ServedTable, asked: ArrayLike | None) -> NDArray[np.u
             f"table {name!r} has no keys: load it with Rows(values, keys=...), or update() its "
             "rows by id"
         )
-    given = None if asked is None else keys_as_array(asked)
+    if asked is None:
+        raise InputError(f"table {name!r}: no keys given")
+    given = keys_as_array(asked)
     words = keys.words_of(name, given)
     _, first = np.unique(words, axis=0, return_index=True)
     if len(first) < len(words):

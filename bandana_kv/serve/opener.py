@@ -21,11 +21,10 @@ from bandana_kv.disk import manifest
 from bandana_kv.disk.arrays import map_array
 from bandana_kv.disk.block_map import read_block_map
 from bandana_kv.disk.retention import hold_current, hold_version
+from bandana_kv.disk.table_keys import open_keys
 from bandana_kv.errors import AdapterError, BandanaError, FormatError, InputError
 from bandana_kv.kernels.bitpack import unpack, words_for
 from bandana_kv.kernels.layout import Layout
-from bandana_kv.keys import ChangedKeys, KeyIndex
-from bandana_kv.keys.changes_file import read_changes
 from bandana_kv.rows.source import Source, check_tables
 from bandana_kv.serve.counters import Totals
 from bandana_kv.serve.failsafe import FailSafe
@@ -249,32 +248,12 @@ def _serve(
         fail_safe=FailSafe(name, options.source),
         coalesce=options.coalesce,
         codec=codec_named(entry.codec) if entry.codec else None,
-        keys=_keys(options.root, entry),
+        # Verified: a row of another key would be a wrong row.
+        keys=open_keys(options.root, entry, verify=True),
         in_flight=engines[_key_of(entry)].in_flight,
     )
     options.totals.follow(name, served.counts, served)
     return served
-
-
-def _keys(root: Path, entry: manifest.Table) -> ChangedKeys | None:
-    """Map the ids of keys, where a table has them; they lie with its blocks, whoever placed it."""
-    if not entry.keys:
-        return None
-    path = manifest.table_file(root, entry.segment, entry.space, "keys")
-    index = KeyIndex.open(path)
-    index.verify()  # a row of another key would be a wrong row
-    loaded = entry.rows - entry.spare
-    if index.kind != entry.keys or index.keys != loaded:
-        raise FormatError(
-            f"{path}: has {index.keys} keys of {index.kind}, where the table has {loaded} of "
-            f"{entry.keys}; load the table again"
-        )
-    changes = read_changes(manifest.key_changes_path(root, entry), index)
-    if changes is not None:
-        # Of a version that has grown since: here those keys are not there yet.
-        beyond = changes.ids >= entry.rows
-        changes = changes._replace(ids=np.where(beyond, -1, changes.ids))
-    return ChangedKeys(index, changes)
 
 
 def _index(root: Path, entry: manifest.Table) -> NDArray[np.uint64]:

@@ -15,6 +15,7 @@ import numba
 
 from bandana_kv.codecs import halves, int4_rowwise, int8_rowwise
 from bandana_kv.disk import blocks
+from bandana_kv.keys import changes as keys_changes
 from bandana_kv.keys import lookup as keys_lookup
 from bandana_kv.serve import answer, inflight, lookup, one_call, pooling, tables, words
 from bandana_kv.system.interrupts import without_interrupts
@@ -60,6 +61,12 @@ _KERNELS: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
         for look_up in (keys_lookup.ids_of_few, keys_lookup.ids_of_many)
         for words_of_keys in (_keys, types.Array(types.uint64, 1, "C", readonly=True))
     ),
+    *(
+        (look_up, (_words, types.boolean, words_of_keys, _words))
+        for look_up in (keys_changes.changed_few, keys_changes.changed_many)
+        for words_of_keys in (_keys, types.Array(types.uint64, 1, "C", readonly=True))
+    ),
+    (keys_changes.put_changes, (_words, types.boolean, _keys, _words)),
     *(
         (decode, (raw[:, ::1], types.float32[:, ::1]))
         for decode, raw in (

@@ -197,7 +197,7 @@ class Updates:
                 ids, end = newest.keys.assigned(table.stored.name, words)
                 if end > newest.stored.rows:
                     return end
-                self._change_keys(table, words, ids, rows)
+                self._change_keys(newest.keys.sequence, table, words, ids, rows)
                 return 0
         finally:
             self._turns.leave()
@@ -214,20 +214,22 @@ class Updates:
                 there = np.flatnonzero(ids >= 0)
                 if there.size:
                     no_rows = np.empty((there.size, 0), np.uint8)
-                    self._change_keys(table, words[there], ids[there], no_rows)
+                    after = newest.keys.sequence
+                    self._change_keys(after, table, words[there], ids[there], no_rows)
                 return int(there.size)
         finally:
             self._turns.leave()
 
     def _change_keys(
         self,
+        after: int,
         table: ServedTable,
         words: NDArray[np.uint64],
         ids: NDArray[np.int64],
         rows: NDArray[np.uint8],
     ) -> None:
         space, of_keys = table.stored.space, ids.astype(np.uint32)
-        sequence = self._journal.append(space, of_keys, rows, words)
+        sequence = self._journal.append(space, of_keys, rows, words, after)
         table.take(Record(space, sequence, of_keys, rows, words))
 
     @contextlib.contextmanager

@@ -44,7 +44,7 @@ from bandana_kv.testing.torture_checks import check, everything, tidy
 from bandana_kv.testing.torture_readers import Readers
 from bandana_kv.testing.tortured import BAD, COUNTS, Tell, Tortured
 
-__all__ = ["BAD", "main", "run"]
+__all__ = ["BAD", "Torture", "die_at_change", "main", "run"]
 
 _PATIENCE_S = 120.0
 _CHANGES = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "fcntl.flock")
@@ -53,7 +53,7 @@ _FAULTY_EVERY, _TIDY_EVERY = 3, 8
 _READ_SECONDS, _WRITES = 0.25, 4
 
 
-class _Torture(Tortured):
+class Torture(Tortured):
     """One run: children that change the store and are killed, and others that look at it."""
 
     def run_for(self, seconds: float) -> None:
@@ -79,7 +79,7 @@ class _Torture(Tortured):
         def work(tell: Tell) -> None:
             with contextlib.ExitStack() as stack:
                 if how == "change":
-                    _die_at_change(kill_at)
+                    die_at_change(kill_at)
                 elif how == "engine":
                     faults = Faults(0, scheduled={kill_at: "kill"})
                     stack.enter_context(injecting(faults))
@@ -192,7 +192,7 @@ class _Torture(Tortured):
         return rows_of(table, stamp, ids, self.expected.of(table, stamp)[ids])
 
 
-def _die_at_change(number: int) -> None:
+def die_at_change(number: int) -> None:
     """Kill this process just before its `number`-th change of a file or directory."""
     seen = 0
 
@@ -212,7 +212,7 @@ def _warm_up(adapter: str) -> None:
     with tempfile.TemporaryDirectory(prefix="bandana-kv-torture-") as directory:
         if adapter != "blockfile":
             adapter = "memory"
-        torture = _Torture(Path(directory), 0, adapter)
+        torture = Torture(Path(directory), 0, adapter)
         Actor(torture, lambda _: None, readers=1).do_each()
         everything(torture.root)
         bandana_kv.verify(torture.root)
@@ -242,7 +242,7 @@ def run(directory: Path, seconds: float, seed: int, adapter: str) -> dict[str, A
     _warm_up(adapter)
     directory.mkdir(parents=True, exist_ok=True)
     root = Path(tempfile.mkdtemp(prefix=f"{adapter}-", dir=directory))
-    torture = _Torture(root, seed, adapter)
+    torture = Torture(root, seed, adapter)
     begun = time.monotonic()
     torture.run_for(seconds)
     found = torture.counters.as_dict()

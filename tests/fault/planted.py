@@ -24,7 +24,10 @@ from bandana_kv.disk import blocks, manifest
 from bandana_kv.disk.journal import Journal
 from bandana_kv.load import loader
 from bandana_kv.serve import replacement
-from bandana_kv.testing import torture
+from bandana_kv.serve.overlay import Overlay
+from bandana_kv.serve.table import ServedTable
+from bandana_kv.serve.updates import Updates
+from bandana_kv.testing import keyed, torture
 from bandana_kv.testing.torture_actor import Actor
 
 
@@ -70,9 +73,9 @@ def late_journal() -> None:
     """Half of an update is safe when it is acknowledged."""
     append = Journal.append
 
-    def half(self: Any, space: int, ids: Any, rows: Any) -> int:
+    def half(self: Any, space: int, ids: Any, rows: Any, words: Any = None, *rest: Any) -> int:
         some = (ids.size + 1) // 2
-        return append(self, space, ids[:some], rows[:some])
+        return append(self, space, ids[:some], rows[:some], words and words[:some], *rest)
 
     Journal.append = half
 
@@ -88,6 +91,29 @@ def a_foreign_error() -> None:
     bandana_kv.EmbeddingStore.refresh = fail
 
 
+def keys_that_are_not_kept() -> None:
+    """What keys came and went is gone with the journal."""
+    Updates._keep_keys = lambda *_: 0
+
+
+def keys_before_rows() -> None:
+    """Whoever finds a new key just then is answered with what lies there."""
+    put = Overlay.put
+
+    def late(self: Any, *what: Any) -> None:
+        time.sleep(0.002)
+        put(self, *what)
+
+    take = ServedTable.take
+
+    def keys_first(self: Any, record: Any) -> None:
+        if record.words is not None and not record.deletes:
+            self.keys.apply(record.words, record.ids.astype(np.int64), record.sequence)
+        take(self, record)
+
+    Overlay.put, ServedTable.take = late, keys_first
+
+
 BUGS: dict[str, Callable[[], None]] = {
     "": lambda: None,
     "no checksums": no_checksums,
@@ -97,6 +123,8 @@ BUGS: dict[str, Callable[[], None]] = {
     "late journal": late_journal,
     "place over blocks in use": place_over_blocks_in_use,
     "a foreign error": a_foreign_error,
+    "keys that are not kept": keys_that_are_not_kept,
+    "keys before rows": keys_before_rows,
 }
 
 
@@ -111,8 +139,10 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
 
 
 def main() -> None:
-    torture._warm_up("blockfile")
-    torture._warm_up = lambda _: None
+    harnesses = {"torture": torture, "keyed": keyed}
+    for harness in harnesses.values():
+        harness._warm_up("blockfile")
+        harness._warm_up = lambda _: None
     for line in sys.stdin:
         asked = json.loads(line)
         if os.fork() == 0:
@@ -121,7 +151,8 @@ def main() -> None:
                 bug = asked.pop("bug")
                 BUGS[bug]()
                 Actor.kinds = SHOWN_BY.get(bug, Actor.kinds)
-                found = torture.run(Path(asked.pop("directory")), **asked)
+                harness = harnesses[asked.pop("harness")]
+                found = harness.run(Path(asked.pop("directory")), **asked)
             finally:
                 print(json.dumps(found), flush=True)
                 os._exit(0)

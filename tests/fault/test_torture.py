@@ -37,8 +37,15 @@ def tortured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     assert process.stdin is not None
     assert process.stdout is not None
 
-    def run(adapter: str, bug: str = "", seconds: float = 2.0, seed: int = 0) -> dict[str, Any]:
+    def run(
+        adapter: str,
+        bug: str = "",
+        seconds: float = 2.0,
+        seed: int = 0,
+        harness: str = "torture",
+    ) -> dict[str, Any]:
         asked = {"bug": bug, "directory": str(directory), "seconds": seconds, "seed": seed}
+        asked["harness"] = harness
         print(json.dumps(asked | {"adapter": adapter}), file=process.stdin, flush=True)
         found: dict[str, Any] = json.loads(process.stdout.readline())
         return found
@@ -77,6 +84,25 @@ def test_a_planted_bug_is_found(tortured: Run, bug: str, shown_as: set[str]) -> 
     while time.monotonic() < until:
         found = tortured("blockfile", bug, seconds=1.0, seed=next(seeds))
         if any(found[name] for name in shown_as):
+            return
+    raise AssertionError(f"not found: {found}")
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_nothing_is_found_where_keys_come_and_go(tortured: Run, adapter: str) -> None:
+    found = tortured(adapter, seconds=4.0, harness="keyed")
+    assert {name: found[name] for name in torture.BAD} == dict.fromkeys(torture.BAD, 0), found
+    assert found["kills"] > 0
+    assert found["operations"] > 0
+
+
+@pytest.mark.parametrize("bug", ["keys that are not kept", "keys before rows"])
+def test_a_bug_that_is_planted_among_keys_is_found(tortured: Run, bug: str) -> None:
+    until = time.monotonic() + _PATIENCE_S
+    seeds = itertools.count()
+    while time.monotonic() < until:
+        found = tortured("blockfile", bug, seconds=2.0, seed=next(seeds), harness="keyed")
+        if found["wrong_rows"]:
             return
     raise AssertionError(f"not found: {found}")
 

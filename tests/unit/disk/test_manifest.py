@@ -156,8 +156,8 @@ def test_an_older_format_says_to_load_again_elsewhere(tmp_path: Path) -> None:
     body = manifest.msgspec.json.encode(older)
     checksum = manifest.xxhash.xxh3_64_hexdigest(body)
     path.write_bytes(manifest.msgspec.json.encode({"checksum": checksum, "manifest": older}))
-    assert manifest.FORMAT_VERSION == 6
-    said = r"format 1 is older .* \(6\); load the tables again into another directory"
+    assert manifest.FORMAT_VERSION == 7
+    said = r"format 1 is older .* \(7\); load the tables again into another directory"
     with pytest.raises(FormatError, match=said):
         bandana_kv.open(tmp_path / "s")
     with pytest.raises(FormatError, match=said):

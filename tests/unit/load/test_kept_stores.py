@@ -31,6 +31,20 @@ def items(generation: int) -> np.ndarray:
     return np.asarray(WRITTEN["items"](generation))
 
 
+def report_tables(store: Path) -> set[str]:
+    return set(manifest.read_current(store).tables)
+
+
+def assert_words(store: EmbeddingStore, more: dict[str, float]) -> None:
+    """See that "word" is served by its keys, and that some have all their numbers equal to this."""
+    keys, rows = WRITTEN["words"]()
+    known = [key for key in keys if key not in more]
+    wanted = rows[[keys.index(key) for key in known]]
+    assert np.allclose(store.multi_get("word", known), wanted, atol=1e-6)
+    for key, number in more.items():
+        assert (store.get("word", key) == number).all()
+
+
 def index_formats(store: Path) -> list[int]:
     """Return the formats of the indexes of block files, which no other engine has."""
     indexes = sorted(store.glob("segments/*/blocks-1/index"))
@@ -52,7 +66,7 @@ def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_there_is_one_of_each_format_and_engine() -> None:
     names = {path.name.partition(".")[0] for path in KEPT}
     engines = ("blockfile", "lmdb", "rocksdb")
-    assert names == {f"manifest-{number}-{engine}" for number in (3, 4, 5) for engine in engines}
+    assert names == {f"manifest-{number}-{engine}" for number in (3, 4, 5, 6) for engine in engines}
 
 
 def test_it_is_of_the_formats_that_its_name_says(
@@ -64,7 +78,7 @@ def test_it_is_of_the_formats_that_its_name_says(
         assert held["format"] == int(number)
         assert held["tables"]["user"]["copies"] > 0
         assert (held["tables"]["user"].get("placed_by", 0) > 0) == (number != "3")
-    index = 2 if number == "5" else 1
+    index = 2 if number in "56" else 1
     assert index_formats(kept) == ([index, index] if engine == "blockfile" else [])
 
 
@@ -73,7 +87,7 @@ def test_it_is_sound_and_served(kept: Path) -> None:
     report = bandana_kv.verify(kept)
     assert report.sound, report.findings
     assert len(report.versions) == 2
-    assert report.tables == 3
+    assert report.tables == (4 if "word" in report_tables(kept) else 3)
     for cache_bytes in (0, 1 << 20):
         with bandana_kv.open(kept, cache_bytes) as store:
             assert_served(store, users(), items(1))
@@ -94,6 +108,23 @@ def test_it_takes_updates_and_whoever_reads_follows(kept: Path) -> None:
     assert 1 not in index_formats(kept)
     with bandana_kv.open(kept, 0) as again:
         assert_served(again, users(20), items(0))
+    assert bandana_kv.verify(kept).sound
+
+
+def test_its_keys_come_and_go(kept: Path) -> None:
+    if "word" not in report_tables(kept):
+        pytest.skip("older stores have no keys")
+    with bandana_kv.open(kept) as store:
+        assert_words(store, {})
+        new = [f"new {number}" for number in range(200)]
+        store.upsert("word", [*new, "word 3"], np.full((201, 16), 7.0))
+        assert_words(store, dict.fromkeys([*new, "word 3"], 7.0))
+    with bandana_kv.open(kept) as store:
+        assert store.delete("word", new) == 200
+        store.flush()
+    with bandana_kv.open(kept) as store:
+        assert_words(store, {"word 3": 7.0})
+        assert not store.multi_get("word", new, missing="mask")[1].any()
     assert bandana_kv.verify(kept).sound
 
 

@@ -104,11 +104,11 @@ class FeatureStore(Interface):  # type: ignore[misc, unused-ignore]  # Any witho
             elif (table := self._tables.get(name)) is not None:
                 ids = _ids(attr.index, self._shapes[table][0])
                 if table in asked or table in self._keyed:
-                    answers[place] = _tensor(self._store.rows_at(table, ids))
+                    answers[place] = torch.from_numpy(self._store.rows_at(table, ids))
                 else:
                     asked[table], places[table] = ids, place
         for table, rows in self._store.multi_get(asked).items() if asked else ():
-            answers[places[table]] = _tensor(rows)
+            answers[places[table]] = torch.from_numpy(rows)
         return answers
 
     def _get_tensor_size(self, attr: Any) -> tuple[int, ...] | None:
@@ -186,10 +186,3 @@ def _ids(index: Any, rows: int) -> NDArray[Any]:
             raise InputError(f"a mask of shape {ids.shape} for {rows} rows")
         return np.flatnonzero(ids)
     return ids
-
-
-def _tensor(rows: NDArray[Any]) -> Any:
-    """Return rows as a tensor on the same memory."""
-    if rows.dtype.name == "bfloat16":
-        return torch.from_numpy(rows.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(rows)

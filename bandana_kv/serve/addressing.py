@@ -14,7 +14,15 @@ from bandana_kv.serve.arguments import ids_as_given, shaped_ids
 if TYPE_CHECKING:
     from bandana_kv.serve.table import ServedTable
 
-__all__ = ["addressed", "by_number", "filler_of", "keys_as_array", "looked_for", "plain_ids"]
+__all__ = [
+    "addressed",
+    "by_number",
+    "filler_of",
+    "ids_to_prefetch",
+    "keys_as_array",
+    "looked_for",
+    "plain_ids",
+]
 
 Ids = NDArray[np.integer[Any]]
 
@@ -66,6 +74,18 @@ def looked_for(
         return _by_key(served, asked)
     ids, shape = shaped_ids(served.stored.name, asked)
     return np.where((ids >= 0) & (ids < served.stored.rows), ids, -1), shape
+
+
+def ids_to_prefetch(
+    served: ServedTable, asked: ArrayLike | None, missing: str
+) -> NDArray[np.int64]:
+    """Return ids (n,) to be read ahead; with `missing` ``"skip"`` those that are there alone."""
+    if missing == "error":
+        return plain_ids(served, asked)[0]
+    if missing != "skip":
+        raise InputError(f"missing is 'error' or 'skip', not {missing!r}")
+    ids = looked_for(served, asked)[0]
+    return ids[ids >= 0]
 
 
 def _by_key(

@@ -24,7 +24,13 @@ from bandana_kv.logs.recording.recorder import Counted, Recorder
 from bandana_kv.metrics import Metric
 from bandana_kv.progress import Progress
 from bandana_kv.rows.source import Source, source_of
-from bandana_kv.serve.addressing import addressed, by_number, keys_as_array, plain_ids
+from bandana_kv.serve.addressing import (
+    addressed,
+    by_number,
+    ids_to_prefetch,
+    keys_as_array,
+    plain_ids,
+)
 from bandana_kv.serve.arguments import (
     check_update_ids,
     checked_ids,
@@ -837,7 +843,9 @@ class EmbeddingStore:
         await asyncio.wrap_future(done)
 
     @without_interrupts()
-    def prefetch(self, table: str, ids: ArrayLike) -> None:
+    def prefetch(
+        self, table: str, ids: ArrayLike, *, missing: Literal["error", "skip"] = "error"
+    ) -> None:
         """Begin to read the blocks of rows that will be asked for soon, and return at once.
 
         Parameters
@@ -845,7 +853,9 @@ class EmbeddingStore:
         table
             Name of the table.
         ids
-            Integers of any shape.
+            Integers of any shape, or keys, as :meth:`multi_get` takes them.
+        missing
+            Of ids or keys that the table has not: ``"error"``, or ``"skip"``.
 
         Raises
         ------
@@ -866,7 +876,7 @@ class EmbeddingStore:
 
         try:
             served = named(serving, table)
-            wanted, _ = plain_ids(served, ids)
+            wanted = ids_to_prefetch(served, ids, missing)
             if not wanted.size or not served.prefetch(self._reader, wanted, leave):
                 leave()
         except BaseException:

@@ -52,7 +52,8 @@ Words = NDArray[np.uint64]
 
 def hashes(tokens: NDArray[Any], order: int) -> Words:
     """Return the hash of each run of `order` tokens, uint64 (tokens - order + 1,)."""
-    words = np.zeros(max(0, tokens.size - order + 1), np.uint64) + np.uint64(order)
+    # Far from 0, which would stay 0: a run would have the hash of a shorter one.
+    words = np.full(max(0, tokens.size - order + 1), 0xD6E8FEB86659FD93 ^ order, np.uint64)
     for place in range(order):
         words ^= tokens[place : place + words.size].astype(np.uint64) + np.uint64(1)
         words *= np.uint64(0x9E3779B97F4A7C15)  # odd: no two words become one

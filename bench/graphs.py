@@ -80,14 +80,10 @@ class Sage(torch.nn.Module):  # type: ignore[misc, unused-ignore]
 class Rival(FeatureStore):  # type: ignore[misc, unused-ignore]
     """Rows by a competitor's reader, and labels in memory."""
 
-    def __init__(self, reader: competitors.Reader, rows: int, dim: int) -> None:
+    def __init__(self, reader: competitors.Reader, dim: int) -> None:
         torch_geometric.data.FeatureStore.__init__(self)
-        self._reader, self._shapes, self._tables = (
-            reader,
-            {TABLE: (rows, dim)},
-            {(None, "x"): TABLE},
-        )
-        self._tensors: dict[Any, Any] = {}
+        self._reader, self._dim = reader, dim
+        self._tables, self._tensors = {(None, "x"): TABLE}, {}
 
     def _multi_get_tensor(self, attrs: Iterable[Any]) -> list[Any]:
         return [self._tensor_of(attr) for attr in attrs]
@@ -96,7 +92,7 @@ class Rival(FeatureStore):  # type: ignore[misc, unused-ignore]
         if attr.attr_name != "x":
             return self._tensors[(attr.group_name, attr.attr_name)][attr.index]
         ids = attr.index.numpy().astype(np.int32)
-        rows = np.empty((ids.size, self._shapes[TABLE][1]), np.float32)
+        rows = np.empty((ids.size, self._dim), np.float32)
         self._reader.read(ids, rows)
         return torch.from_numpy(rows)
 
@@ -319,7 +315,7 @@ def measure(
     for name, module in (("row_per_key", "rocksdict_rows"), ("memmap", "memmap")):
         competitors.module(module).build(work / "rows.npy", work / name)
         reader = competitors.module(module).open(work / name, dram_bytes, width=0)
-        data = graph.with_labels(Rival(reader, graph.nodes, graph.dim))
+        data = graph.with_labels(Rival(reader, graph.dim))
         losses[name], seconds[name] = run(data, nothing, nothing)
         reader.close()
 

@@ -175,6 +175,10 @@ class AccessLog:
         ------
         InputError
             A batch has no node ids, or `batches` cannot be gone through again.
+
+        Notes
+        -----
+        Cost: one sort of each batch's edges; 8 bytes an id, and 8 a request.
         """
         log = cls(*read_batches(batches, epochs, node_type, take, whole), source="neighbourhoods")
         log.validate()

@@ -45,6 +45,8 @@ class FeatureStore(Interface):  # type: ignore[misc, unused-ignore]  # Any witho
     ------
     TableNotFoundError
         Names the tables there are.
+    InputError
+        A name in `tables` is neither an attribute nor a node type with one.
     MissingExtraError
         PyTorch or PyG is not installed; raised by the import.
 
@@ -53,8 +55,11 @@ class FeatureStore(Interface):  # type: ignore[misc, unused-ignore]  # Any witho
     Tensors that are put under other names, labels and masks, are kept in memory, by reference. To
     put rows of a table is :meth:`~bandana_kv.EmbeddingStore.update`: durable, and seen by all.
 
-    Features are frozen: no gradient goes into a row. They are on the CPU, wherever the index is,
-    and one loader's batch is one request of all its tables. Rows become a tensor without a copy.
+    Features are frozen: no gradient goes into a row. They are on the CPU, wherever the index is.
+    What tensors raise is what :meth:`~bandana_kv.EmbeddingStore.multi_get` does.
+
+    Cost: a batch of a loader is one ``multi_get`` of all its tables, and without a copy what comes
+    of it; tables that are asked by keys, one more each. Misses wait for the device without the GIL.
 
     Safe to use from many threads. A loader's workers may be forked or spawned: in a spawned one the
     store is opened anew, with a cache of its own.
@@ -70,9 +75,10 @@ class FeatureStore(Interface):  # type: ignore[misc, unused-ignore]  # Any witho
             named: dict[Name, str] = {(table, "x"): table for table in store.tables}
         else:
             named = {_name(given): table for given, table in tables.items()}
-        self._shapes = {table: store.shape(table) for table in named.values()}
+        for table in named.values():
+            store.shape(table)  # which names the tables there are, if this is none of them
         # Asked by number, one by one: a request of several tables is by what callers ask by.
-        self._keyed = {table for table in self._shapes if store._served(table).keys is not None}
+        self._keyed = {table for table in named.values() if store._served(table).keys}
         self._store = store
         self._tables = named
         self._tensors: dict[Name, Any] = {}
@@ -102,7 +108,7 @@ class FeatureStore(Interface):  # type: ignore[misc, unused-ignore]  # Any witho
                 kept = self._tensors[name]
                 answers[place] = kept if attr.index is None else kept[attr.index]
             elif (table := self._tables.get(name)) is not None:
-                ids = _ids(attr.index, self._shapes[table][0])
+                ids = _ids(attr.index, self._store.shape(table)[0])
                 if table in asked or table in self._keyed:
                     answers[place] = torch.from_numpy(self._store.rows_at(table, ids))
                 else:
@@ -118,7 +124,7 @@ class FeatureStore(Interface):  # type: ignore[misc, unused-ignore]  # Any witho
             return tuple(self._get_tensor(attr).shape)
         if name not in self._tables:
             return None
-        rows, dim = self._shapes[self._tables[name]]
+        rows, dim = self._store.shape(self._tables[name])
         return (rows if attr.index is None else _ids(attr.index, rows).size, dim)
 
     def _put_tensor(self, tensor: Any, attr: Any) -> bool:
@@ -135,7 +141,7 @@ class FeatureStore(Interface):  # type: ignore[misc, unused-ignore]  # Any witho
                 raise InputError(
                     f"table {table!r} is asked by keys: update its rows by them, in the store"
                 )
-            ids = np.atleast_1d(_ids(attr.index, self._shapes[table][0]))
+            ids = np.atleast_1d(_ids(attr.index, self._store.shape(table)[0]))
             self._store.update(table, ids, np.atleast_2d(_array(tensor)))
         elif attr.index is None:
             self._tensors[name] = torch.as_tensor(tensor)

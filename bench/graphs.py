@@ -18,16 +18,17 @@ ours
     those that are trained. The plan is made of their batches. DRAM for `--cache` of the bytes of
     all features, bookkeeping included.
 row_per_key
-    A row per key in RocksDB with a block cache of as many bytes.
+    A row per key in RocksDB with a block cache of as many bytes and direct reads, each batch split
+    over 16 threads.
 memmap
-    np.memmap with MADV_RANDOM.
+    np.memmap with MADV_RANDOM, split likewise.
 
 `block_reads_per_epoch` is of the last epoch, others warm. Ours is the store's own counter. For
 `row_per_key` it is what misses an LRU of as many rows as fit the same bytes, one read for each; for
 `memmap` what misses an LRU of as many pages of 4 KiB. Both pay for no bookkeeping. They are counted
 on the requests of the same epochs, as the features are a few MiB, too few to be limited from
-outside. So `seconds_per_epoch` are of systems whose page cache is not limited: what answering costs
-where nothing waits for a device.
+outside. `seconds_per_epoch` are of the systems one after the other, each once, and with the page
+cache as large as it likes, which `memmap` has all of its rows in: an order of magnitude.
 
 `placements` are block reads of the same epoch with the same DRAM by how the store was placed:
 `shuffled`, by `batches` as requests, and by `neighbourhoods`, which is ours.
@@ -64,6 +65,7 @@ with warnings.catch_warnings(action="ignore"):  # PyG's own, of what torch calls
     from bandana_kv.pyg import FeatureStore
 
 CLASSES, HIDDEN = 16, 64
+WIDTH = 16
 PAGE_BYTES, NPY_BYTES = 4096, 128
 TABLE = "node"
 
@@ -314,7 +316,7 @@ def measure(
     np.save(work / "rows.npy", graph.rows)
     for name, module in (("row_per_key", "rocksdict_rows"), ("memmap", "memmap")):
         competitors.module(module).build(work / "rows.npy", work / name)
-        reader = competitors.module(module).open(work / name, dram_bytes, width=0)
+        reader = competitors.module(module).open(work / name, dram_bytes, width=WIDTH)
         data = graph.with_labels(Rival(reader, graph.dim))
         losses[name], seconds[name] = run(data, nothing, nothing)
         reader.close()

@@ -285,7 +285,7 @@ def test_training_is_as_with_features_in_memory(
     assert lean.get_tensor_size(TensorAttr(None, "x")) == (80, 8)
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])
 def test_workers_read_for_themselves(
     store: EmbeddingStore,
     tables: dict[str, np.ndarray],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,30 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv.errors import InputError
-from bandana_kv.kernels.compile import kernel
 from bandana_kv.kernels.views import refuse_masked
 from bandana_kv.logs.formats.bad_rows import BadRows
 from bandana_kv.logs.formats.check import MOST_ID, as_ids, as_offsets, check_log
 from bandana_kv.logs.formats.growable import Growing
 from bandana_kv.logs.keyed import read_keyed
 from bandana_kv.logs.log_files import read_arrays, write_arrays
+from bandana_kv.logs.neighbourhoods import read_batches
 from bandana_kv.logs.options import LogOptions
+from bandana_kv.logs.requests import copy_requests
 from bandana_kv.progress import Progress
 
 __all__ = ["AccessLog"]
 
 _log = logging.getLogger("bandana_kv")
-
-
-@kernel
-def _copy_requests(
-    offsets: np.ndarray, ids: np.ndarray, numbers: np.ndarray, ends: np.ndarray, out: np.ndarray
-) -> None:
-    for i in range(numbers.size):
-        first = offsets[numbers[i]]
-        begin = ends[i]
-        for k in range(ends[i + 1] - begin):
-            out[begin + k] = ids[first + k]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -155,6 +145,44 @@ class AccessLog:
             ids.append(values)
             ends.append(np.array([ids.size]))
         return cls(ends.done(), ids.done())
+
+    @classmethod
+    def from_neighbors(
+        cls,
+        batches: Iterable[Any],
+        *,
+        epochs: int = 1,
+        node_type: str | None = None,
+        whole: bool = False,
+        take: Callable[[Any], Any] | None = None,
+    ) -> Self:
+        """Make a log of sampled neighbourhoods: a request is a node and what was sampled for it.
+
+        Parameters
+        ----------
+        batches
+            PyG's loader, or other batches of node ids: as `n_id` with `edge_index`, or bare.
+        epochs
+            How often to go through them; each time others are sampled.
+        node_type
+            Whose ids, where nodes are of several types.
+        whole
+            A request is a batch, which is what training asks for at once. Without edges it is, too.
+        take
+            Gets at the ids of a batch of another kind.
+
+        Raises
+        ------
+        InputError
+            A batch has no node ids, or `batches` cannot be gone through again.
+
+        Notes
+        -----
+        Cost: one sort of each batch's edges; 8 bytes an id, and 8 a request.
+        """
+        log = cls(*read_batches(batches, epochs, node_type, take, whole), source="neighbourhoods")
+        log.validate()
+        return log
 
     @classmethod
     def read(
@@ -345,7 +373,7 @@ class AccessLog:
         ends = np.zeros(numbers.size + 1, np.int64)
         np.cumsum(self.offsets[numbers + 1] - self.offsets[numbers], out=ends[1:])
         ids = np.empty(ends[-1], self.ids.dtype)
-        _copy_requests(self.offsets, self.ids, numbers, ends, ids)
+        copy_requests(self.offsets, self.ids, numbers, ends, ids)
         return AccessLog(ends, ids, source=self.source)
 
     def validate(self, rows: int | None = None) -> None:

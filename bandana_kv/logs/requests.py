@@ -11,7 +11,7 @@ from bandana_kv.errors import InputError
 from bandana_kv.kernels.compile import kernel
 from bandana_kv.kernels.views import readable
 
-__all__ = ["RequestLog", "validated_log"]
+__all__ = ["RequestLog", "copy_requests", "validated_log"]
 
 
 class RequestLog(Protocol):
@@ -24,6 +24,18 @@ class RequestLog(Protocol):
     @property
     def ids(self) -> NDArray[Any]:
         """Integer (lookups,); the looked-up ids of all requests."""
+
+
+@kernel
+def copy_requests(
+    offsets: np.ndarray, ids: np.ndarray, numbers: np.ndarray, ends: np.ndarray, out: np.ndarray
+) -> None:
+    """Copy requests by number to `out`: where each begins and ends there, `ends` says."""
+    for i in range(numbers.size):
+        first = offsets[numbers[i]]
+        begin = ends[i]
+        for k in range(ends[i + 1] - begin):
+            out[begin + k] = ids[first + k]
 
 
 @kernel

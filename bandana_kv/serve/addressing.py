@@ -19,6 +19,7 @@ __all__ = [
     "by_number",
     "distinct_words",
     "filler_of",
+    "ids_to_prefetch",
     "keys_as_array",
     "looked_for",
     "plain_ids",
@@ -107,6 +108,18 @@ def looked_for(
         return _by_key(served, asked)
     ids, shape = shaped_ids(served.stored.name, asked)
     return np.where((ids >= 0) & (ids < served.stored.rows), ids, -1), shape
+
+
+def ids_to_prefetch(
+    served: ServedTable, asked: ArrayLike | None, missing: str
+) -> NDArray[np.int64]:
+    """Return ids (n,) to be read ahead; with `missing` ``"skip"`` those that are there alone."""
+    if missing == "error":
+        return plain_ids(served, asked)[0]
+    if missing != "skip":
+        raise InputError(f"missing is 'error' or 'skip', not {missing!r}")
+    ids = looked_for(served, asked)[0]
+    return ids[ids >= 0]
 
 
 def _by_key(

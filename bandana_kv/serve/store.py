@@ -25,6 +25,7 @@ from bandana_kv.serve.addressing import (
     addressed,
     by_number,
     distinct_words,
+    ids_to_prefetch,
     keys_as_array,
     plain_ids,
 )
@@ -914,7 +915,9 @@ class EmbeddingStore:
         await asyncio.wrap_future(done)
 
     @without_interrupts()
-    def prefetch(self, table: str, ids: ArrayLike) -> None:
+    def prefetch(
+        self, table: str, ids: ArrayLike, *, missing: Literal["error", "skip"] = "error"
+    ) -> None:
         """Begin to read the blocks of rows that will be asked for soon, and return at once.
 
         Parameters
@@ -922,7 +925,9 @@ class EmbeddingStore:
         table
             Name of the table.
         ids
-            Integers of any shape.
+            Integers of any shape, or keys, as :meth:`multi_get` takes them.
+        missing
+            Of ids or keys that the table has not: ``"error"``, or ``"skip"``.
 
         Raises
         ------
@@ -943,7 +948,7 @@ class EmbeddingStore:
 
         try:
             served = named(serving, table)
-            wanted, _ = plain_ids(served, ids)
+            wanted = ids_to_prefetch(served, ids, missing)
             if not wanted.size or not served.prefetch(self._reader, wanted, leave):
                 leave()
         except BaseException:

@@ -1,6 +1,8 @@
 """Every Python example of the README and the docs runs as printed."""
 
+import importlib
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +30,23 @@ def test_examples_run(
     requests = (rng.zipf(1.3, rng.integers(1, 30)) % 1000 for _ in range(300))
     AccessLog.from_requests(requests).write("log.npz")
     names: dict[str, object] = {"__name__": "__main__"}
-    for example in examples(page):
-        exec(compile(example, page.name, "exec"), names)  # noqa: S102 - that is the test
+    with warnings.catch_warnings():
+        if page.name == "graphs.md":
+            warnings.simplefilter("ignore")  # PyG's own, of what torch calls deprecated
+            with_sampler(monkeypatch)
+        for example in examples(page):
+            exec(compile(example, page.name, "exec"), names)  # noqa: S102 - that is the test
+
+
+def with_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let PyG sample as in bench/sampling.py: pyg-lib and torch-sparse are not on every machine."""
+    pytest.importorskip("torch_geometric", reason="PyG is not installed: make test-torch")
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    sampler = importlib.import_module("sampling").NumpySampler
+    own = importlib.import_module("torch_geometric.sampler").NeighborSampler
+    monkeypatch.setattr(own, "rng", np.random.default_rng(0), raising=False)
+    for name in ("_sample", "_sample_typed"):
+        monkeypatch.setattr(own, name, getattr(sampler, name), raising=False)
 
 
 def test_pages_have_examples() -> None:

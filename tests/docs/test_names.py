@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from bandana_kv.errors import MissingExtraError
+
 ROOT = Path(__file__).parents[2]
 ARCHITECTURE = ROOT / "ARCHITECTURE.md"
 # It tells what was called how before.
@@ -63,9 +65,16 @@ def is_there(dotted: str) -> bool:
     for many in range(len(parts), 0, -1):
         try:
             thing: object = import_module(".".join(parts[:many]))
+        except MissingExtraError:  # its text says what it would define
+            file = found("/".join(parts[1:many]) + ".py")
+            if file is not None:
+                return defines(file, ".".join(parts[many:]))
+            continue
         except ImportError:
             continue
         for part in parts[many:]:
+            if part in getattr(thing, "__all__", ()):
+                return True  # which may need an extra to be had
             if not hasattr(thing, part):
                 return False
             thing = getattr(thing, part)

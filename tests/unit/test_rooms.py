@@ -32,6 +32,7 @@ PLANTED = {
     "an engine outside of adapters": ("disk/retention.py", "import lmdb", "BROKEN"),
     "the other engine": ("care/repair.py", "from rocksdict import Rdict", "BROKEN"),
     "torch outside of its room": ("serve/updates.py", "import torch", "BROKEN"),
+    "PyG outside of its room": ("serve/updates.py", "import torch_geometric", "BROKEN"),
 }
 MOST_LINES = 400
 # To be taken apart where they are changed next; whoever does takes the name out.
@@ -49,6 +50,7 @@ RULE_OF = {
     "serving that places": "serving",
     "serving that places, by another's hand": "serving",
     "torch outside of its room": "torch",
+    "PyG outside of its room": "torch",
     "a circle in a room": "circles",
     "a circle in a function": "circles",
 }

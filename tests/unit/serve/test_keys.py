@@ -86,6 +86,9 @@ def test_keys_that_are_not_there(path: Path, kind: str) -> None:
         assert store.multi_get("t", keys, missing="zeros", out=out) is out
         assert np.array_equal(out, expected)
         assert not store.multi_get("t", absent(kind), missing="mask")[1].any()
+        with pytest.raises(IdError, match=r"has no key .*number 1 of those"):
+            store.prefetch("t", keys)
+        store.prefetch("t", keys, missing="skip")
         with pytest.raises(InputError, match="missing is 'error'"):
             store.multi_get("t", keys, missing="nan")
         with pytest.raises(InputError, match="row of 8 numbers"):

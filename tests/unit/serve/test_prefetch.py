@@ -69,6 +69,19 @@ def test_reading_ahead_names_what_is_wrong(store: bandana_kv.EmbeddingStore) -> 
         store.prefetch("t", [1])
 
 
+def test_reading_ahead_skips_what_is_not_there(store: bandana_kv.EmbeddingStore) -> None:
+    store.prefetch("t", [-1, ROWS, 1 << 40], missing="skip")
+    assert store.stats()["t"]["block_reads"] == 0
+    store.prefetch("t", [[-1, 3], [ROWS, 4]], missing="skip")
+    assert arrived(store, 1)
+    ahead = store.stats()["t"]["block_reads"]
+    rows = store.multi_get("t", [-1, 3, ROWS, 4], missing="zeros")
+    assert np.array_equal(rows[[1, 3]], TABLE[[3, 4]])
+    assert store.stats()["t"]["block_reads"] == ahead
+    with pytest.raises(InputError, match="'error' or 'skip', not 'zeros'"):
+        store.prefetch("t", [3], missing="zeros")  # type: ignore[arg-type]
+
+
 def test_an_event_loop_goes_on_while_rows_are_looked_up(
     store: bandana_kv.EmbeddingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

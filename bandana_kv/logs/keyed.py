@@ -199,7 +199,7 @@ def _batches(
     arrow: Any, path: Path, kind: str, options: LogOptions, key_kind: str
 ) -> tuple[Iterator[Any], list[str]]:
     if kind == "parquet":
-        file = arrow.parquet.ParquetFile(path, memory_map=True)
+        file = arrow.parquet.ParquetFile(path, memory_map=True, pre_buffer=False)
         return file.iter_batches(batch_size=_BATCH_ROWS), list(file.schema_arrow.names)
     separator = options.separator or ("," if kind == "csv" else "\t")
     if len(separator) > 1:

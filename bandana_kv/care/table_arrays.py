@@ -24,6 +24,7 @@ from bandana_kv.errors import FormatError
 from bandana_kv.kernels.bitpack import unpack, words_for
 from bandana_kv.kernels.views import readable
 from bandana_kv.keys import KeyIndex
+from bandana_kv.keys.texts import TEXT_KINDS, TEXTS, Texts
 
 __all__ = ["TableFiles"]
 
@@ -102,7 +103,11 @@ class TableFiles:
         table = self.table
         if table.keys:
             path = manifest.table_file(self.root, table.segment, table.space, "keys")
-            KeyIndex.open(path).verify()
+            index = KeyIndex.open(path)
+            index.verify()
+            texts = manifest.table_file(self.root, table.segment, table.space, TEXTS)
+            if table.keys in TEXT_KINDS and texts.exists():
+                Texts(texts, index)
 
     def _bad(self, kind: str, what: str) -> str:
         path = manifest.table_file(self.root, self.table.files, self.table.space, kind)

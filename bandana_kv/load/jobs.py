@@ -45,10 +45,11 @@ _FIRST_SPACES = 1 << 23
 
 @dataclass(frozen=True, eq=False)
 class Keys:
-    """What callers ask by: of which kind, and as words of an index."""
+    """What callers ask by: of which kind, as words of an index, and as given."""
 
     kind: str
     words: NDArray[np.uint64]
+    given: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +184,7 @@ def _keys_of(name: str, rows: object, source: RowSource) -> Keys | None:
     words = checked_keys(name, given, kind)
     if len(words) != source.rows:
         raise InputError(f"table {name!r}: {len(words)} keys for {source.rows} rows")
-    return Keys(kind, words)
+    return Keys(kind, words, given)
 
 
 def _check_log(name: str, log: AccessLog, rows: int) -> None:

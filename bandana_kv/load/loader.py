@@ -28,6 +28,7 @@ from bandana_kv.disk.plan import Plan, PlannedPoint, TablePlan
 from bandana_kv.disk.table_files import write_arrays
 from bandana_kv.errors import BandanaError, DiskFullError, FormatError, InputError
 from bandana_kv.keys import build_index
+from bandana_kv.keys.texts import TEXT_KINDS, TEXTS, write_texts
 from bandana_kv.load.jobs import Job, check_seed, checked_jobs, held_adapter, with_spaces
 from bandana_kv.load.sealed_blocks import one_ahead, sealed_blocks
 from bandana_kv.load.stored_rows import StoredRows
@@ -297,6 +298,9 @@ def _write_table(begun: _Load, job: Job, engine: Adapter) -> manifest.Table:
     if job.keys is not None:
         path = manifest.table_file(begun.root, begun.version, job.space, "keys")
         build_index(path, job.keys.kind, job.keys.words)
+        if job.keys.kind in TEXT_KINDS:
+            texts = manifest.table_file(begun.root, begun.version, job.space, TEXTS)
+            write_texts(texts, job.keys.kind, job.keys.given)
     count = placement.blocks + -(-copies // per_block)
     begun.progress.start(f"load {job.name}", count, "blocks")
     sealed = sealed_blocks(job, placement, engine.payload_bytes, begun.progress)

@@ -193,7 +193,7 @@ class AccessLog:
             Of a table that is asked by keys: what :class:`bandana_kv.Rows` was given, in the order
             of its rows, or a :class:`bandana_kv.keys.KeyIndex`. The log then has keys where others
             have ids, and what is returned has ids. A key that the table has not is a bad row. For
-            ``.npz``, ``.parquet``, ``.csv``, ``.tsv`` and ``.txt``.
+            single files; in text keys of bytes are UTF-8.
         progress
             Told of the bytes or rows read.
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bandana_kv.errors import InputError, MissingExtraError
 from bandana_kv.keys import KeyIndex, build_index, checked_keys, key_kind
-from bandana_kv.logs.formats import format_of, npz, parquet
+from bandana_kv.logs.formats import format_of, json_lines, npz, parquet
 from bandana_kv.logs.formats.bad_rows import BadRows
 from bandana_kv.logs.options import LogOptions
 from bandana_kv.progress import Progress
@@ -27,7 +27,7 @@ __all__ = ["index_of", "read_keyed"]
 
 Words = Callable[[Any], NDArray[np.int64]]
 
-_FORMATS = ("npz", "parquet", "csv", "tsv", "txt")
+_FORMATS = ("npz", "parquet", "csv", "tsv", "txt", "jsonl")
 _BATCH_ROWS = 1 << 16
 
 
@@ -70,6 +70,9 @@ def read_keyed(
             return str(path), *_of_npz(path, options, ids_of, bad, progress)
         if kind == "txt":
             return str(path), *_of_lines(path, options, ids_of, index.kind, bad)
+        if kind == "jsonl":
+            keyed = json_lines.Keys(index.kind, ids_of)
+            return str(path), *json_lines.read(path, options, bad, progress, keyed)
         staged = directory / "log.parquet"
         said = _stage(path, kind, options, ids_of, index.kind, bad, staged)
         offsets, ids = parquet.read(staged, said, bad, progress)

@@ -193,7 +193,9 @@ class AccessLog:
             Of a table that is asked by keys: what :class:`bandana_kv.Rows` was given, in the order
             of its rows, or a :class:`bandana_kv.keys.KeyIndex`. The log then has keys where others
             have ids, and what is returned has ids. A key that the table has not is a bad row. For
-            single files; in text keys of bytes are UTF-8.
+            single files; in text keys of bytes are UTF-8. Or ``"int64"``, ``"uint64"``, ``"str"``
+            or ``"bytes"``, where there is no table: the log's own keys become ids, in the order in
+            which they first appear, for a plan or an assessment.
         progress
             Told of the bytes or rows read.
 

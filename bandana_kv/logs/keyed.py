@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from bandana_kv.errors import InputError, MissingExtraError
 from bandana_kv.keys import KeyIndex, build_index, checked_keys, key_kind
+from bandana_kv.keys.kinds import checked_kind, words_of_kind
 from bandana_kv.logs.formats import format_of, json_lines, npz, parquet
 from bandana_kv.logs.formats.bad_rows import BadRows
+from bandana_kv.logs.formats.names import Interner
 from bandana_kv.logs.options import LogOptions
 from bandana_kv.progress import Progress
 
@@ -31,16 +33,44 @@ _FORMATS = ("npz", "parquet", "csv", "tsv", "txt", "jsonl")
 _BATCH_ROWS = 1 << 16
 
 
-def index_of(keys: object, directory: Path) -> KeyIndex:
+class OwnKeys:
+    """Ids of a log's own keys, where there is no table: in the order of their first appearance.
+
+    Attributes
+    ----------
+    kind : str
+        Of the keys.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = checked_kind(kind)
+        self._names = Interner()
+
+    def words_of(self, log: str, keys: Any) -> NDArray[np.uint64]:
+        """Return the words that stand for keys; raises as :func:`bandana_kv.keys.checked_keys`."""
+        return checked_keys(log, keys, self.kind)
+
+    def ids_of(self, words: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Return the id of each key, int64 (n,); new ones get the next."""
+        flat = np.ascontiguousarray(words).view(np.uint8).reshape(-1)
+        ends = np.arange(len(words) + 1) * (8 * words_of_kind(self.kind))
+        return self._names.numbers(flat, ends).astype(np.int64)
+
+
+def index_of(keys: object, directory: Path) -> KeyIndex | OwnKeys:
     """Return an index of a table's keys, in the order of its rows; one that is made lies there.
+
+    A kind of keys stands for the log's own.
 
     Raises
     ------
     InputError, IdError
-        They are no keys, or some are the same.
+        They are no keys, or some are the same; or there is no such kind.
     """
     if isinstance(keys, KeyIndex):
         return keys
+    if isinstance(keys, str):
+        return OwnKeys(keys)
     kind = key_kind("log", keys)
     path = directory / "keys"
     build_index(path, kind, checked_keys("log", keys, kind))

@@ -193,3 +193,44 @@ def test_what_is_not_read_by_keys(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
     with pytest.raises(InputError, match="no column 'id'"):
         AccessLog.read(tmp_path / "x.parquet", keys=KEYS["int64"])
+
+
+def first_seen(keys: list[Any]) -> list[int]:
+    seen: dict[Any, int] = {}
+    return [seen.setdefault(key, len(seen)) for key in keys]
+
+
+@pytest.mark.parametrize("kind", KEYS)
+@pytest.mark.parametrize("name", ["log.npz", "log.parquet", "log.csv", "log.txt", "log.jsonl"])
+def test_keys_of_a_log_without_a_table(tmp_path: Path, kind: str, name: str) -> None:
+    path, rng = tmp_path / name, np.random.default_rng(0)
+    numbers = np.sort(rng.integers(-(1 << 63) if kind == "int64" else 0, (1 << 63) - 1, 500))
+    names = {"str": [f"u{each}" for each in numbers], "bytes": [b"%d" % each for each in numbers]}
+    keys: Any = names.get(kind, numbers.astype(kind, copy=False))
+    asked = [rng.integers(0, 500, 7) for _ in range(300)]
+    listed = [[keys[at] for at in request] for request in asked]
+    text = [said(np.array(each) if kind.endswith("64") else each) for each in listed]
+    if name == "log.npz":
+        np.savez(path, offsets=np.arange(0, 2101, 7), ids=np.concatenate(listed))
+    elif name == "log.parquet":
+        pq.write_table(pa.table({"ids": listed}), path)
+    elif name == "log.csv":
+        rows = [f"{at},{key}\n" for at, each in enumerate(text) for key in each]
+        path.write_text("request,id\n" + "".join(rows))
+    elif name == "log.txt":
+        path.write_text("".join(" ".join(map(str, each)) + "\n" for each in text))
+    else:
+        path.write_text("".join(json.dumps(each) + "\n" for each in text))
+    log = AccessLog.read(path, keys=kind)
+    expected = first_seen([at for request in asked for at in request])
+    assert log.ids.tolist() == expected
+    assert log.offsets.tolist() == list(range(0, 2101, 7))
+    assert log.rows == max(expected) + 1
+
+
+def test_a_kind_of_keys_that_there_is_not(tmp_path: Path) -> None:
+    np.savez(tmp_path / "log.npz", offsets=OFFSETS, ids=np.array(IDS))
+    with pytest.raises(InputError, match=r"'text'; there are int64, uint64, str, bytes"):
+        AccessLog.read(tmp_path / "log.npz", keys="text")
+    with pytest.raises(IdError, match="keys are str"):
+        AccessLog.read(tmp_path / "log.npz", keys="str")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from bandana_kv.codecs.contract import Codec, Numbers, Raw
 from bandana_kv.errors import InputError
 
-__all__ = ["UnfitError", "refuse_rows"]
+__all__ = ["UnfitError", "encoded", "refuse_rows"]
 
 
 class UnfitError(InputError):
@@ -29,3 +32,18 @@ def refuse_rows(bad: NDArray[np.bool_], name: str, why: str) -> None:
     if bad.any():
         row = int(bad.argmax())
         raise UnfitError(row, f"row {row} does not fit {name}: {why}")
+
+
+def encoded(codec: Codec, name: str, ids: NDArray[np.integer[Any]], rows: Numbers) -> Raw:
+    """Return the rows of `ids` (n,) as they are stored.
+
+    Raises
+    ------
+    InputError
+        Names the id of the first row that the codec cannot hold; begins with `name`, the table.
+    """
+    try:
+        return codec.encode(rows)
+    except UnfitError as error:
+        id = int(ids[error.row])
+        raise InputError(f"{name}: the row of id {id} does not fit: {error}") from error

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from bandana_kv.codecs.unfit import UnfitError
+from bandana_kv.codecs.unfit import encoded
 from bandana_kv.errors import InputError
 
 if TYPE_CHECKING:
@@ -86,8 +86,4 @@ def raw_of(served: Table, ids: NDArray[np.integer[Any]], rows: NDArray[Any]) -> 
     """
     if served.codec is None:
         return np.ascontiguousarray(rows).view(np.uint8).reshape(ids.size, served.row_bytes)
-    try:
-        return served.codec.encode(rows)
-    except UnfitError as error:
-        name, id = served.stored.name, int(ids[error.row])
-        raise InputError(f"table {name!r}: the row of id {id} does not fit: {error}") from error
+    return encoded(served.codec, f"table {served.stored.name!r}", ids, rows)

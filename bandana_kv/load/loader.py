@@ -43,6 +43,7 @@ from bandana_kv.system.threads import threads_named
 
 if TYPE_CHECKING:
     from bandana_kv.adapters.contract import Adapter
+    from bandana_kv.adapters.rows import KeyedRows
     from bandana_kv.logs.access_log import AccessLog
 
 __all__ = ["load"]
@@ -64,7 +65,7 @@ class _Load:
 @threads_named()
 def load(
     path: str | os.PathLike[str],
-    tables: Mapping[str, str | os.PathLike[str] | NDArray[Any] | Rows],
+    tables: Mapping[str, str | os.PathLike[str] | NDArray[Any] | KeyedRows | Rows],
     logs: Mapping[str, AccessLog] | None = None,
     *,
     store_as: str | Mapping[str, str] | None = None,
@@ -90,8 +91,9 @@ def load(
     tables
         Rows by table name: an array (rows, dim), or the path of a ``.npy`` file of any size.
         An array that is mapped from a file, or any slice of one, is read as a file is; masked
-        ones are refused. :class:`bandana_kv.Rows` says more of them. Tables of the store that are
-        not named stay as they are.
+        ones are refused. Rows in an engine, opened by :func:`bandana_kv.adapters.rows.open_rows`,
+        have the ids that its keys say. :class:`bandana_kv.Rows` says more of them. Tables of the
+        store that are not named stay as they are.
     logs
         Training log by table name. A table without one is placed by ``identity`` unless
         `placement` names a method that needs none.

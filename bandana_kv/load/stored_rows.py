@@ -108,7 +108,7 @@ class StoredRows(RowSource):
         held = np.empty((ids.size, self._source.row_bytes), np.uint8)
         self._source.gather(ids, held)
         given: NDArray[Any] = held.view(self._source.dtype)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             numbers = np.ascontiguousarray(given, np.float32)
         if given.dtype.itemsize > 4:
             bad = (np.isfinite(given) & ~np.isfinite(numbers)).any(axis=1)

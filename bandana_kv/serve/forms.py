@@ -63,7 +63,7 @@ def answer_into(served: Table, raw: NDArray[np.uint8], out: NDArray[Any]) -> Non
         return
     codec = served.codec
     if codec is None:
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             out[...] = raw.view(served.dtype)
     elif out.dtype == np.float32 and out.flags.carray:
         codec.decode(raw, out)
@@ -72,7 +72,7 @@ def answer_into(served: Table, raw: NDArray[np.uint8], out: NDArray[Any]) -> Non
     else:
         wide = np.empty(out.shape, np.float32)
         codec.decode(raw, wide)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             out[...] = wide
 
 

@@ -246,3 +246,16 @@ def test_keys_beside_rows_that_are_quantised_already_are_used(
     bandana_kv.load(tmp_path / "s", {"t": rows}, adapter="blockfile")
     with bandana_kv.open(tmp_path / "s") as store:
         assert np.array_equal(store.multi_get_raw("t", keys[[5, 600]]), packed[[5, 600]])
+
+
+def test_signalling_nan_are_kept_without_a_warning(tmp_path: Path) -> None:
+    bits = np.full((ROWS, DIM), 0x7FF0_0000_0000_0001, np.uint64)
+    bits[0] = 0
+    for at, name in enumerate(["float16", "bfloat16", None]):
+        path = tmp_path / str(at)
+        bandana_kv.load(path, {"t": bits.view(np.float64)}, store_as=name, adapter="blockfile")
+        with bandana_kv.open(path) as store:
+            for kind in (None, np.float32, np.float16):
+                rows = store.multi_get("t", np.arange(ROWS), dtype=kind)
+                assert np.isnan(rows[1:]).all()
+                assert not rows[0].any()

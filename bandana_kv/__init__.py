@@ -43,7 +43,7 @@ _HOMES = {
     "Version": "bandana_kv.care.versions",
     "export": "bandana_kv.migration.export",
     "load": "bandana_kv.load.loader",
-    "open": "bandana_kv.serve.store",
+    "open": "bandana_kv.serve.opening",
     "repair": "bandana_kv.care.repair",
     "rollback": "bandana_kv.care.versions",
     "set_write_budget": "bandana_kv.disk.budget",
@@ -105,7 +105,8 @@ if TYPE_CHECKING:
     from bandana_kv.metrics import exporter as exporter
     from bandana_kv.migration.export import export
     from bandana_kv.rows.given import Rows
-    from bandana_kv.serve.store import EmbeddingStore, open
+    from bandana_kv.serve.opening import open
+    from bandana_kv.serve.store import EmbeddingStore
 else:
 
     def __getattr__(name: str) -> object:

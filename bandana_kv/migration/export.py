@@ -26,7 +26,8 @@ from bandana_kv.migration.export_formats import (
 from bandana_kv.migration.export_keys import keys_of
 from bandana_kv.migration.row_file import HEADER_BYTES, shape_file, write_rows
 from bandana_kv.progress import Progress
-from bandana_kv.serve.store import EmbeddingStore, open_kept
+from bandana_kv.serve.opening import open_kept
+from bandana_kv.serve.store import EmbeddingStore
 from bandana_kv.system.durable import NO_ROOM, replacing, sync_directory, sync_file
 from bandana_kv.system.permission import check_permission, permission_named
 

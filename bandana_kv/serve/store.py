@@ -11,19 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from bandana_kv.cache.policy import Policy, asked_policy
-from bandana_kv.device.advice import DEFAULT_DEPTH, depth_of, given_profile
-from bandana_kv.device.record import DeviceProfile
+from bandana_kv.cache.policy import Policy
 from bandana_kv.errors import InputError
-from bandana_kv.logs.recording.recorder import Counted, Recorder
+from bandana_kv.logs.recording.recorder import Recorder
 from bandana_kv.metrics import Metric
 from bandana_kv.progress import Progress
-from bandana_kv.rows.source import Source, source_of
 from bandana_kv.serve.addressing import addressed, by_number, keys_as_array, plain_ids
 from bandana_kv.serve.arguments import (
     check_update_ids,
@@ -32,7 +29,7 @@ from bandana_kv.serve.arguments import (
     checked_out,
 )
 from bandana_kv.serve.current import Current
-from bandana_kv.serve.failsafe import Deadline, checked_deadline
+from bandana_kv.serve.failsafe import Deadline
 from bandana_kv.serve.forms import answer_into, raw_of
 from bandana_kv.serve.handle import TableHandle
 from bandana_kv.serve.metrics import Wear, metrics_of
@@ -40,6 +37,7 @@ from bandana_kv.serve.opener import Options
 from bandana_kv.serve.pooling import Bags, Mode, bags_of, pool
 from bandana_kv.serve.preload import load_kernels
 from bandana_kv.serve.reader import BlockReader
+from bandana_kv.serve.recording import Recording
 from bandana_kv.serve.replacement import Change, PlacedAnew
 from bandana_kv.serve.requests import (
     Batch,
@@ -56,28 +54,23 @@ from bandana_kv.serve.watcher import Watcher
 from bandana_kv.system.ending import PATIENCE_S, close_dropped, end_at_exit
 from bandana_kv.system.forks import at_fork
 from bandana_kv.system.interrupts import without_interrupts
-from bandana_kv.system.permission import permission_named
 from bandana_kv.system.threads import cannot_start
+from bandana_kv.system.weakly import calling
 from bandana_kv.units import size_text
 
 if TYPE_CHECKING:
-    from bandana_kv.adapters.contract import Adapter
     from bandana_kv.disk.placement import Placement
     from bandana_kv.disk.plan import TablePlan
     from bandana_kv.logs.access_log import AccessLog
 
-__all__ = ["EmbeddingStore", "open", "open_kept"]
+__all__ = ["EmbeddingStore"]
 
 WARM_SECONDS = 10.0
 
-Fallback = Callable[[str, NDArray[np.int64]], NDArray[Any]]
-"""A function of a table's name and ids (n,) that returns rows (n, dim)."""
-
-
-T = TypeVar("T")
-
-
 _ERROR = "error"
+
+Again = tuple[Callable[..., "EmbeddingStore"], tuple[dict[str, Any]]]
+"""A function that opens a store, and its arguments."""
 
 
 class EmbeddingStore:
@@ -95,7 +88,7 @@ class EmbeddingStore:
         self._current = Current(options, self._reader)
         self._enter, self._inside = self._current.enter, self._current.inside
         self._closing = self._current.closing
-        self._recorder: Recorder | None = None
+        self._recording = Recording(self._current)
         self._wear = Wear(options.root)
         self._process = os.getpid()
         self._begin()
@@ -103,15 +96,15 @@ class EmbeddingStore:
             _stores.add(self)
         end_at_exit(self)
         self._watcher: Watcher | None = None
-        # What `open` was given; None: it cannot be given in another process.
-        self._opened_by: dict[str, Any] | None = None
+        # What opens it in another process; None: nothing can.
+        self._again: Again | None = None
 
-    def _watch(self, seconds: float) -> None:
-        """Look this often whether another version has become current, in a thread."""
-        # Not the store itself: a thread that has it would keep it from being dropped.
-        self._watcher = Watcher(
-            seconds, self._options.root, _calling(self._follow, None), _calling(self._number, 0)
-        )
+    def opened_by(self, again: Again | None, watch_seconds: float | None) -> None:
+        """Keep what opens it in another process; and follow other versions."""
+        self._again = again
+        if watch_seconds is not None:
+            follow, number = calling(self._follow, None), calling(self._number, 0)
+            self._watcher = Watcher(watch_seconds, self._options.root, follow, number)
 
     def _number(self) -> int:
         return self.version
@@ -124,14 +117,11 @@ class EmbeddingStore:
     def _begin(self) -> None:
         self._executors: ThreadPoolExecutor | None = None
         self._executor_lock = threading.Lock()
-        self._recording = threading.Lock()
 
     def after_fork_in_child(self) -> None:
         """Begin anew without threads: those of the parent do not exist here."""
         self._current.after_fork_in_child()
-        if self._recorder is not None:
-            self._recorder.after_fork_in_child()
-            self._recorder = None
+        self._recording.after_fork_in_child()
         self._options.totals.after_fork_in_child()
         self._begin()
 
@@ -384,14 +374,14 @@ class EmbeddingStore:
         cache = size_text(self.cache_bytes)
         return f"<store at {root} ({state}), version {self.version}: {tables}; cache {cache}>"
 
-    def __reduce__(self) -> tuple[Callable[..., EmbeddingStore], tuple[dict[str, Any]]]:
+    def __reduce__(self) -> Again:
         """Pickle how it was opened: it is opened anew, on the version that is current then."""
-        if self._opened_by is None:
+        if self._again is None:
             raise InputError(
                 f"the store at {self._options.root} was opened with an adapter on handles of this "
                 "process: open it by its path, or open it in the other process"
             )
-        return _opened_again, (self._opened_by,)
+        return self._again
 
     @property
     def _tables(self) -> Mapping[str, ServedTable]:
@@ -490,21 +480,30 @@ class EmbeddingStore:
         is reading already is waited for, not read again.
         """
         deadline = None if self._deadline_ms is None else Deadline.after(self._deadline_ms)
+        note = self._recording.note
         serving = self._enter()
         try:
             error = missing is _ERROR or (isinstance(missing, str) and missing == _ERROR)
             if error and isinstance(table, str):
-                return rows_of(serving, self._reader, table, ids, out, dtype, deadline, self._note)
+                return rows_of(serving, self._reader, table, ids, out, dtype, deadline, note)
             if isinstance(table, str):
                 return rows_or_missing(
-                    serving, self._reader, table, ids, missing, out, dtype, deadline, self._note
+                    serving,
+                    self._reader,
+                    table,
+                    ids,
+                    missing,
+                    out,
+                    dtype,
+                    deadline,
+                    note,
                 )
             others = ids is not None or out is not None or dtype is not None or not error
             if not isinstance(table, Mapping) or others:
                 raise InputError(
                     "give a table's name and ids, or ids by table name and nothing else"
                 )
-            return rows_of_tables(serving, self._reader, table, deadline, self._note)
+            return rows_of_tables(serving, self._reader, table, deadline, note)
         finally:
             # By a single step: Ctrl-C at the beginning of a function would leave it inside.
             serving.inside.pop()
@@ -519,9 +518,18 @@ class EmbeddingStore:
         Everything else is as with :meth:`multi_get`.
         """
         deadline = None if self._deadline_ms is None else Deadline.after(self._deadline_ms)
+        note = self._recording.note
         with self._inside() as serving:
             return rows_of(
-                serving, self._reader, table, ids, out, None, deadline, self._note, by_number
+                serving,
+                self._reader,
+                table,
+                ids,
+                out,
+                None,
+                deadline,
+                note,
+                by_number,
             )
 
     def keys(self, table: str) -> NDArray[Any] | None:
@@ -557,8 +565,9 @@ class EmbeddingStore:
             As :meth:`multi_get`. Cost: as there.
         """
         deadline = None if self._deadline_ms is None else Deadline.after(self._deadline_ms)
+        note = self._recording.note
         with self._inside() as serving:
-            return raw_rows_of(serving, self._reader, table, ids, deadline, self._note)
+            return raw_rows_of(serving, self._reader, table, ids, deadline, note)
 
     def batch(self, tables: Sequence[str]) -> Batch:
         """Prepare requests to the same tables in the same order, again and again.
@@ -593,11 +602,10 @@ class EmbeddingStore:
         out: NDArray[Any] | Sequence[NDArray[Any]] | None,
     ) -> NDArray[Any] | list[NDArray[Any]]:
         deadline = None if self._deadline_ms is None else Deadline.after(self._deadline_ms)
+        note = self._recording.note
         serving = self._enter()
         try:
-            return rows_of_batch(
-                serving, self._reader, names, ids, offsets, out, deadline, self._note
-            )
+            return rows_of_batch(serving, self._reader, names, ids, offsets, out, deadline, note)
         finally:
             # By a single step: Ctrl-C at the beginning of a function would leave it inside.
             serving.inside.pop()
@@ -686,12 +694,6 @@ class EmbeddingStore:
         # A negative `padding_idx` counts from nothing: it is a key.
         return bags_of(table, keys_as_array(ids), offsets, 0, **how)
 
-    def _note(self, table: str, ids: NDArray[np.integer[Any]]) -> None:
-        """Record a request that was answered, if requests are recorded."""
-        recorder = self._recorder
-        if recorder is not None:
-            recorder.note(table, ids)
-
     @without_interrupts()
     def record(
         self,
@@ -743,31 +745,7 @@ class EmbeddingStore:
         Cost: a microsecond or two a request, and a thread that writes twice a second; 64 MiB of
         memory at most.
         """
-        with self._recording:
-            if self._closing.is_set():
-                raise InputError("the store is closed")
-            before = self._recorder
-            if before is not None and not before.closed:
-                raise InputError("this store is being recorded already; close that recorder first")
-            self._recorder = Recorder(
-                Path(path).absolute(),
-                sample,
-                max_bytes,
-                file_bytes,
-                burst,
-                _calling(self._counted, (0, {})),
-            )
-            return self._recorder
-
-    def _counted(self) -> Counted:
-        """Return what recorders keep beside the requests."""
-        serving = self._current.serving
-        counted: dict[str, tuple[object, tuple[int, int, int]]] = {}
-        for name, table in serving.tables.items():
-            stats = table.stats()
-            counts = stats["lookups"], stats["hits"], stats["block_reads"]
-            counted[name] = (weakref.ref(table), counts)
-        return serving.number, counted
+        return self._recording.begin(Path(path), sample, max_bytes, file_bytes, burst)
 
     async def multi_get_async(
         self, table: str, ids: ArrayLike, *, out: NDArray[Any] | None = None
@@ -796,7 +774,9 @@ class EmbeddingStore:
             if ours:
                 serving.leave()
         if wanted.size:
-            self._note(table, wanted)
+            note = self._recording.note
+            if note is not None:
+                note(table, wanted)
         rows = np.empty((*shape, served.dim), served.dtype) if out is None else out
         answer_into(served, flat, rows.reshape(wanted.size, served.dim))
         return rows
@@ -995,9 +975,7 @@ class EmbeddingStore:
             self._watcher.stop()
         if self._executors is not None:
             self._executors.shutdown(wait=patience_s is None)
-        with self._recording:
-            if self._recorder is not None:
-                self._recorder.close()
+        self._recording.close()
         self._current.close(patience_s)
 
     def __enter__(self) -> Self:
@@ -1010,152 +988,6 @@ class EmbeddingStore:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-@permission_named()
-def open(
-    path: str | os.PathLike[str],
-    cache_bytes: int | Mapping[str, int] | None = None,
-    *,
-    adapter: Adapter | None = None,
-    policy: Policy | None = None,
-    admission: str | None = None,
-    threshold: int | None = None,
-    readers: int | None = None,
-    profile: DeviceProfile | str | os.PathLike[str] | None = None,
-    fallback: EmbeddingStore | Source | Fallback | Mapping[str, Any] | None = None,
-    deadline_ms: float | None = None,
-    coalesce: bool = True,
-    watch_seconds: float | None = None,
-) -> EmbeddingStore:
-    """Open the current version of the store at `path` for serving.
-
-    Parameters
-    ----------
-    path
-        A directory that :func:`bandana_kv.load` made.
-    cache_bytes
-        DRAM for cached rows and their bookkeeping. One number is shared out among the
-        tables where it saves most block reads, as their logs' simulations say; by the bytes of
-        the rows that their logs looked up where nothing was simulated. By default what each
-        table's plan says, or 64 MiB where there is none.
-    adapter
-        The adapter on your own handles, for a store that was loaded through one.
-    policy, admission, threshold
-        Override the plan for all tables, as in :func:`bandana_kv.load`.
-    readers
-        Threads that read; with engines that read one block after the other in a thread,
-        this is the queue depth that the device sees. By default the profile's.
-    profile
-        What ``tools/profile_device.py`` found on this device, or the path of it. By default
-        what the store was loaded with; without any, 16 reads are in flight.
-    fallback
-        Where rows come from whose blocks are torn, missing, unreadable or late: another open
-        store with the same rows, rows by key in an engine (:mod:`bandana_kv.adapters.rows`), a
-        function ``(table, ids)`` that returns (n, dim), or one of these for each table by name.
-        It stays yours to close. With it there is a circuit breaker: when a device fails again
-        and again, misses go to the fallback for some seconds without being read.
-    deadline_ms
-        How long a lookup waits for the device, over all its tables. Blocks that come later are
-        answered from the fallback, whose own time comes on top, or are a DeadlineError. Reads
-        then are done by other threads, some 50 us more for each lookup that misses.
-    coalesce
-        Read a block once for a request. False reads one block for each missed row, which
-        is what a store without blocks costs: a yardstick, without a deadline.
-    watch_seconds
-        Look this often whether another version has become current, and
-        :meth:`~EmbeddingStore.refresh` by itself. A refresh that fails is logged and tried
-        again, later each time. By default only a call of `refresh` switches. A forked child
-        has no watcher.
-
-    Returns
-    -------
-    EmbeddingStore
-
-    Raises
-    ------
-    StoreNotFoundError
-        The path is mistyped, or holds no store; nothing is created.
-    FormatError
-        The store is damaged, or newer than this release.
-    MissingExtraError
-        The store's engine is not installed.
-    InputError
-        An option is wrong.
-    ThreadError
-        With `watch_seconds`, no thread could be started.
-
-    Notes
-    -----
-    Cost: reads the id index once to check it (up to 5 bytes a row) and maps it; no row is read.
-    Beside `cache_bytes`, the index is page cache that all processes share.
-    """
-    root = Path(path).absolute()
-    override = asked_policy(policy, admission, threshold)
-    advice = given_profile(profile)
-    if readers is None:
-        readers = depth_of(root, advice) if root.is_dir() else DEFAULT_DEPTH
-    if not isinstance(readers, (int, np.integer)) or readers < 1:
-        raise InputError(f"readers {readers!r} is not a whole number from 1 up")
-    if watch_seconds is not None and not 0 < watch_seconds < threading.TIMEOUT_MAX:
-        raise InputError(f"watch_seconds {watch_seconds!r} is not a number of seconds above 0")
-    deadline_ms = checked_deadline(deadline_ms)
-    if deadline_ms is not None and not coalesce:
-        raise InputError("coalesce=False goes without a deadline")
-    source = None if fallback is None else source_of(fallback)
-    options = Options(root, cache_bytes, adapter, override, coalesce, source)
-    store = EmbeddingStore(options, int(readers), deadline_ms)
-    if adapter is None:
-        store._opened_by = {
-            "path": root,
-            "cache_bytes": cache_bytes,
-            "policy": policy,
-            "admission": admission,
-            "threshold": threshold,
-            "readers": int(readers),
-            "profile": profile,
-            "fallback": fallback,
-            "deadline_ms": deadline_ms,
-            "coalesce": coalesce,
-            "watch_seconds": watch_seconds,
-        }
-    if watch_seconds is not None:
-        try:
-            store._watch(watch_seconds)
-        except BaseException:
-            store.close()
-            raise
-    return store
-
-
-def open_kept(
-    path: str | os.PathLike[str], version: int, *, adapter: Adapter | None = None
-) -> EmbeddingStore:
-    """Open one of the versions that a store keeps, to be read: without a cache.
-
-    Raises
-    ------
-    BandanaError
-        As :func:`open`; a FormatError where the version has gone.
-    """
-    root = Path(path).absolute()
-    options = Options(root, 0, adapter, None, True, None, version)
-    return EmbeddingStore(options, depth_of(root, None), None)
-
-
-def _opened_again(arguments: dict[str, Any]) -> EmbeddingStore:
-    return open(**arguments)
-
-
-def _calling(method: Callable[[], T], otherwise: T) -> Callable[[], T]:
-    """Return what calls a store's method as long as the store is there."""
-    weak = weakref.WeakMethod(method)
-
-    def call() -> T:
-        found = weak()
-        return otherwise if found is None else found()
-
-    return call
 
 
 _stores_lock = threading.Lock()

@@ -21,8 +21,8 @@ from bandana_kv.disk import manifest
 from bandana_kv.errors import InputError
 from bandana_kv.load.loader import load
 from bandana_kv.progress import Progress
+from bandana_kv.serve.opening import open as open_store
 from bandana_kv.serve.store import EmbeddingStore
-from bandana_kv.serve.store import open as open_store
 
 __all__ = ["calibrate"]
 

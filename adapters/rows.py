@@ -240,14 +240,18 @@ class KeyedRows(ABC):
             raise InputError(
                 f"ids cannot be read back from keys by {self.key}: give a Codec(encode, decode)"
             )
-        skip = len(self._prefix_of(table))
-        found = np.asarray(self._codec.decode([key[skip:] for key in keys] if skip else keys))
+        found = np.asarray(self._codec.decode(self.behind_prefix(table, keys)))
         if found.shape != (len(keys),) or found.dtype != np.int64:
             raise InputError(
                 f"the decoder gave {found.dtype} of shape {found.shape} for {len(keys)} keys, "
                 "not int64, one for each"
             )
         return found
+
+    def behind_prefix(self, table: str, keys: Sequence[bytes]) -> Sequence[bytes]:
+        """Return what is behind the prefix in keys that a scan of `table` gave."""
+        skip = len(self._prefix_of(table))
+        return [key[skip:] for key in keys] if skip else keys
 
     def origin(self) -> dict[str, str | int]:
         """Return where the rows come from, in which state, and how keys and values are read."""

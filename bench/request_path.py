@@ -20,6 +20,9 @@ tables
 codecs
     Rows that are all cached, stored by each codec and answered as float32: `ratio` is rows a
     second over those of a table of float32, asked in turns with it.
+keys
+    The same rows in two tables, all cached, one of them asked by hashed keys, uint64: `us_by_key`
+    and `us_by_id` of a request for the same rows, asked in turns; `ratio` is by key over by id.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ from common import report, surroundings
 from numpy.typing import NDArray
 
 import bandana_kv
+from bandana_kv import Rows
 from bandana_kv.cache.policy import Admission, Policy
 from bandana_kv.codecs import codec_names
 from bandana_kv.device.engine import Shape
@@ -54,6 +58,7 @@ ROW_BYTES, DIM = 128, 32
 HIT_ROWS, MISS_ROWS = 400_000, 1_000_000
 IDS, THREADS = (1, 10, 34, 200), (1, 2, 8)
 CODEC_IDS = (34, 200, 1024, 16_384)
+KEY_IDS = 1024
 TURNS, TURN_S, MISS_S = 5, 0.15, 2.0
 ROWS_PER_BLOCK = 31
 TABLES, IDS_EACH, TABLE_ROWS = 26, 8, 20_000
@@ -83,6 +88,7 @@ def main(directory: Path, adapters: str, _json: bool, keep: bool, seed: int) -> 
             shutil.rmtree(path)
         result["tables"] = _tables(work, rng)
         result["codecs"] = _codecs(work, rng)
+        result["keys"] = _keys(work, rng)
         result["surroundings"] = surroundings(seed)
         report(result, "request-path" if keep else None)
     finally:
@@ -190,6 +196,37 @@ def _codecs(work: Path, rng: np.random.Generator) -> list[dict[str, Any]]:
             ]
     shutil.rmtree(path)
     return found
+
+
+def _keys(work: Path, rng: np.random.Generator) -> dict[str, Any]:
+    rows = rng.random((HIT_ROWS, DIM), np.float32)
+    keys = rng.permutation(np.unique(rng.integers(0, 1 << 63, 2 * HIT_ROWS, np.uint64)))[:HIT_ROWS]
+    path = work / "keys"
+    tables = {"id": rows, "key": Rows(rows, keys=keys)}
+    bandana_kv.load(path, tables, adapter="blockfile", placement="shuffled")
+    requests = rng.integers(0, HIT_ROWS, (64, KEY_IDS))
+    asked = {"id": requests, "key": keys[requests]}
+    us: dict[str, list[float]] = {name: [] for name in tables}
+    with bandana_kv.open(path, 2 * rows.nbytes * len(tables), policy=PLAIN) as store:
+        for first in range(0, HIT_ROWS, 16_384):
+            part = np.arange(first, min(HIT_ROWS, first + 16_384))
+            assert np.array_equal(store.multi_get("id", part), store.multi_get("key", keys[part]))
+        before = {name: store.stats()[name]["block_reads"] for name in tables}
+        for _ in range(TURNS):
+            for name in tables:
+                begun = time.perf_counter()
+                done = _for_seconds(TURN_S, asked[name], partial(store.multi_get, name))
+                us[name].append(1e6 * (time.perf_counter() - begun) / done)
+        after = {name: store.stats()[name]["block_reads"] for name in tables}
+        assert after == before, "a lookup missed"
+    shutil.rmtree(path)
+    by_key, by_id = statistics.median(us["key"]), statistics.median(us["id"])
+    return {
+        "ids": KEY_IDS,
+        "us_by_key": round(by_key, 3),
+        "us_by_id": round(by_id, 3),
+        "ratio": round(by_key / by_id, 3),
+    }
 
 
 def _hit(

@@ -30,7 +30,7 @@ from bandana_kv.device.record import check_writable
 from bandana_kv.errors import InputError
 from bandana_kv.logs.options import LogOptions
 from bandana_kv.tools.console import Bar, by_table, errors_named, out, shapes, size, table_options
-from bandana_kv.tools.logs import log_options, read_logs
+from bandana_kv.tools.logs import keys_of_tables, log_options, read_logs, rows_by_keys
 
 __all__ = ["main"]
 
@@ -149,6 +149,7 @@ _FORMS = codec_names()[1:]
 def main(
     logs: dict[str, str],
     tables: dict[str, str],
+    key_files: dict[str, str],
     row_bytes: dict[str, int],
     rows: dict[str, int],
     ordered: bool,
@@ -182,8 +183,9 @@ def main(
     _check_outputs(page, numbers)
     profile, name, source = _device(device, kind)
     drive = _drive(drive_capacity, rating_dwpd, rating_tbw, warranty_years, device, kind)
-    read = read_logs(logs, how)
-    sizes = shapes(read, tables, row_bytes, rows)
+    keys = keys_of_tables(logs, tables, key_files)
+    read = read_logs(logs, how, keys)
+    sizes = shapes(read, tables, row_bytes, rows_by_keys(keys) | rows)
     question = Question(
         tables={table: Table(read[table], *sizes[table]) for table in read},
         ordered=ordered,

@@ -194,7 +194,10 @@ def counts(
 
 
 def table_options(command: F) -> F:
-    """Add the options that name tables: `logs`, `tables`, `row_bytes` and `rows`, by table."""
+    """Add the options that name tables.
+
+    They are `logs`, `tables`, `key_files`, `row_bytes` and `rows`, by table.
+    """
     options = (
         click.option(
             "--log",
@@ -213,6 +216,16 @@ def table_options(command: F) -> F:
             multiple=True,
             callback=by_table,
             help="The table's rows, which say how many and how large they are.",
+        ),
+        click.option(
+            "--keys",
+            "key_files",
+            metavar="NAME=KEYS",
+            multiple=True,
+            callback=by_table,
+            help="The log has keys, and these are the table's, one for each row: .npy, or text "
+            "with one a line. Without --table: int64, uint64, str or bytes, which the log's own "
+            "are.  [default: a column of keys in --table, else ids]",
         ),
         click.option(
             "--row-bytes",

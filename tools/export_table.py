@@ -35,7 +35,8 @@ def main(
     """Write TABLE of the store in DIRECTORY to a file, rows in the order of their ids.
 
     A .npy is an array (rows, dim), a .safetensors a tensor with the name of the table, a .parquet
-    has columns id and values.
+    has columns id and values. The keys of a table that has some are beside them: a tensor
+    TABLE.keys, a column key; a .npy has no room for them.
 
     Every block is verified. The file is there when all of it is, or not at all. Processes may go on
     serving, loading and updating.
@@ -48,9 +49,10 @@ def main(
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(done), indent=1))
         return
+    beside = f", with keys of {done.keys}" if done.keys else ""
     out.print(
         f"{saved}: {done.rows:,} rows of {done.dim} {done.dtype}, {size_text(done.bytes)}, of "
-        f"{table} in version {done.version}",
+        f"{table} in version {done.version}{beside}",
         soft_wrap=True,
         highlight=False,
     )

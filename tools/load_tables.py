@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import get_args
 
@@ -16,7 +17,7 @@ from bandana_kv.device.advice import DEFAULT_DEPTH, NO_PROFILE, PROFILE_FILE
 from bandana_kv.logs.options import LogOptions
 from bandana_kv.placement import methods
 from bandana_kv.plan import Plan
-from bandana_kv.rows.files import FORMS, open_rows
+from bandana_kv.rows.files import FORMS, RowSource, open_rows
 from bandana_kv.rows.key_file import read_keys
 from bandana_kv.tools.console import (
     Bar,
@@ -27,6 +28,7 @@ from bandana_kv.tools.console import (
     note,
     out,
 )
+from bandana_kv.tools.engine_rows import ENGINE_FORM, rows_named
 from bandana_kv.tools.logs import log_options, read_logs
 
 __all__ = ["main"]
@@ -41,7 +43,7 @@ __all__ = ["main"]
     multiple=True,
     required=True,
     callback=by_table,
-    help=f"A table and its rows, (rows, dim): {FORMS}. Repeat for more tables.",
+    help=f"A table and its rows, (rows, dim): {FORMS}; or {ENGINE_FORM}. Repeat for more tables.",
 )
 @click.option(
     "--log",
@@ -118,15 +120,14 @@ def main(
     Tables of the store that are not named stay as they are. If anything fails, or this
     command is stopped, the version that was served before goes on being served.
     """
-    rows = {name: Rows(path) for name, path in tables.items()}
-    for name, path in key_files.items():
-        if name not in rows:
-            raise click.UsageError(f"--keys names table {name!r}, which is not loaded")
-        rows[name] = Rows(tables[name], keys=read_keys(Path(path)))
-    keys = {name: _keys_of(name, rows[name]) for name in logs if name in rows}
-    read = read_logs(logs, how, keys)
-    plan = None if planned is None else Plan.read(planned)
-    with Bar() as progress:
+    with ExitStack() as stack, Bar() as progress:
+        rows = {name: rows_named(stack, name, said) for name, said in tables.items()}
+        for name, path in key_files.items():
+            if name not in rows:
+                raise click.UsageError(f"--keys names table {name!r}, which is not loaded")
+            rows[name] = Rows(rows[name].values, keys=read_keys(Path(path)))
+        keys = {name: _keys_of(name, rows[name]) for name in logs if name in rows}
+        read = read_logs(logs, how, keys)
         version = bandana_kv.load(
             directory,
             rows,
@@ -134,7 +135,7 @@ def main(
             store_as=_by_table(forms, tables),
             adapter=adapter,
             placement=placement,
-            plan=plan,
+            plan=None if planned is None else Plan.read(planned),
             profile=profile,
             replicate=replicate,
             admission=admission,
@@ -155,6 +156,8 @@ def _keys_of(name: str, rows: Rows) -> object:
     """Return the keys of a table, those that its rows bring included; None: it has none."""
     if rows.keys is not None:
         return rows.keys
+    if isinstance(rows.values, RowSource):
+        return rows.values.keys
     with open_rows(name, rows.values) as source:
         return source.keys
 

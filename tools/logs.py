@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import click
+import numpy as np
 
 from bandana_kv.errors import InputError
+from bandana_kv.keys.kinds import KINDS
 from bandana_kv.logs.access_log import AccessLog
 from bandana_kv.logs.formats import READERS
 from bandana_kv.logs.options import BAD_ROWS, ROLES, LogOptions
 from bandana_kv.logs.recording import is_recording
+from bandana_kv.rows.files import open_rows
+from bandana_kv.rows.key_file import read_keys
 
-__all__ = ["NamedPath", "log_options", "named_path", "read_log", "read_logs", "read_named"]
+__all__ = [
+    "NamedPath",
+    "keys_of_tables",
+    "log_options",
+    "named_path",
+    "read_log",
+    "read_logs",
+    "read_named",
+    "rows_by_keys",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -154,3 +167,48 @@ def read_logs(
         else read_log(path, how, table)
         for table, path in logs.items()
     }
+
+
+def keys_of_tables(
+    names: Collection[str], tables: Mapping[str, str], key_files: Mapping[str, str]
+) -> dict[str, object]:
+    """Return by which keys the log of each table is read, for :func:`read_logs`; None: by ids.
+
+    Parameters
+    ----------
+    names
+        Of the tables with a log.
+    tables
+        What ``--table`` says of some.
+    key_files
+        What ``--keys`` says: a file, or where there are no rows the kind of the log's own keys.
+
+    Raises
+    ------
+    BandanaError
+        As the readers of both; or rows are given, and of their keys the kind alone.
+    """
+    found: dict[str, object] = {}
+    for name in key_files:
+        if name not in names:
+            raise InputError(f"--keys names table {name!r}, which has no --log")
+    for name in names:
+        said = key_files.get(name)
+        if said in KINDS and not Path(said).exists():
+            if name in tables:
+                raise InputError(
+                    f"--keys {name}={said} is for a log without its table; name the file with the "
+                    f"keys of {tables[name]}, one for each row"
+                )
+            found[name] = said
+        elif said is not None:
+            found[name] = read_keys(Path(said))
+        elif name in tables:
+            with open_rows(name, tables[name]) as source:
+                found[name] = source.keys
+    return found
+
+
+def rows_by_keys(keys: Mapping[str, object]) -> dict[str, int]:
+    """Return how many rows tables have, of those whose keys are known."""
+    return {name: len(each) for name, each in keys.items() if isinstance(each, (list, np.ndarray))}

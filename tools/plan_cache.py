@@ -24,7 +24,7 @@ from bandana_kv.tools.console import (
     size,
     table_options,
 )
-from bandana_kv.tools.logs import log_options, read_logs
+from bandana_kv.tools.logs import keys_of_tables, log_options, read_logs, rows_by_keys
 from bandana_kv.tools.pictures import pyplot
 from bandana_kv.units import parse_size
 
@@ -55,6 +55,7 @@ _STYLES = (("-", "o"), ("--", "s"), ("-.", "D"), (":", "^"))
 def main(
     logs: dict[str, str],
     tables: dict[str, str],
+    key_files: dict[str, str],
     row_bytes: dict[str, int],
     rows: dict[str, int],
     cache_bytes: int,
@@ -71,8 +72,9 @@ def main(
     `bandana-kv load --plan`, or bandana_kv.load(..., plan=Plan.read(path)).
     """
     _check_outputs(saved, picture)
-    read = read_logs(logs, how)
-    found = shapes(read, tables, row_bytes, rows)
+    keys = keys_of_tables(logs, tables, key_files)
+    read = read_logs(logs, how, keys)
+    found = shapes(read, tables, row_bytes, rows_by_keys(keys) | rows)
     begun = time.perf_counter()
     with Bar() as progress:
         plan = choose_plan(

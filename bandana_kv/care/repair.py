@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from bandana_kv.care.table_arrays import TableFiles
 from bandana_kv.care.verification import Report, bad_blocks_of, opened_engine, stored, verify
 from bandana_kv.codecs import codec_named
+from bandana_kv.codecs.unfit import encoded
 from bandana_kv.device.advice import DEFAULT_DEPTH
 from bandana_kv.disk import blocks as block_format
 from bandana_kv.disk import ledger, manifest
@@ -68,6 +69,8 @@ def repair(
     FallbackError, RowMissingError
         The source failed, or its rows are not those of blocks that are sound: nothing of the
         table was written.
+    InputError
+        The source gave a row that the table's codec cannot hold, whose id is named.
     LoadInProgressError
         Somebody is writing.
     FormatError
@@ -159,7 +162,9 @@ class _Blocks:
         distinct, inverse = np.unique(np.concatenate(ids).astype(np.int64), return_inverse=True)
         rows = checked_rows(self._source, self.name, distinct, table.dim, dtype)
         if table.codec:
-            raw = codec_named(table.codec).encode(rows.astype(np.float32, copy=False))[inverse]
+            floats = rows.astype(np.float32, copy=False)
+            codec = codec_named(table.codec)
+            raw = encoded(codec, f"table {self.name!r}", distinct, floats)[inverse]
         else:
             raw = np.ascontiguousarray(rows[inverse]).view(np.uint8)
         payloads = np.zeros((numbers.size, self._payload_bytes), np.uint8)

@@ -20,10 +20,11 @@ from bandana_kv.disk.block_map import (
     stamps_of,
 )
 from bandana_kv.disk.placement import Placement
-from bandana_kv.disk.table_keys import open_keys
+from bandana_kv.disk.table_keys import open_keys, texts_path
 from bandana_kv.errors import FormatError
 from bandana_kv.kernels.bitpack import unpack, words_for
 from bandana_kv.kernels.views import readable
+from bandana_kv.keys.texts import TEXT_KINDS, Texts
 
 __all__ = ["TableFiles"]
 
@@ -106,6 +107,9 @@ class TableFiles:
         if ids.size != len(keys):
             path = manifest.key_changes_path(self.root, self.table)
             raise FormatError(f"{path}: two keys have one row; restore it from a backup")
+        texts = texts_path(self.root, self.table)
+        if keys.kind in TEXT_KINDS and texts.exists():
+            Texts(texts, keys)
 
     def _bad(self, kind: str, what: str) -> str:
         path = manifest.table_file(self.root, self.table.files, self.table.space, kind)

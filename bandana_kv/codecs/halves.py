@@ -69,7 +69,7 @@ class Float16:
 
     def encode(self, rows: Numbers) -> Raw:
         """Return rows rounded to the nearest, ties to even."""
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):  # a NaN may be a signalling one
             rounded = rows.astype(self._number)
         lost = np.asarray((np.isinf(rounded) & ~np.isinf(rows)).any(axis=1))
         refuse_rows(lost, self.name, f"a number in it is too large; {self._most}")

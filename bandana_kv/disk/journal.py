@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,7 @@ class Journal:
         ids: NDArray[np.uint32],
         rows: NDArray[np.uint8],
         words: NDArray[np.uint64] | None = None,
+        texts: Sequence[bytes] = (),
         after: int = 0,
     ) -> int:
         """Write one update, and return its sequence once it is safe on the device.
@@ -186,7 +188,7 @@ class Journal:
             raise InputError("a store is updated by the process that opened it, not by its fork")
         with self._writing:
             sequence = max(self._sequence, after) + 1
-            record = Record(space, sequence, ids, rows, words)
+            record = Record(space, sequence, ids, rows, words, texts)
             self._write(record)
             self._sequence = record.sequence
             number, end = self.number, self._end

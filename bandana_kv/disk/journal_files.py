@@ -6,7 +6,9 @@ space, u32 rows, u32 bytes of a row, u64 sequence, u64 how many bytes of the fil
 the device when it was written, u64 XXH3 of the record without this field), the ids (u32) and
 the rows. All little-endian. From format 2 on there are records of keys, too: their magic is
 ``KEY1`` or ``KEY2``, by the 64-bit words of a key, which lie behind the ids: these are the ids that
-the keys have from then on. Where a row has no bytes, the keys are deleted that had the ids.
+the keys have from then on. Where a row has no bytes, the keys are deleted that had the ids. Behind
+the words of ``KEY2`` are the keys as they were given: u64 how many bytes these are, a length (u32)
+of each, text as UTF-8; none where keys are deleted.
 
 The last record that was not yet safe may be torn by a crash: it was not acknowledged, and is
 left out. A damaged record with a later one that knows it was safe is damage, and an error.
@@ -19,12 +21,13 @@ writes the last ones of each file anew before they count.
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import mmap
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +55,7 @@ _log = logging.getLogger("bandana_kv")
 _HEADER = struct.Struct("<4sHxxQ")
 HEADER_BYTES = _HEADER.size
 _RECORD = struct.Struct("<4sIIIQQQ")
+_LENGTH = struct.Struct("<Q")
 _MAGIC = b"BKVJ"
 # By the 64-bit words of a key that lie in a record.
 _RECORD_MAGICS = (b"ROWS", b"KEY1", b"KEY2")
@@ -76,6 +80,8 @@ class Record:
         Of the ids from now on; (n, 0) where their keys are deleted.
     words : uint64 (n,) or (n, 2), or None
         Of the keys that the ids belong to; None: it is about no keys.
+    texts : list of bytes
+        The keys of text or bytes as they were given, text as UTF-8; empty where they are deleted.
     """
 
     space: int
@@ -83,6 +89,7 @@ class Record:
     ids: NDArray[np.uint32]
     rows: NDArray[np.uint8]
     words: NDArray[np.uint64] | None = None
+    texts: Sequence[bytes] = ()
 
     @property
     def deletes(self) -> bool:
@@ -165,7 +172,11 @@ def _record_at(data: mmap.mmap, at: int) -> tuple[Record, int, int] | None:
     if magic not in _RECORD_MAGICS or not count or row_bytes > _MOST_ROW_BYTES:
         return None
     width = _RECORD_MAGICS.index(magic)
-    end = at + _RECORD.size + count * (4 + 8 * width + row_bytes)
+    texts_at = at + _RECORD.size + count * (4 + 8 * width)
+    end = texts_at + count * row_bytes
+    if width == 2:
+        said = data[texts_at : texts_at + _LENGTH.size]
+        end += _LENGTH.size + int.from_bytes(said, "little")
     if end > len(data):
         return None
     body = data[at + _RECORD.size : end]
@@ -175,8 +186,27 @@ def _record_at(data: mmap.mmap, at: int) -> tuple[Record, int, int] | None:
     words = np.frombuffer(body, "<u8", count * width, 4 * count) if width else None
     if words is not None and width == 2:
         words = words.reshape(count, 2)
-    rows = np.frombuffer(body, np.uint8)[(4 + 8 * width) * count :]
-    return Record(space, sequence, ids, rows.reshape(count, row_bytes), words), safe, end
+    rows = np.frombuffer(body, np.uint8)[len(body) - count * row_bytes :]
+    texts = _texts_in(body[(4 + 8 * width) * count :], count) if width == 2 else ()
+    return Record(space, sequence, ids, rows.reshape(count, row_bytes), words, texts), safe, end
+
+
+def _texts_in(body: bytes, count: int) -> list[bytes]:
+    """Return the keys that a record has at this place, as :func:`_encoded_texts` put them."""
+    (size,) = _LENGTH.unpack(body[: _LENGTH.size])
+    if not size:
+        return []
+    lengths = np.frombuffer(body, "<u4", count, _LENGTH.size).tolist()
+    first = _LENGTH.size + 4 * count
+    ends = itertools.accumulate(lengths, initial=first)
+    return [body[at : at + length] for at, length in zip(ends, lengths, strict=False)]
+
+
+def _encoded_texts(texts: Sequence[bytes]) -> bytes:
+    if not texts:
+        return _LENGTH.pack(0)
+    data = np.fromiter(map(len, texts), "<u4", len(texts)).tobytes() + b"".join(texts)
+    return _LENGTH.pack(len(data)) + data
 
 
 def header(number: int) -> bytes:
@@ -187,8 +217,11 @@ def header(number: int) -> bytes:
 def encoded(record: Record, safe: int) -> bytes:
     """Return the bytes of a record, before which so many of its file are safe."""
     words = b"" if record.words is None else record.words.astype("<u8").tobytes()
+    width = len(words) // (8 * record.ids.size)
+    if width == 2:
+        words += _encoded_texts(record.texts)
     body = record.ids.astype("<u4").tobytes() + words + record.rows.tobytes()
-    magic = _RECORD_MAGICS[len(words) // (8 * record.ids.size)]
+    magic = _RECORD_MAGICS[width]
     fields = (magic, record.space, *record.rows.shape, record.sequence, safe)
     head = _RECORD.pack(*fields, 0)[:-8]
     return head + _digest(head, body).to_bytes(8, "little") + body

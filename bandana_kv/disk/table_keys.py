@@ -9,9 +9,31 @@ import numpy as np
 from bandana_kv.disk import manifest
 from bandana_kv.errors import FormatError
 from bandana_kv.keys import ChangedKeys, KeyIndex
-from bandana_kv.keys.changes_file import read_changes
+from bandana_kv.keys.changes_file import read_changes, write_changes
+from bandana_kv.keys.texts import TEXTS, append_texts
 
-__all__ = ["open_keys"]
+__all__ = ["keep_keys", "open_keys", "texts_path"]
+
+
+def texts_path(root: Path, table: manifest.Table) -> Path:
+    """Return the file of the keys as they were given, where they are text or bytes."""
+    return manifest.table_file(root, table.segment, table.space, TEXTS)
+
+
+def keep_keys(root: Path, table: manifest.Table, keys: ChangedKeys) -> int:
+    """Write down what keys came and went, durably; return the bytes.
+
+    The texts first: how much of their file is good stands in the file of the changes, so that what
+    a crash leaves behind is written over.
+    """
+    changes = keys.changes()
+    new, written, texts = list(keys.new_texts), 0, texts_path(root, table)
+    if new and texts.exists():  # stores of older releases have none
+        begin, end = append_texts(texts, new, changes.texts_bytes)
+        written, changes = end - begin, changes._replace(texts_bytes=end)
+    written += write_changes(manifest.key_changes_path(root, table), keys.index, changes)
+    keys.kept(changes, len(new))
+    return written
 
 
 def open_keys(root: Path, table: manifest.Table, *, verify: bool) -> ChangedKeys | None:

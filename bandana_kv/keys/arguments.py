@@ -13,7 +13,7 @@ from bandana_kv.errors import IdError, InputError
 from bandana_kv.kernels.views import refuse_masked
 from bandana_kv.keys.kinds import Kind, checked_kind
 
-__all__ = ["checked_keys", "key_kind"]
+__all__ = ["checked_keys", "items_of", "key_kind"]
 
 _WORD, _COMMON = np.dtype(np.uint64), np.dtype(np.int64)
 _CLOSE = (8,)
@@ -107,6 +107,11 @@ def key_kind(table: str, keys: Any) -> Kind:
         return "bytes"
     _refuse_others(table, items, (int, np.integer), "integers, all str, or all bytes")
     return "uint64" if max(map(int, items)) > _RANGES["int64"][1] else "int64"
+
+
+def items_of(table: str, keys: Any) -> Sequence[Any]:
+    """Return keys, as :func:`checked_keys` takes them, as objects of Python; raises as that."""
+    return _items(_one_dimensional(table, keys))
 
 
 def _one_dimensional(table: str, keys: Any) -> NDArray[Any] | Sequence[Any]:

@@ -8,6 +8,7 @@ larger table takes the place of a full one as a whole.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,12 +47,16 @@ class Changes(NamedTuple):
         The id of the next new key: none is given twice.
     sequence : int
         Of the last change.
+    texts_bytes : int
+        How much of the file of texts (:mod:`bandana_kv.keys.texts`) is good; 0: all, as it was
+        loaded.
     """
 
     words: Words
     ids: Ids
     next_id: int
     sequence: int
+    texts_bytes: int = 0
 
 
 @inlined
@@ -151,10 +156,14 @@ class ChangedKeys:
         self.sequence = 0
         self.changing = threading.Lock()
         self._kept_sequence = 0
+        self.texts_bytes = 0
+        # Of text and bytes, keys that came since the changes were kept.
+        self.new_texts: list[bytes] = []
         if changes is not None:
             self.apply(changes.words, changes.ids, changes.sequence)
             self.next_id = max(self.next_id, changes.next_id)
             self._kept_sequence = changes.sequence
+            self.texts_bytes = changes.texts_bytes
 
     def __repr__(self) -> str:
         return f"<{self._live} keys, {self.kind}, of which {self._count} changed>"
@@ -221,8 +230,8 @@ class ChangedKeys:
         ids[new] = self.next_id + np.arange(new.size)
         return ids, self.next_id + new.size
 
-    def apply(self, words: Words, ids: Ids, sequence: int) -> None:
-        """Let distinct keys have these ids, or -1, from now on.
+    def apply(self, words: Words, ids: Ids, sequence: int, texts: Sequence[bytes] = ()) -> None:
+        """Let distinct keys have these ids, or -1, from now on; `texts` are the keys as given.
 
         Does nothing where `sequence` is not later than the last: changes come in their order, and
         some of them twice.
@@ -237,6 +246,7 @@ class ChangedKeys:
             self._count += put_changes(self._slots, self._width == 2, words.reshape(-1), given)
             self._live += int((given >= 0).sum()) - int((before[differ] >= 0).sum())
             self.next_id = max(self.next_id, int(ids.max(initial=-1)) + 1)
+            self.new_texts += [texts[i] for i in np.flatnonzero(differ).tolist()] if texts else []
             self.sequence = sequence
 
     def _make_room(self, more: int) -> None:
@@ -260,15 +270,18 @@ class ChangedKeys:
     def changes(self) -> Changes:
         """Return all that changed since the index was built."""
         with self.changing:
-            return Changes(*self._held(), self.next_id, self.sequence)
+            return Changes(*self._held(), self.next_id, self.sequence, self.texts_bytes)
 
-    def kept(self, sequence: int) -> None:
-        """Note that the changes up to `sequence` are on disk."""
-        self._kept_sequence = max(self._kept_sequence, sequence)
+    def kept(self, kept: Changes, texts: int) -> None:
+        """Note that changes are on disk, and the first so many of the new texts."""
+        with self.changing:
+            self._kept_sequence = max(self._kept_sequence, kept.sequence)
+            self.texts_bytes = kept.texts_bytes
+            del self.new_texts[:texts]
 
     def live_ids(self) -> Ids:
         """Return the ids that some key has, rising. Cost: a byte for each id, and a pass."""
-        words, ids, next_id, _ = self.changes()
+        words, ids, next_id = self.changes()[:3]
         live = np.zeros(next_id, np.bool_)
         live[: self.index.keys] = True
         before = self.index.ids_of(words)
@@ -281,7 +294,7 @@ class ChangedKeys:
 
         The ids are those of :meth:`live_ids`, if nothing changes meanwhile.
         """
-        words, ids, next_id, _ = self.changes()
+        words, ids, next_id = self.changes()[:3]
         ordered = self.index.keys_in_order()
         if not ids.size:
             return ordered

@@ -1,7 +1,8 @@
 """The file of what changed since an index was built: a header, the keys' words, and their ids.
 
 Little-endian; written anew as a whole. Header: magic ``BKVC``, u16 format, two zeros, 8 bytes of
-the kind, u64 each: keys of the index, keys here, next id, last sequence, and the XXH3 of all else.
+the kind, u64 each: keys of the index, keys here, next id, last sequence, good bytes of the file of
+texts, and the XXH3 of all else.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from bandana_kv.system.permission import check_permission
 
 __all__ = ["read_changes", "write_changes"]
 
-_FIELDS = struct.Struct("<4sHxx8sQQQQ")
+_FIELDS = struct.Struct("<4sHxx8sQQQQQ")
 _DIGEST = struct.Struct("<Q")
 _MAGIC, _FORMAT_VERSION = b"BKVC", 1
 
@@ -39,7 +40,7 @@ def write_changes(path: Path, index: KeyIndex, changes: Changes) -> int:
     Cost: 16 bytes a changed key, of text and bytes 24.
     """
     kind, count = index.kind.encode(), changes.ids.size
-    numbers = (index.keys, count, changes.next_id, changes.sequence)
+    numbers = (index.keys, count, *changes[2:])
     fields = _FIELDS.pack(_MAGIC, _FORMAT_VERSION, kind, *numbers)
     data = changes.words.astype("<u8").tobytes() + changes.ids.astype("<i8").tobytes()
     content = fields + _DIGEST.pack(_digest(fields, data)) + data
@@ -68,7 +69,7 @@ def read_changes(path: Path, index: KeyIndex) -> Changes | None:
     if len(content) < head or content[:4] != _MAGIC:
         raise FormatError(f"{path}: holds no changes of keys, or is torn{_WAY_OUT}")
     fields, data = content[: _FIELDS.size], content[head:]
-    _, version, kind, keys, count, next_id, sequence = _FIELDS.unpack(fields)
+    _, version, kind, keys, count, *numbers = _FIELDS.unpack(fields)
     if version > _FORMAT_VERSION:
         raise FormatError(
             f"{path}: format {version} is newer than this release reads ({_FORMAT_VERSION}); "
@@ -82,9 +83,9 @@ def read_changes(path: Path, index: KeyIndex) -> Changes | None:
         raise FormatError(f"{path}: is of another index of keys{_WAY_OUT}")
     words = np.frombuffer(data, "<u8", count * width).astype(np.uint64)
     ids = np.frombuffer(data, "<i8", count, 8 * count * width).astype(np.int64)
-    if ids.max(initial=-1) >= next_id or ids.min(initial=0) < -1:
+    if ids.max(initial=-1) >= numbers[0] or ids.min(initial=0) < -1:
         raise FormatError(f"{path}: its numbers contradict each other{_WAY_OUT}")
-    return Changes(words.reshape(-1, 2) if width == 2 else words, ids, next_id, sequence)
+    return Changes(words.reshape(-1, 2) if width == 2 else words, ids, *numbers)
 
 
 _WAY_OUT = "; restore it from a backup, or load the table again"

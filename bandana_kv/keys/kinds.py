@@ -13,10 +13,13 @@ from typing import Literal, get_args
 
 from bandana_kv.errors import InputError
 
-__all__ = ["Kind", "checked_kind", "words_of_kind"]
+__all__ = ["KINDS", "Kind", "checked_kind", "words_of_kind"]
 
 Kind = Literal["int64", "uint64", "str", "bytes"]
 """Text and bytes are kinds of their own: ``"a"`` is no key of a table that has ``b"a"``."""
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""All of them."""
 
 
 def checked_kind(kind: str) -> Kind:
@@ -27,11 +30,10 @@ def checked_kind(kind: str) -> Kind:
     InputError
         It is not; names those there are.
     """
-    for each in get_args(Kind):
+    for each in KINDS:
         if kind == each:
-            found: Kind = each
-            return found
-    raise InputError(f"no kind of keys is called {kind!r}; there are {', '.join(get_args(Kind))}")
+            return each
+    raise InputError(f"no kind of keys is called {kind!r}; there are {', '.join(KINDS)}")
 
 
 def words_of_kind(kind: Kind) -> int:

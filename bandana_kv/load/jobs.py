@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from bandana_kv import adapters
 from bandana_kv.adapters.contract import PAGE_BYTES
+from bandana_kv.adapters.rows import KeyedRows
 from bandana_kv.codecs import Codec, codec_named
 from bandana_kv.disk import blocks, manifest
 from bandana_kv.disk.plan import Plan, TablePlan
 from bandana_kv.errors import InputError
 from bandana_kv.keys import checked_keys, key_kind
+from bandana_kv.load.engine_rows import EngineRows
 from bandana_kv.load.stored_rows import EncodedRows, StoredRows
 from bandana_kv.placement import Placement, methods
 from bandana_kv.placement.registry import needs_values
@@ -45,10 +47,11 @@ _FIRST_SPACES = 1 << 23
 
 @dataclass(frozen=True, eq=False)
 class Keys:
-    """What callers ask by: of which kind, and as words of an index."""
+    """What callers ask by: of which kind, as words of an index, and as given."""
 
     kind: str
     words: NDArray[np.uint64]
+    given: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +115,7 @@ def held_adapter(adapter: str | Adapter) -> Adapter | None:
 
 def checked_jobs(
     stack: contextlib.ExitStack,
-    tables: Mapping[str, str | os.PathLike[str] | NDArray[Any] | Rows],
+    tables: Mapping[str, str | os.PathLike[str] | NDArray[Any] | KeyedRows | Rows],
     logs: Mapping[str, AccessLog],
     store_as: str | Mapping[str, str] | None,
     placement: str | Mapping[str, str | Placement],
@@ -163,12 +166,12 @@ def checked_jobs(
 def _opened(
     stack: contextlib.ExitStack,
     name: str,
-    rows: str | os.PathLike[str] | NDArray[Any] | Rows,
+    rows: str | os.PathLike[str] | NDArray[Any] | KeyedRows | Rows,
     store_as: str | None,
 ) -> tuple[RowSource, Codec | None, RowSource]:
     """Return a table's rows as numbers, how they are stored, and as they are stored."""
     given = rows if isinstance(rows, Rows) else Rows(rows)
-    source = stack.enter_context(open_rows(name, given.values))
+    source = stack.enter_context(_open_table(name, given))
     codec = None if store_as is None else codec_named(store_as)
     if given.encoded is not None:
         codec = codec_named(given.encoded)
@@ -186,10 +189,18 @@ def _opened(
     return source, codec, StoredRows(f"table {name!r}", source, codec)
 
 
+def _open_table(name: str, given: Rows) -> RowSource:
+    """Return the rows of a table, of an engine's too; raises as what opens them."""
+    if isinstance(given.values, KeyedRows):
+        kind = given.keys if isinstance(given.keys, str) else None
+        return EngineRows(name, given.values, kind)
+    return open_rows(name, given.values)
+
+
 def _keys_of(name: str, rows: object, source: RowSource) -> Keys | None:
     """Return a table's keys: those that the user gives, else those that its source brings."""
     given = rows.keys if isinstance(rows, Rows) else None
-    if given is None:
+    if given is None or (isinstance(given, str) and isinstance(source, EngineRows)):
         given = source.keys
     if given is None:
         return None
@@ -197,7 +208,7 @@ def _keys_of(name: str, rows: object, source: RowSource) -> Keys | None:
     words = checked_keys(name, given, kind)
     if len(words) != source.rows:
         raise InputError(f"table {name!r}: {len(words)} keys for {source.rows} rows")
-    return Keys(kind, words)
+    return Keys(kind, words, given)
 
 
 def _check_log(name: str, log: AccessLog, rows: int) -> None:

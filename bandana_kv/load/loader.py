@@ -28,6 +28,7 @@ from bandana_kv.disk.plan import Plan, PlannedPoint, TablePlan
 from bandana_kv.disk.table_files import write_arrays
 from bandana_kv.errors import BandanaError, DiskFullError, FormatError, InputError
 from bandana_kv.keys import build_index
+from bandana_kv.keys.texts import TEXT_KINDS, TEXTS, write_texts
 from bandana_kv.load.jobs import Job, check_seed, checked_jobs, held_adapter, with_spaces
 from bandana_kv.load.sealed_blocks import one_ahead, sealed_blocks
 from bandana_kv.load.stored_rows import StoredRows
@@ -42,6 +43,7 @@ from bandana_kv.system.threads import threads_named
 
 if TYPE_CHECKING:
     from bandana_kv.adapters.contract import Adapter
+    from bandana_kv.adapters.rows import KeyedRows
     from bandana_kv.logs.access_log import AccessLog
 
 __all__ = ["load"]
@@ -63,7 +65,7 @@ class _Load:
 @threads_named()
 def load(
     path: str | os.PathLike[str],
-    tables: Mapping[str, str | os.PathLike[str] | NDArray[Any] | Rows],
+    tables: Mapping[str, str | os.PathLike[str] | NDArray[Any] | KeyedRows | Rows],
     logs: Mapping[str, AccessLog] | None = None,
     *,
     store_as: str | Mapping[str, str] | None = None,
@@ -90,8 +92,9 @@ def load(
     tables
         Rows by table name: an array (rows, dim), or the path of a ``.npy`` file of any size.
         An array that is mapped from a file, or any slice of one, is read as a file is; masked
-        ones are refused. :class:`bandana_kv.Rows` says more of them. Tables of the store that are
-        not named stay as they are.
+        ones are refused. Rows in an engine, opened by :func:`bandana_kv.adapters.rows.open_rows`,
+        have the ids that its keys say. :class:`bandana_kv.Rows` says more of them. Tables of the
+        store that are not named stay as they are.
     logs
         Training log by table name. A table without one is placed by ``identity`` unless
         `placement` names a method that needs none.
@@ -175,17 +178,8 @@ def load(
         return retention.forget_blocks(root, segment, held)
 
     with contextlib.ExitStack() as stack:
-        jobs = checked_jobs(
-            stack,
-            tables,
-            logs or {},
-            store_as,
-            placement,
-            plan,
-            pages_of(root, advice),
-            held,
-            spare,
-        )
+        pages, named = pages_of(root, advice), logs or {}
+        jobs = checked_jobs(stack, tables, named, store_as, placement, plan, pages, held, spare)
         stack.enter_context(disk_full_named(root))
         still_there = stack.enter_context(writer_lock(root))
         # Before anything is dropped, so that no number is given twice.
@@ -312,6 +306,9 @@ def _write_table(begun: _Load, job: Job, engine: Adapter) -> manifest.Table:
     if job.keys is not None:
         path = manifest.table_file(begun.root, begun.version, job.space, "keys")
         build_index(path, job.keys.kind, job.keys.words)
+        if job.keys.kind in TEXT_KINDS:
+            texts = manifest.table_file(begun.root, begun.version, job.space, TEXTS)
+            write_texts(texts, job.keys.kind, job.keys.given)
     count = placement.blocks + -(-copies // per_block)
     begun.progress.start(f"load {job.name}", count, "blocks")
     sealed = sealed_blocks(job, placement, engine.payload_bytes, begun.progress)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv.codecs import Codec
-from bandana_kv.codecs.unfit import UnfitError
+from bandana_kv.codecs.unfit import encoded
 from bandana_kv.disk.manifest import Loss
 from bandana_kv.errors import InputError
 from bandana_kv.rows.table import RowSource
@@ -43,6 +43,9 @@ class EncodedRows(RowSource):
         raw = np.empty((ids.size, self._source.row_bytes), np.uint8)
         self._source.gather(ids, raw)
         self._codec.decode(raw, out.view(np.float32))
+
+    def _read_keys(self) -> NDArray[Any] | None:
+        return self._source.keys
 
 
 class StoredRows(RowSource):
@@ -95,12 +98,7 @@ class StoredRows(RowSource):
         for first in range(0, ids.size, step):
             part = ids[first : first + step]
             numbers = self._numbers(part)
-            try:
-                raw = self._codec.encode(numbers)
-            except UnfitError as error:
-                raise InputError(
-                    f"{self._name}: the row of id {int(part[error.row])} does not fit: {error}"
-                ) from error
+            raw = encoded(self._codec, self._name, part, numbers)
             out[first : first + part.size] = raw
             back = np.empty_like(numbers)
             self._codec.decode(raw, back)
@@ -110,7 +108,7 @@ class StoredRows(RowSource):
         held = np.empty((ids.size, self._source.row_bytes), np.uint8)
         self._source.gather(ids, held)
         given: NDArray[Any] = held.view(self._source.dtype)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             numbers = np.ascontiguousarray(given, np.float32)
         if given.dtype.itemsize > 4:
             bad = (np.isfinite(given) & ~np.isfinite(numbers)).any(axis=1)

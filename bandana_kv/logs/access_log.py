@@ -218,10 +218,10 @@ class AccessLog:
         format, columns, table, separator, header, quoting, missing, bad_rows
             As in :class:`bandana_kv.logs.LogOptions`, and instead of what `options` says.
         keys
-            Of a table that is asked by keys: what :class:`bandana_kv.Rows` was given, in the order
-            of its rows, or a :class:`bandana_kv.keys.KeyIndex`. The log then has keys where others
-            have ids, and what is returned has ids. A key that the table has not is a bad row. For
-            ``.npz``, ``.parquet``, ``.csv``, ``.tsv`` and ``.txt``.
+            The log has keys where others have ids; what is returned has ids. Of a table: what
+            :class:`bandana_kv.Rows` was given, a :class:`bandana_kv.keys.KeyIndex`, or what
+            ``store.key_changes(table)`` gives; a key that it has not is a bad row. Without one the
+            kind, ``"str"`` say: keys are numbered as they appear. In text keys of bytes are UTF-8.
         progress
             Told of the bytes or rows read.
 

@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv.errors import InputError, MissingExtraError
-from bandana_kv.keys import KeyIndex, build_index, checked_keys, key_kind
-from bandana_kv.logs.formats import format_of, npz, parquet
+from bandana_kv.keys import ChangedKeys, KeyIndex, build_index, checked_keys, key_kind
+from bandana_kv.keys.kinds import checked_kind, words_of_kind
+from bandana_kv.logs.formats import format_of, json_lines, npz, parquet
 from bandana_kv.logs.formats.bad_rows import BadRows
+from bandana_kv.logs.formats.names import Interner
 from bandana_kv.logs.options import LogOptions
 from bandana_kv.progress import Progress
 
@@ -27,20 +29,48 @@ __all__ = ["index_of", "read_keyed"]
 
 Words = Callable[[Any], NDArray[np.int64]]
 
-_FORMATS = ("npz", "parquet", "csv", "tsv", "txt")
+_FORMATS = ("npz", "parquet", "csv", "tsv", "txt", "jsonl")
 _BATCH_ROWS = 1 << 16
 
 
-def index_of(keys: object, directory: Path) -> KeyIndex:
+class OwnKeys:
+    """Ids of a log's own keys, where there is no table: in the order of their first appearance.
+
+    Attributes
+    ----------
+    kind : str
+        Of the keys.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = checked_kind(kind)
+        self._names = Interner()
+
+    def words_of(self, log: str, keys: Any) -> NDArray[np.uint64]:
+        """Return the words that stand for keys; raises as :func:`bandana_kv.keys.checked_keys`."""
+        return checked_keys(log, keys, self.kind)
+
+    def ids_of(self, words: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Return the id of each key, int64 (n,); new ones get the next."""
+        flat = np.ascontiguousarray(words).view(np.uint8).reshape(-1)
+        ends = np.arange(len(words) + 1) * (8 * words_of_kind(self.kind))
+        return self._names.numbers(flat, ends).astype(np.int64)
+
+
+def index_of(keys: object, directory: Path) -> KeyIndex | ChangedKeys | OwnKeys:
     """Return an index of a table's keys, in the order of its rows; one that is made lies there.
+
+    A kind of keys stands for the log's own.
 
     Raises
     ------
     InputError, IdError
-        They are no keys, or some are the same.
+        They are no keys, or some are the same; or there is no such kind.
     """
-    if isinstance(keys, KeyIndex):
+    if isinstance(keys, (KeyIndex, ChangedKeys)):
         return keys
+    if isinstance(keys, str):
+        return OwnKeys(keys)
     kind = key_kind("log", keys)
     path = directory / "keys"
     build_index(path, kind, checked_keys("log", keys, kind))
@@ -70,6 +100,9 @@ def read_keyed(
             return str(path), *_of_npz(path, options, ids_of, bad, progress)
         if kind == "txt":
             return str(path), *_of_lines(path, options, ids_of, index.kind, bad)
+        if kind == "jsonl":
+            keyed = json_lines.Keys(index.kind, ids_of)
+            return str(path), *json_lines.read(path, options, bad, progress, keyed)
         staged = directory / "log.parquet"
         said = _stage(path, kind, options, ids_of, index.kind, bad, staged)
         offsets, ids = parquet.read(staged, said, bad, progress)
@@ -199,7 +232,7 @@ def _batches(
     arrow: Any, path: Path, kind: str, options: LogOptions, key_kind: str
 ) -> tuple[Iterator[Any], list[str]]:
     if kind == "parquet":
-        file = arrow.parquet.ParquetFile(path, memory_map=True)
+        file = arrow.parquet.ParquetFile(path, memory_map=True, pre_buffer=False)
         return file.iter_batches(batch_size=_BATCH_ROWS), list(file.schema_arrow.names)
     separator = options.separator or ("," if kind == "csv" else "\t")
     if len(separator) > 1:

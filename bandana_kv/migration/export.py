@@ -20,9 +20,10 @@ from bandana_kv.migration.export_formats import (
     SAFETENSORS,
     SUFFIXES,
     dtype_in,
-    safetensors_header,
+    write_around,
     write_parquet,
 )
+from bandana_kv.migration.export_keys import keys_of
 from bandana_kv.migration.row_file import HEADER_BYTES, shape_file, write_rows
 from bandana_kv.progress import Progress
 from bandana_kv.serve.opening import open_kept
@@ -52,6 +53,8 @@ class Exported(msgspec.Struct, frozen=True):
         Of all rows.
     path : str
         The file.
+    keys : str
+        The kind of the keys that were written beside the rows; empty: none.
     """
 
     table: str
@@ -61,6 +64,7 @@ class Exported(msgspec.Struct, frozen=True):
     dtype: str
     bytes: int
     path: str
+    keys: str = ""
 
 
 @permission_named()
@@ -85,7 +89,8 @@ def export(
         Its name.
     out
         The file: an array in ``.npy``, a tensor of the table's name in ``.safetensors``, or columns
-        `id` and `values` in ``.parquet``. It is there when all of it is, or not at all.
+        `id` and `values` in ``.parquet``. It is there when all of it is, or not at all. Keys go
+        along as a tensor ``TABLE.keys``, or a column `key`; a ``.npy`` has rows alone.
     version
         One of :func:`bandana_kv.versions`; by default the current one.
     adapter
@@ -118,9 +123,9 @@ def export(
     Notes
     -----
     Cost: reads each block once, in the order of the blocks, and verifies it. Memory: 8 bytes a row,
-    and some 32 MiB; for Parquet some 160 MiB, and room for all rows in the file's directory,
-    where they are put in order first. Updates that were acknowledged before are in it; of those
-    that are made meanwhile, some may be.
+    20 more of one with a key, and some 32 MiB; for Parquet some 160 MiB, and room for all rows in
+    the file's directory, where they are put in order first. Updates that were acknowledged before
+    are in it; of those that are made meanwhile, some may be.
     """
     target = Path(out).absolute()
     _check_target(target, overwrite)
@@ -128,21 +133,23 @@ def export(
     with _opened(path, table, version, adapter) as store:
         (rows, dim), dtype = store.shape(table), store.dtype(table)
         written = dtype_in(target, table, dtype)
+        has_keys = target.suffix.lower() in (PARQUET, SAFETENSORS)
+        keys = keys_of(Path(path).absolute(), table, store) if has_keys else None
         with _written(target, overwrite) as file:
             if target.suffix.lower() == PARQUET:
                 # Rows come in the order of their blocks, and a Parquet file in that of the ids.
                 with tempfile.TemporaryFile(dir=target.parent) as ordered:
                     _copy(store, table, ordered.fileno(), 0, written, progress)
-                    write_parquet(file, ordered.fileno(), (rows, dim), written, progress)
+                    write_parquet(file, ordered.fileno(), (rows, dim), written, keys, progress)
             elif target.suffix.lower() == SAFETENSORS:
-                header = safetensors_header(table, rows, dim, written)
-                os.pwrite(file, header, 0)
-                _copy(store, table, file, len(header), written, progress)
+                first_byte = write_around(file, table, (rows, dim), written, keys)
+                _copy(store, table, file, first_byte, written, progress)
             else:
                 _copy(store, table, file, HEADER_BYTES, written, progress)
                 shape_file(file, rows, dim, written)
         nbytes = rows * dim * dtype.itemsize
-        return Exported(table, store.version, rows, dim, dtype.str, nbytes, str(target))
+        kind = keys.kind if keys else ""
+        return Exported(table, store.version, rows, dim, dtype.str, nbytes, str(target), kind)
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
@@ -211,7 +218,10 @@ def _copy(
 ) -> None:
     """Write all rows from a byte on, read in the order in which they lie: each block once."""
     placement = store.placement(table)
-    ids = placement.id_of_position()
+    ids, numbers = placement.id_of_position(), store.row_numbers(table)
+    there = np.zeros(ids.size, np.bool_)
+    there[numbers] = True
+    ids = ids[there[ids]]  # in the order of their blocks
     row_bytes = store.shape(table)[1] * store.dtype(table).itemsize
     per_block = placement.rows_per_block
     chunk = per_block * max(1, _CHUNK_BYTES // (per_block * row_bytes))
@@ -219,6 +229,7 @@ def _copy(
     for first in range(0, ids.size, chunk):
         part = np.sort(ids[first : first + chunk]).astype(np.int64)
         rows = store.rows_at(table, part).astype(dtype, copy=False)
-        write_rows(file, part, rows.view(np.uint8).reshape(part.size, row_bytes), first_byte)
+        raw = rows.view(np.uint8).reshape(part.size, row_bytes)
+        write_rows(file, np.searchsorted(numbers, part), raw, first_byte)
         progress.advance(part.size)
     progress.finish()

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bandana_kv.errors import InputError, MissingExtraError
+from bandana_kv.migration.export_keys import TableKeys, raw_parts
 from bandana_kv.progress import Progress
-from bandana_kv.rows.safetensors import DTYPES, METADATA
+from bandana_kv.rows.safetensors import DTYPES, METADATA, OFFSETS
 
 __all__ = [
     "PARQUET",
     "SAFETENSORS",
     "SUFFIXES",
     "dtype_in",
-    "safetensors_header",
+    "write_around",
     "write_parquet",
 ]
 
@@ -76,20 +79,72 @@ def dtype_in(target: Path, table: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
         raise InputError(f"{target}: cannot hold {dtype} ({error}); name it {others}") from error
 
 
-def safetensors_header(table: str, rows: int, dim: int, dtype: np.dtype[Any]) -> bytes:
-    """Return all that stands before the numbers of the one tensor, `table`."""
-    (name,) = (name for name, each in DTYPES.items() if each == dtype)
-    places = [0, rows * dim * dtype.itemsize]
-    said = {table: {"dtype": name, "shape": [rows, dim], "data_offsets": places}}
+def write_around(
+    file: int, table: str, shape: tuple[int, int], dtype: np.dtype[Any], keys: TableKeys | None
+) -> int:
+    """Write all of a safetensors file but the rows of its tensor `table`; return where they begin.
+
+    Keys are a tensor ``TABLE.keys``: numbers, or the bytes of text behind one another, with
+    ``TABLE.keys.offsets``, where each begins, and their kind in the metadata.
+    """
+    named = f"{table}.keys"
+    before: dict[str, NDArray[Any]] = {}
+    behind_bytes = 0
+    if keys is not None and keys.numbers is not None:
+        before[named] = keys.numbers
+    elif keys is not None:
+        before[named + OFFSETS] = keys.offsets
+        behind_bytes = int(keys.offsets[-1])
+    tensors: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
+        name: (array.dtype, array.shape) for name, array in before.items()
+    }
+    # Numbers of 8 bytes first, single bytes last: all lie at addresses that suit them.
+    tensors[table] = dtype, shape
+    if keys is not None and keys.texts is not None:
+        tensors[named] = np.dtype(np.uint8), (behind_bytes,)
+    header = _header(tensors, {} if keys is None else {named: keys.kind})
+    os.pwrite(file, header, 0)
+    at = len(header)
+    for array in before.values():
+        at += _pwrite(file, array.data.cast("B"), at)
+    behind = at + shape[0] * shape[1] * dtype.itemsize
+    for part in raw_parts(keys) if behind_bytes and keys is not None else ():
+        behind += _pwrite(file, memoryview(part), behind)
+    return at
+
+
+def _header(
+    tensors: dict[str, tuple[np.dtype[Any], tuple[int, ...]]], metadata: dict[str, str]
+) -> bytes:
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    said: dict[str, object] = {METADATA: metadata} if metadata else {}
+    at = 0
+    for name, (dtype, shape) in tensors.items():
+        places = [at, at + math.prod(shape) * dtype.itemsize]
+        said[name] = {"dtype": names[dtype], "shape": shape, "data_offsets": places}
+        at = places[1]
     header = json.dumps(said, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # so that numbers lie at addresses that suit them
+    header += b" " * (-len(header) % 8)
     return len(header).to_bytes(8, "little") + header
 
 
+def _pwrite(file: int, data: memoryview, at: int) -> int:
+    """Write all of `data` at a byte of a file; return how long it is."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(file, data[done:], at + done)
+    return done
+
+
 def write_parquet(
-    file: int, rows_file: int, shape: tuple[int, int], dtype: np.dtype[Any], progress: Progress
+    file: int,
+    rows_file: int,
+    shape: tuple[int, int],
+    dtype: np.dtype[Any],
+    keys: TableKeys | None,
+    progress: Progress,
 ) -> None:
-    """Write rows that lie in `rows_file` in order as a Parquet file of `id` and `values`.
+    """Write rows that lie in `rows_file` in order as a Parquet file of `id`, `key` and `values`.
 
     Parameters
     ----------
@@ -99,17 +154,19 @@ def write_parquet(
         (rows, dim).
     dtype
         Of :func:`dtype_in`.
+    keys
+        None: there is no column `key`.
     progress
         Told of the rows.
     """
     arrow, (rows, dim) = _arrow(), shape
     number = arrow.from_numpy_dtype(dtype)
-    schema = arrow.schema(
-        [
-            arrow.field("id", arrow.int64(), nullable=False),
-            arrow.field("values", arrow.list_(number, dim), nullable=False),
-        ]
-    )
+    kinds = {"id": arrow.int64(), "values": arrow.list_(number, dim)}
+    if keys is not None:
+        texts = {"str": arrow.large_string(), "bytes": arrow.large_binary()}
+        kind = texts.get(keys.kind) or getattr(arrow, keys.kind)()
+        kinds = {"id": kinds["id"], "key": kind, "values": kinds["values"]}
+    schema = arrow.schema([arrow.field(*each, nullable=False) for each in kinds.items()])
     row_bytes = dim * dtype.itemsize
     step = max(1, _GROUP_BYTES // row_bytes)
     how = {"use_dictionary": False, "write_page_checksum": True}
@@ -122,8 +179,21 @@ def write_parquet(
         source.seek(0, os.SEEK_SET)
         for first in range(0, rows, step):
             ids = np.arange(first, min(first + step, rows))
+            columns = [arrow.array(ids)]
+            if keys is not None:
+                columns.append(_key_column(arrow, keys, first, first + ids.size, kinds["key"]))
             numbers = np.frombuffer(source.read(ids.size * row_bytes), dtype)
             lists = arrow.FixedSizeListArray.from_arrays(arrow.array(numbers), dim)
-            writer.write_batch(arrow.record_batch([arrow.array(ids), lists], schema=schema))
+            writer.write_batch(arrow.record_batch([*columns, lists], schema=schema))
             progress.advance(ids.size)
     progress.finish()
+
+
+def _key_column(arrow: Any, keys: TableKeys, first: int, end: int, kind: Any) -> Any:
+    if keys.numbers is not None:
+        return arrow.array(keys.numbers[first:end])
+    assert keys.texts is not None
+    lengths = keys.texts.lengths[first:end]
+    places = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    held = [None, arrow.py_buffer(places), arrow.py_buffer(keys.texts.raw(first, end))]
+    return arrow.Array.from_buffers(kind, end - first, held)

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bandana_kv.adapters.containers import container_of
 from bandana_kv.adapters.rows import KeyedRows
 from bandana_kv.errors import InputError
 from bandana_kv.kernels.checksum import xxh64
 from bandana_kv.kernels.compile import copy_bytes, kernel
-from bandana_kv.migration.containers import container_of
 
 __all__ = ["Batch", "Reading", "digest", "digests"]
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv.errors import InputError, MissingExtraError
-from bandana_kv.rows.member import choose
+from bandana_kv.rows.member import choose, with_keys
 from bandana_kv.rows.positioned import opened
 from bandana_kv.rows.staged import StagedRows
 from bandana_kv.system.permission import check_permission
@@ -84,7 +84,9 @@ def _reading(path: Path) -> Iterator[_File]:
         is_parquet = file.read(4) == b"PAR1"
     try:
         if is_parquet:
-            how = {"buffer_size": _BUFFER_BYTES, "page_checksum_verification": True}
+            # Read ahead, all row groups would be held in memory until the last batch is out.
+            how = {"buffer_size": _BUFFER_BYTES, "pre_buffer": False}
+            how["page_checksum_verification"] = True
             with arrow.parquet.ParquetFile(path, **how) as opened_file:
                 yield _Parquet(opened_file)
         else:
@@ -131,7 +133,7 @@ class ColumnRows(StagedRows):
         self._path = path
         with _reading(path) as file:
             names = file.schema.names
-            column, key = _columns_of(member, names)
+            column, key = with_keys(member, names)
             self._column = choose(
                 path, "column", column, names, lambda each: _shape(path, file, each)
             )
@@ -173,17 +175,6 @@ class ColumnRows(StagedRows):
                 )
                 done += len(values)
         return keys
-
-
-def _columns_of(member: str, names: list[str]) -> tuple[str, str]:
-    """Return the columns of rows and of keys that are meant; names may have colons."""
-    if member in names or ":" not in member:
-        return member, ""
-    for at in (at for at, letter in enumerate(member) if letter == ":"):
-        if member[:at] in ("", *names) and member[at + 1 :] in names:
-            return member[:at], member[at + 1 :]
-    column, _, key = member.rpartition(":")
-    return column, key
 
 
 def _lists(kind: Any) -> Any:

@@ -59,7 +59,9 @@ _OPENERS: dict[str, Callable[[Path, str], RowSource]] = {
 _ANY_KIND = ".bin"
 
 
-def open_rows(name: str, table: str | os.PathLike[str] | NDArray[Any] | Sliced) -> RowSource:
+def open_rows(
+    name: str, table: str | os.PathLike[str] | NDArray[Any] | Sliced | RowSource
+) -> RowSource:
     """Return the rows of a table.
 
     Parameters
@@ -70,7 +72,7 @@ def open_rows(name: str, table: str | os.PathLike[str] | NDArray[Any] | Sliced) 
         An array (rows, dim); one that is mapped from a file, or any view of it, is read from the
         file. The path of a file, and behind a colon what in it is meant; the only array or column
         with two dimensions is found by itself. Or an object with a shape and slicing, as datasets
-        of h5py are.
+        of h5py are. Or rows that are open already, which are returned as they are.
 
     Raises
     ------
@@ -79,6 +81,8 @@ def open_rows(name: str, table: str | os.PathLike[str] | NDArray[Any] | Sliced) 
     MissingExtraError
         What reads that kind of file is not installed.
     """
+    if isinstance(table, RowSource):
+        return table
     refuse_masked(f"table {name!r}", table)
     if isinstance(table, np.ndarray):
         place = place_of(table)

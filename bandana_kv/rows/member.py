@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bandana_kv.errors import InputError
 
-__all__ = ["choose", "split"]
+__all__ = ["choose", "split", "with_keys"]
 
 _MOST_LISTED = 8
 
@@ -25,6 +25,25 @@ def split(given: str) -> tuple[Path, str]:
     there = (at for at in reversed(colons) if os.path.lexists(given[:at]))
     at = next(there, colons[0])
     return Path(given[:at]), given[at + 1 :]
+
+
+def with_keys(member: str, names: Collection[str]) -> tuple[str, str]:
+    """Return which member has the rows and which their keys, "" for none; names may have colons.
+
+    Parameters
+    ----------
+    member
+        ``ROWS``, ``ROWS:KEYS`` or ``:KEYS``.
+    names
+        All there are.
+    """
+    if member in names or ":" not in member:
+        return member, ""
+    for at in (at for at, letter in enumerate(member) if letter == ":"):
+        if member[:at] in ("", *names) and member[at + 1 :] in names:
+            return member[:at], member[at + 1 :]
+    rows, _, keys = member.rpartition(":")
+    return rows, keys
 
 
 def choose(

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bandana_kv.errors import InputError
-from bandana_kv.rows.member import choose
+from bandana_kv.rows.member import choose, with_keys
 from bandana_kv.rows.positioned import PositionedFile, RunRows
 from bandana_kv.rows.table import BFLOAT16
 
-__all__ = ["DTYPES", "METADATA", "SafetensorsRows", "shapes"]
+__all__ = ["DTYPES", "METADATA", "OFFSETS", "SafetensorsRows", "shapes"]
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
@@ -38,6 +40,9 @@ DTYPES: dict[str, np.dtype[Any]] = {
 METADATA = "__metadata__"
 """The one name in a header that is no tensor's."""
 
+OFFSETS = ".offsets"
+"""Behind the name of a tensor with the bytes of keys: the one that says where each begins."""
+
 _MOST_HEADER_BYTES = 100_000_000  # as the format has it
 _MOST_DIMENSIONS = 64
 
@@ -58,8 +63,11 @@ def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def _read_header(path: Path, file: PositionedFile) -> dict[str, Tensor]:
-    """Return what lies where; all of it is checked, so that no bytes are two tensors' rows."""
+def _read_header(path: Path, file: PositionedFile) -> tuple[dict[str, Tensor], object]:
+    """Return what lies where, and what else is said.
+
+    All places are checked, so that no bytes are two tensors' rows.
+    """
     size = file.size_bytes
     length = int.from_bytes(file.file.read(8), "little")
     if size < 8 or length > min(_MOST_HEADER_BYTES, size - 8):
@@ -81,7 +89,7 @@ def _read_header(path: Path, file: PositionedFile) -> dict[str, Tensor]:
         if name != METADATA
     }
     _check_places(path, tensors, size)
-    return tensors
+    return tensors, said.get(METADATA)
 
 
 def _tensor(path: Path, name: str, said: object, begin: int) -> Tensor:
@@ -129,19 +137,20 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all tensors of a file, by name; raises as :class:`SafetensorsRows`."""
     file = PositionedFile(path)
     try:
-        return {name: tensor.shape for name, tensor in _read_header(path, file).items()}
+        return {name: tensor.shape for name, tensor in _read_header(path, file)[0].items()}
     finally:
         file.close()
 
 
 class SafetensorsRows(RunRows):
-    """Rows of a tensor, read by position.
+    """Rows of a tensor, read by position; and keys, of another one.
 
     Parameters
     ----------
     path
     member
-        The tensor's name; "": the only one with two dimensions.
+        The tensor's name, and behind a colon the one that keys are in: ``user``,
+        ``user:user.keys``, ``:user.keys``. Without a name: the only one with two dimensions.
 
     Raises
     ------
@@ -153,8 +162,10 @@ class SafetensorsRows(RunRows):
     def __init__(self, path: Path, member: str = "") -> None:
         file = PositionedFile(path)
         with file.closed_on_error():
-            tensors = _read_header(path, file)
-            name = choose(path, "tensor", member, tensors, lambda each: tensors[each].shape)
+            self._tensors, self._metadata = tensors, _ = _read_header(path, file)
+            named, key = with_keys(member, tensors)
+            name = choose(path, "tensor", named, tensors, lambda each: tensors[each].shape)
+            self._key = choose(path, "tensor", key, tensors, lambda _: ()) if key else ""
             tensor = tensors[name]
             dtype = DTYPES.get(tensor.dtype)
             if dtype is None:
@@ -162,4 +173,52 @@ class SafetensorsRows(RunRows):
                     f"{path}:{name}: dtype {tensor.dtype} is not read, of safetensors are "
                     f"{', '.join(DTYPES)}; convert it"
                 )
+        self._path = path
         super().__init__(f"{path}:{name}", file, tensor.first_byte, tensor.shape, dtype)
+
+    def _read_keys(self) -> NDArray[Any] | None:
+        if not self._key:
+            return None
+        tensors, label = self._tensors, f"{self._path}:{self._key}"
+        tensor = tensors[self._key]
+        if tensor.dtype == "U8" and self._key + OFFSETS in tensors:
+            return self._texts(label)
+        dtype = DTYPES.get(tensor.dtype, np.dtype(np.void))
+        if dtype.kind not in "iu" or tensor.shape != (self.rows,):
+            raise InputError(
+                f"{label}: {tensor.dtype} of shape {tensor.shape}; keys are ({self.rows},) whole "
+                f"numbers, or U8 with a tensor {self._key}{OFFSETS} beside it"
+            )
+        wide = np.uint64 if dtype.kind == "u" else np.int64
+        return self._numbers(label, tensor).astype(wide, copy=False)
+
+    def _texts(self, label: str) -> NDArray[Any]:
+        """Return keys of bytes, or of text where the metadata says ``str``."""
+        places = self._tensors[self._key + OFFSETS]
+        if places.dtype != "I64" or places.shape != (self.rows + 1,):
+            raise InputError(
+                f"{label}{OFFSETS}: {places.dtype} of shape {places.shape}, not I64 of "
+                f"({self.rows + 1},), where the key of each row begins, and the last ends"
+            )
+        raw = self._numbers(label, self._tensors[self._key]).tobytes()
+        ends = self._numbers(label, places)
+        if ends[0] != 0 or ends[-1] != len(raw) or (np.diff(ends) < 0).any():
+            raise InputError(f"{label}{OFFSETS}: damaged: is no rising 0 to {len(raw)}")
+        of_all = self._metadata if isinstance(self._metadata, Mapping) else {}
+        is_text, listed = of_all.get(self._key) == "str", ends.tolist()
+        keys = np.empty(self.rows, object)
+        for row, (first, end) in enumerate(pairwise(listed)):
+            try:
+                keys[row] = raw[first:end].decode() if is_text else raw[first:end]
+            except UnicodeDecodeError as error:
+                raise InputError(f"{label}: the key of row {row} is no UTF-8 ({error})") from error
+        return keys
+
+    def _numbers(self, label: str, tensor: Tensor) -> NDArray[Any]:
+        dtype = DTYPES[tensor.dtype]
+        count = math.prod(tensor.shape)
+        self._file.file.seek(tensor.first_byte)
+        numbers: NDArray[Any] = np.fromfile(self._file.file, dtype, count)
+        if numbers.size != count:
+            raise InputError(f"{label}: truncated: cannot be read any more; copy it again")
+        return numbers

@@ -22,7 +22,7 @@ from bandana_kv.rows.table import RowSource
 from bandana_kv.system.durable import NO_ROOM
 from bandana_kv.system.permission import check_permission
 
-__all__ = ["AT_ONCE_BYTES", "StagedRows"]
+__all__ = ["AT_ONCE_BYTES", "StagedRows", "unnamed_file", "write_all"]
 
 AT_ONCE_BYTES = 8 << 20
 """About how much is read at once."""
@@ -83,31 +83,52 @@ class StagedRows(RowSource):
             raise
 
     def _unnamed(self) -> IO[bytes]:
-        try:
-            return tempfile.TemporaryFile(buffering=0)
-        except OSError as error:
-            check_permission(error, tempfile.tempdir or "/tmp")
-            raise InputError(
-                f"{self._name}: is unpacked into a temporary file, which cannot be made "
-                f"({error.strerror}); name a directory by TMPDIR"
-            ) from error
+        return unnamed_file(self._name)
 
     def _write(self, file: IO[bytes], part: NDArray[Any]) -> None:
-        left = np.ascontiguousarray(part).view(np.uint8).reshape(-1).data
-        try:
-            while left:
-                left = left[file.write(left) :]
-        except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            size = self.rows * self.row_bytes
-            raise DiskFullError(
-                error.errno,
-                f"{tempfile.gettempdir()}: no space left for {size} bytes, {self._name} unpacked; "
-                "name another directory by TMPDIR",
-            ) from error
+        write_all(file, part, self._name)
 
     def close(self) -> None:
         """Let go of the temporary file."""
         if self._staged is not None:
             self._staged.close()
+
+
+def unnamed_file(name: str) -> IO[bytes]:
+    """Return a new file that is gone when it is closed; `name` is what is unpacked into it.
+
+    Raises
+    ------
+    InputError
+        It cannot be made.
+    """
+    try:
+        return tempfile.TemporaryFile(buffering=0)
+    except OSError as error:
+        check_permission(error, tempfile.tempdir or "/tmp")
+        raise InputError(
+            f"{name}: is unpacked into a temporary file, which cannot be made "
+            f"({error.strerror}); name a directory by TMPDIR"
+        ) from error
+
+
+def write_all(file: IO[bytes], part: NDArray[Any], name: str) -> None:
+    """Write an array to the end of such a file.
+
+    Raises
+    ------
+    DiskFullError
+        There is no room.
+    """
+    left = np.ascontiguousarray(part).view(np.uint8).reshape(-1).data
+    try:
+        while left:
+            left = left[file.write(left) :]
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise DiskFullError(
+            error.errno,
+            f"{tempfile.gettempdir()}: no space left for {name} unpacked; "
+            "name another directory by TMPDIR",
+        ) from error

@@ -23,6 +23,7 @@ __all__ = [
     "keys_as_array",
     "looked_for",
     "plain_ids",
+    "texts_of",
 ]
 
 Ids = NDArray[np.integer[Any]]
@@ -138,6 +139,13 @@ def keys_as_array(asked: ArrayLike) -> NDArray[Any]:
     """Return keys as an array; text in lists as objects: else zeros at its end are lost."""
     given = np.asarray(asked)
     return np.asarray(asked, object) if given.dtype.kind in "SU" else given
+
+
+def texts_of(keys: list[Any], words: NDArray[np.uint64]) -> list[bytes]:
+    """Return keys of text or bytes, of which there are `words`, as bytes; of integers none."""
+    if words.ndim == 1:
+        return []
+    return [key.encode() if isinstance(key, str) else key for key in keys]
 
 
 def filler_of(served: ServedTable, missing: object) -> NDArray[Any] | None:

@@ -19,11 +19,12 @@ from bandana_kv.progress import Progress
 from bandana_kv.serve import replacement
 from bandana_kv.serve.anchor import Anchor
 from bandana_kv.serve.arguments import checked_ids
+from bandana_kv.serve.following import Follower, replay
 from bandana_kv.serve.opener import Options, open_current
 from bandana_kv.serve.reader import BlockReader
 from bandana_kv.serve.replacement import Change, PlacedAnew
 from bandana_kv.serve.requests import named
-from bandana_kv.serve.updates import Follower, Updates, replay
+from bandana_kv.serve.updates import Updates
 from bandana_kv.serve.version import ServedVersion
 from bandana_kv.serve.warmup import warm_up
 

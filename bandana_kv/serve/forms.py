@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from bandana_kv.codecs.unfit import UnfitError
+from bandana_kv.codecs.unfit import encoded
 from bandana_kv.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def answer_into(served: Table, raw: NDArray[np.uint8], out: NDArray[Any]) -> Non
         return
     codec = served.codec
     if codec is None:
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             out[...] = raw.view(served.dtype)
     elif out.dtype == np.float32 and out.flags.carray:
         codec.decode(raw, out)
@@ -73,7 +73,7 @@ def answer_into(served: Table, raw: NDArray[np.uint8], out: NDArray[Any]) -> Non
     else:
         wide = np.empty(out.shape, np.float32)
         codec.decode(raw, wide)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             out[...] = wide
 
 
@@ -89,10 +89,4 @@ def raw_of(
     """
     if served.codec is None:
         return np.ascontiguousarray(rows).view(np.uint8).reshape(len(ids), served.row_bytes)
-    try:
-        return served.codec.encode(rows)
-    except UnfitError as error:
-        name, named = served.stored.name, ids[error.row]
-        raise InputError(
-            f"table {name!r}: the row of {what} {named!s} does not fit: {error}"
-        ) from error
+    return encoded(served.codec, f"table {served.stored.name!r}", ids, rows, what)

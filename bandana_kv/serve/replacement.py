@@ -37,9 +37,10 @@ from bandana_kv.kernels.bitpack import words_for
 from bandana_kv.kernels.views import readable
 from bandana_kv.logs.access_log import AccessLog
 from bandana_kv.progress import Progress
+from bandana_kv.serve.following import replay
 from bandana_kv.serve.moves import Moves, between, carried, sources_of, take_rows
 from bandana_kv.serve.opener import Options, open_version
-from bandana_kv.serve.updates import Updates, replay
+from bandana_kv.serve.updates import Updates
 from bandana_kv.serve.warmup import carry_over
 from bandana_kv.system.durable import disk_full_named, make_directory, sync_directory
 from bandana_kv.system.interrupts import safe_point

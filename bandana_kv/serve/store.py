@@ -28,6 +28,7 @@ from bandana_kv.serve.addressing import (
     ids_to_prefetch,
     keys_as_array,
     plain_ids,
+    texts_of,
 )
 from bandana_kv.serve.arguments import (
     check_update_ids,
@@ -68,6 +69,7 @@ from bandana_kv.units import size_text
 if TYPE_CHECKING:
     from bandana_kv.disk.placement import Placement
     from bandana_kv.disk.plan import TablePlan
+    from bandana_kv.keys import ChangedKeys
     from bandana_kv.logs.access_log import AccessLog
 
 __all__ = ["EmbeddingStore"]
@@ -291,10 +293,11 @@ class EmbeddingStore:
                 served = named(serving, table)
                 words = distinct_words(served, keys)
                 given = keys_as_array(keys).tolist()
+                texts = texts_of(given, words)
                 numbers = checked_numbers(table, given, served.dim, served.dtype, rows, "key")
                 if not given:
                     return
-                room = updates.upsert(served, words, raw_of(served, given, numbers, "key"))
+                room = updates.upsert(served, words, raw_of(served, given, numbers, "key"), texts)
                 if not room:
                     updates.flush_if_full(serving, self._inside, self._reader)
                     return
@@ -643,6 +646,23 @@ class EmbeddingStore:
         """
         index = self._served(table).keys
         return None if index is None else index.keys_in_order()
+
+    def row_numbers(self, table: str) -> NDArray[np.int64]:
+        """Return the numbers of a table's rows, rising, int64 (rows,): what `rows_at` takes.
+
+        They are 0 to rows - 1, but where keys were deleted. In the order of :meth:`keys`.
+
+        Raises
+        ------
+        TableNotFoundError, InputError
+            As :meth:`multi_get`. Cost: 8 bytes a row.
+        """
+        served = self._served(table)
+        return np.arange(served.rows) if served.keys is None else served.keys.live_ids()
+
+    def key_changes(self, table: str) -> ChangedKeys | None:
+        """Return which row each key of a table is, as it is served; None: it is asked by ids."""
+        return self._served(table).keys
 
     def multi_get_raw(self, table: str, ids: ArrayLike) -> NDArray[np.uint8]:
         """Return rows as they are stored: with :func:`bandana_kv.load`'s `store_as`, encoded.

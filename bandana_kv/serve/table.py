@@ -525,11 +525,12 @@ class ServedTable:
         Of a row's updates the one with the last sequence is kept. Its ids are distinct, and in
         range; where they are of keys, those beyond this table are left to its heir.
         """
-        ids, rows, words = record.ids, record.rows, record.words
+        ids, rows, words, texts = record.ids, record.rows, record.words, record.texts
         if words is not None:
             inside = ids < self.stored.rows
             if not inside.all():
                 ids, rows, words = ids[inside], rows[inside], words[inside]
+                texts = [texts[i] for i in np.flatnonzero(inside).tolist()] if texts else ()
         if not record.deletes and ids.size:
             positions = positions_of_ids(ids, self._index, self.stored.rows)
             sequences = np.full(ids.size, record.sequence, np.uint64)
@@ -540,7 +541,7 @@ class ServedTable:
         if words is not None and self.keys is not None:
             # After the rows: who finds an id finds its row.
             given = np.full(ids.size, -1, np.int64) if record.deletes else ids.astype(np.int64)
-            self.keys.apply(words, given, record.sequence)
+            self.keys.apply(words, given, record.sequence, texts)
         if self._heir is not None:
             self._heir.take(record)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from bandana_kv.disk import budget, ledger, manifest, retention
 from bandana_kv.disk.journal import Journal
 from bandana_kv.disk.journal_files import Record, journal_files, read_records
+from bandana_kv.disk.table_keys import keep_keys
 from bandana_kv.errors import BandanaError, FormatError, InputError
-from bandana_kv.keys.changes_file import write_changes
+from bandana_kv.serve.following import replay
 from bandana_kv.serve.turns import Turns
 from bandana_kv.system.durable import sync_directory
 from bandana_kv.system.interrupts import safe_point
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from bandana_kv.serve.table import ServedTable
     from bandana_kv.serve.version import ServedVersion
 
-__all__ = ["Follower", "Updates", "replay"]
+__all__ = ["Updates"]
 
 _log = logging.getLogger("bandana_kv")
 
@@ -38,95 +39,6 @@ _JOURNAL_TIMES = 4
 # Where writing blocks fails again and again, updates are refused from here on.
 MOST_BYTES = 4 * FLUSH_BYTES
 _RECORD_BYTES = 40  # of the journal, beside ids and rows
-
-
-def replay(root: Path, tables: Iterable[ServedTable], since: tuple[int, int] = (0, 0)) -> None:
-    """Serve what the journal has of these tables. Doing so twice changes nothing.
-
-    Parameters
-    ----------
-    root
-        The store.
-    tables
-        That are to serve it.
-    since
-        Where to begin: the number of a file of the journal, and an offset in it.
-
-    Raises
-    ------
-    FormatError
-        The journal is damaged.
-    """
-    by_space = {table.stored.space: table for table in tables}
-    number, offset = since
-    for path in journal_files(root):
-        if int(path.stem) < number:
-            continue
-        start = offset if int(path.stem) == number else 0
-        with contextlib.suppress(FileNotFoundError):  # it has just gone into blocks
-            for record, _ in read_records(path, start):
-                table = by_space.get(record.space)
-                if table is not None:
-                    _check_record(path, table, record)
-                    table.take(record)
-
-
-def _check_record(path: Path, table: ServedTable, record: Record) -> None:
-    stored = table.stored
-    fits = record.deletes or record.rows.shape[1] == stored.row_bytes
-    if record.words is None:
-        fits = fits and int(record.ids.max()) < stored.rows
-    else:  # of which some may be beyond a table that is about to be served with more room
-        fits = fits and table.keys is not None and table.keys.takes(record.words)
-    if not fits:
-        raise FormatError(
-            f"{path}: has an update that does not fit table {stored.name!r}; restore it from a "
-            "backup"
-        )
-
-
-class Follower:
-    """Notices what another process writes to the journal.
-
-    Parameters
-    ----------
-    root
-        The store.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._seen = self._files()
-
-    def _files(self) -> dict[int, int]:
-        found = {}
-        for path in journal_files(self._root):
-            with contextlib.suppress(FileNotFoundError):
-                found[int(path.stem)] = path.stat().st_size
-        return found
-
-    def has_news(self) -> bool:
-        """Return whether something was written since :meth:`catch_up`, or came into blocks."""
-        return self._files() != self._seen
-
-    def catch_up(self, tables: Iterable[ServedTable]) -> bool:
-        """Serve what is new; False: some of it is in blocks by now, which must be opened anew."""
-        files = self._files()
-        if files == self._seen:
-            return True
-        whole = not _shortened(self._seen, files)
-        if whole:
-            replay(self._root, tables)
-            # What went into blocks before it was replayed is not served either.
-            whole = not _shortened(files, self._files())
-        self._seen = files
-        return whole
-
-
-def _shortened(before: Mapping[int, int], now: Mapping[int, int]) -> bool:
-    """Return whether updates went into blocks since, or were cut off after a failure."""
-    gone = min(now, default=0) > min(before, default=1)
-    return gone or any(size < before.get(number, 0) for number, size in now.items())
 
 
 class Updates:
@@ -180,15 +92,24 @@ class Updates:
         finally:
             self._turns.leave()
 
-    def upsert(self, table: ServedTable, words: NDArray[np.uint64], rows: NDArray[np.uint8]) -> int:
+    def upsert(
+        self,
+        table: ServedTable,
+        words: NDArray[np.uint64],
+        rows: NDArray[np.uint8],
+        texts: Sequence[bytes],
+    ) -> int:
         """Make rows of distinct keys durable, new ones among them, then serve them.
+
+        `texts` are the keys as they were given, where they are no integers.
 
         Returns
         -------
         int
             0; or how many rows the table must have room for: it has not, and nothing was done.
         """
-        self.allowance.take(_RECORD_BYTES + 4 * len(words) + words.nbytes + rows.nbytes)
+        key_bytes = words.nbytes + sum(4 + len(text) for text in texts)
+        self.allowance.take(_RECORD_BYTES + 4 * len(words) + key_bytes + rows.nbytes)
         self._turns.enter()
         try:
             with self._assigning:
@@ -197,7 +118,7 @@ class Updates:
                 ids, end = newest.keys.assigned(table.stored.name, words)
                 if end > newest.stored.rows:
                     return end
-                self._change_keys(newest.keys.sequence, table, words, ids, rows)
+                self._change_keys(newest.keys.sequence, table, words, ids, rows, texts)
                 return 0
         finally:
             self._turns.leave()
@@ -227,10 +148,11 @@ class Updates:
         words: NDArray[np.uint64],
         ids: NDArray[np.int64],
         rows: NDArray[np.uint8],
+        texts: Sequence[bytes] = (),
     ) -> None:
         space, of_keys = table.stored.space, ids.astype(np.uint32)
-        sequence = self._journal.append(space, of_keys, rows, words, after)
-        table.take(Record(space, sequence, of_keys, rows, words))
+        sequence = self._journal.append(space, of_keys, rows, words, texts, after)
+        table.take(Record(space, sequence, of_keys, rows, words, texts))
 
     @contextlib.contextmanager
     def blocks_held(self) -> Iterator[None]:
@@ -381,10 +303,7 @@ class Updates:
         keys = table.keys
         if keys is None or not keys.unkept:
             return 0
-        changes = keys.changes()
-        written = write_changes(manifest.key_changes_path(self._root, entry), keys.index, changes)
-        keys.kept(changes.sequence)
-        return written
+        return keep_keys(self._root, entry, keys)
 
     def _note_journal(self, version: int | None) -> None:
         """Note what went into the journal since the last time."""

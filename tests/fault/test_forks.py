@@ -15,7 +15,7 @@ from bandana_kv.disk import ledger
 from bandana_kv.disk.lock import writer_lock
 from bandana_kv.errors import InputError
 from bandana_kv.placement import Placement
-from bandana_kv.serve.updates import Follower, replay
+from bandana_kv.serve.following import Follower, replay
 
 ROWS, DIM = 2000, 16
 ADAPTERS = ("blockfile", "lmdb", "rocksdb")
@@ -95,11 +95,11 @@ def test_updates_that_went_into_blocks_while_they_were_replayed_are_noticed(
         writer.update("t", [7], -rows[7:8])
 
         def late(*arguments: object) -> None:
-            monkeypatch.setattr("bandana_kv.serve.updates.replay", replay)
+            monkeypatch.setattr("bandana_kv.serve.following.replay", replay)
             writer.flush()
             replay(*arguments)  # type: ignore[arg-type]
 
-        monkeypatch.setattr("bandana_kv.serve.updates.replay", late)
+        monkeypatch.setattr("bandana_kv.serve.following.replay", late)
         reader.refresh()
         assert np.array_equal(reader.get("t", 7), -rows[7])
         assert not Follower(tmp_path / "s").has_news()

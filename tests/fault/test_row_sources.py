@@ -1,10 +1,8 @@
-"""Malformed files of rows: one clear error, nothing loaded or left; and files beyond memory."""
+"""Malformed files of rows: one clear error, nothing loaded or left."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -287,79 +285,3 @@ def test_nothing_and_a_directory_are_refused(name: str, directory: bool, tmp_pat
     if directory:
         path.mkdir()
     refused(path, path, "Is a directory" if directory else "cannot be opened")
-
-
-SCRIPT = """
-import resource, sys, threading
-import numpy as np
-import bandana_kv
-
-def own_bytes():
-    lines = open("/proc/self/status").read().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("VmData")).split()[1])
-
-def load_and_look(store, table):
-    bandana_kv.load(store, {"t": table}, placement="identity")
-    with bandana_kv.open(store, cache_bytes=1 << 20) as opened:
-        rows, dim = opened.shape("t")
-        found = opened.multi_get("t", [0, 1, rows // 2, rows - 1])
-        assert found[:, 0].tolist() == [1, 0, 0, 2], found[:, 0]
-        return rows, dim
-
-small, large, store = sys.argv[1:]
-threading.stack_size(256 << 10)  # of tens of threads they count as memory, used or not
-load_and_look(store + "-small", small)  # imports, and compiles what is not kept
-limit = own_bytes() + (256 << 20)
-resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-assert load_and_look(store, large) == (1_000_000, 128)
-"""
-SHAPE = (1_000_000, 128)  # 512 MB
-
-
-def write_large(path: Path, shape: tuple[int, int]) -> str:
-    """Write a table whose first number is 1, of its last row 2, and all else 0."""
-    rows = np.zeros((shape[0] // 10, shape[1]), np.float32)
-    first, last = rows.copy(), rows.copy()
-    first[0, 0], last[-1, 0] = 1, 2
-    parts = [first, *[rows] * 8, last]
-    if path.suffix == ".parquet":
-        schema = pa.schema([("t", pa.list_(pa.float32(), shape[1]))])
-        with pq.ParquetWriter(path, schema) as writer:
-            for part in parts:
-                lists = pa.FixedSizeListArray.from_arrays(part.reshape(-1), shape[1])
-                writer.write_table(pa.table([lists], schema=schema))
-        return str(path)
-    if path.suffix == ".npz":
-        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-        with (
-            zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
-            archive.open("t.npy", "w", force_zip64=True) as stream,
-        ):
-            np.lib.format.write_array_header_1_0(stream, header)
-            for part in parts:
-                stream.write(part)
-        return str(path)
-    nbytes = shape[0] * shape[1] * 4
-    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, nbytes]}
-    path.write_bytes(safetensors({"t": entry}, b""))
-    begin = path.stat().st_size
-    with path.open("r+b") as file:  # sparse: zeros
-        file.truncate(begin + nbytes)
-        for at, number in ((0, 1), (nbytes - 4 * shape[1], 2)):
-            file.seek(begin + at)
-            file.write(np.float32(number).tobytes())
-    return str(path)
-
-
-@pytest.mark.parametrize("kind", ["safetensors", "npz", "parquet"])
-def test_a_file_larger_than_memory_loads(kind: str, tmp_path: Path) -> None:
-    small = write_large(tmp_path / f"small.{kind}", (1000, 128))
-    large = write_large(tmp_path / f"large.{kind}", SHAPE)
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, small, large, str(tmp_path / "store")],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr

@@ -7,6 +7,7 @@ this is the slowest of the formats.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +23,17 @@ from bandana_kv.logs.formats.pieces import Blocks
 from bandana_kv.logs.options import LogOptions
 from bandana_kv.progress import Progress
 
-__all__ = ["read"]
+__all__ = ["Keys", "read"]
 
 _NEWLINE = b"\n"
 _LISTS = "ids"
+
+
+class Keys(NamedTuple):
+    """What a table is asked by: the kind of its keys, and which ids they are, -1 for none."""
+
+    kind: str
+    ids_of: Callable[[Sequence[Any]], NDArray[np.int64]]
 
 
 class _BadLineError(ValueError):
@@ -33,11 +41,12 @@ class _BadLineError(ValueError):
 
 
 class _Row(NamedTuple):
-    """A line: the name of its request if it has one, its ids, its time if it has one."""
+    """A line: the name of its request if it has one, its ids or keys, its time if it has one."""
 
     name: bytes | None
-    ids: list[int]
+    ids: list[Any]
     time: tuple[int, int, int] | None
+    line: int
 
 
 class _Times(NamedTuple):
@@ -49,8 +58,9 @@ class _Times(NamedTuple):
 class _Lines:
     """Gathers the requests of a file, block by block."""
 
-    def __init__(self, path: Path, options: LogOptions, bad: BadRows) -> None:
+    def __init__(self, path: Path, options: LogOptions, bad: BadRows, keys: Keys | None) -> None:
         self._path = path
+        self._keys = keys
         self._options = options
         self._missing = frozenset(options.means_missing())
         self._bad = bad
@@ -88,7 +98,7 @@ class _Lines:
             what = shown(np.frombuffer(line, np.uint8))
             raise _BadLineError(f"{what} is not JSON ({error})") from error
         if isinstance(value, list):
-            row = _Row(None, _ids("", value), None)
+            row = _Row(None, self._asked("", value), None, self._lines)
         else:
             row = self._of_object(line, value)
         # That of the first good line holds for all: a request without its time has no place.
@@ -114,7 +124,7 @@ class _Lines:
         column = options.column("id")
         if not options.named("id") and _LISTS in value:
             column = _LISTS
-        ids = _ids(column, self._get(value, "id", column))
+        ids = self._asked(column, self._get(value, "id", column))
         listed = isinstance(value[column], list)
         name = None
         if not listed or options.named("request"):
@@ -124,7 +134,10 @@ class _Lines:
         column = options.column("time")
         if options.named("time") or column in value:
             time = _time(column, self._get(value, "time", column))
-        return _Row(name, ids, time)
+        return _Row(name, ids, time, self._lines)
+
+    def _asked(self, column: str, value: Any) -> list[Any]:
+        return _ids(column, value) if self._keys is None else _keys(self._keys.kind, column, value)
 
     def _get(self, value: dict[str, Any], role: str, column: str) -> Any:
         if column not in value:
@@ -136,8 +149,12 @@ class _Lines:
         return value[column]
 
     def _add(self, rows: list[_Row]) -> None:
-        ids = np.array([each for row in rows for each in row.ids], np.int32)
         sizes = np.array([len(row.ids) for row in rows], np.int64)
+        asked = [each for row in rows for each in row.ids]
+        if self._keys is None:
+            ids = np.array(asked, np.int32)
+        else:
+            ids, sizes = self._found(self._keys, rows, asked, sizes)
         names, times = None, None
         if self._named:
             words = [row.name or b"" for row in rows]
@@ -152,6 +169,36 @@ class _Lines:
                 np.array([nanos for _, _, nanos in each], np.int32),
             )
         self._gathered.add(ids, sizes, names, times)
+
+    def _found(
+        self, keys: Keys, rows: list[_Row], asked: list[Any], sizes: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Return the ids of keys, and how many each line has, without keys that are none's."""
+        ids = keys.ids_of(asked)
+        there = ids >= 0
+        if not there.all():
+            of_line = np.repeat(np.arange(sizes.size), sizes)
+            at = int((~there).argmax())
+            line = rows[int(of_line[at])].line
+            what = f"{self._path}: line {line}: the table has no key {asked[at]!r}"
+            self._bad.add(what, int((~there).sum()))
+            sizes = np.bincount(of_line[there], minlength=sizes.size)
+        return ids[there].astype(np.int32), sizes
+
+
+def _keys(kind: str, column: str, value: Any) -> list[Any]:
+    """Return the keys of a line, one or a list of them; text that stands for bytes as those."""
+    found = value if isinstance(value, list) else [value]
+    for each in found:
+        if kind in ("str", "bytes"):
+            sound = isinstance(each, str)
+        else:  # from 2^63 up no row of int64 is called, but somebody may have asked for one
+            least = 0 if kind == "uint64" else -(1 << 63)
+            sound = type(each) is int and least <= each < 1 << 64
+        if not sound:
+            where = f" in {column!r}" if column else ""
+            raise _BadLineError(f"{_shown(each)}{where} is not a key; the table's keys are {kind}")
+    return [each.encode() for each in found] if kind == "bytes" else found
 
 
 def _ids(column: str, value: Any) -> list[int]:
@@ -202,16 +249,16 @@ def _time(column: str, value: Any) -> tuple[int, int, int]:
 
 
 def read(
-    path: Path, options: LogOptions, bad: BadRows, progress: Progress
+    path: Path, options: LogOptions, bad: BadRows, progress: Progress, keys: Keys | None = None
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Read JSON lines.
+    """Read JSON lines, of ids, or with `keys` of those.
 
     Raises
     ------
     InputError
         A line is not as it should be; with its number.
     """
-    lines = _Lines(path, options, bad)
+    lines = _Lines(path, options, bad, keys)
     with Blocks(path, progress) as blocks:
         blocks.feed(lines.parse)
     return lines.done()

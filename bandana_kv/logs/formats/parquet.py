@@ -100,7 +100,7 @@ def read_all(
     gathered = Gathered(path)
     for each in files:
         try:
-            with parquet.ParquetFile(each, memory_map=True) as file:
+            with parquet.ParquetFile(each, memory_map=True, pre_buffer=False) as file:
                 progress.start(f"read {each.name}", file.metadata.num_rows, "rows")
                 try:
                     _File(each, arrow, file, options, bad).into(gathered, progress)

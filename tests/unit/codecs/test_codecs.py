@@ -7,7 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -105,6 +105,86 @@ def test_rows_come_back_as_the_reference_says(
 def test_constant_rows_come_back(name: str) -> None:
     rows = np.repeat(np.array([0, 1, -2.5, 1000, 2**-14], np.float32)[:, None], 9, axis=1)
     assert np.array_equal(decoded(name, rows), rows)
+
+
+DIMS = st.one_of(st.integers(1, 1024), st.sampled_from([1, 2, 3, 31, 32, 33, 1023, 1024]))
+BEYOND = {"float16": 65520.0, "bfloat16": 2.0**128 - 2.0**119, "int4-rowwise": 65520.0}
+"""From where on, in size, a codec refuses a constant; others hold all that is finite."""
+
+
+@pytest.mark.parametrize("name", codec_names())
+@settings(max_examples=60, deadline=None)
+@given(dim=DIMS, number=st.floats(width=32, allow_nan=False, allow_infinity=False))
+@example(dim=7, number=3.4028234663852886e38)
+@example(dim=1, number=65519.99609375)
+@example(dim=1024, number=-1.401298464324817e-45)
+def test_constants_of_any_size_and_dim(name: str, dim: int, number: float) -> None:
+    rows = np.full((2, dim), number, np.float32)
+    rows[0] = 1
+    if abs(number) >= BEYOND.get(name, np.inf):
+        with pytest.raises(UnfitError, match=f"row 1 does not fit {name}"):
+            codec_named(name).encode(rows)
+        return
+    found = decoded(name, rows)
+    assert same(found, REFERENCES[name](rows))
+    if name == "int8-rowwise":  # no step is needed, and the bias is whole
+        assert np.array_equal(found, rows)
+
+
+@pytest.mark.parametrize("name", codec_names())
+@settings(max_examples=40, deadline=None)
+@given(dim=DIMS, seed=st.integers(0, 2**32 - 1), bits=st.integers(1, 23))
+def test_denormals_of_any_dim(name: str, dim: int, seed: int, bits: int) -> None:
+    """Numbers below 2**-126, of either sign, and zeros of either sign; nothing is flushed."""
+    rng = np.random.default_rng(seed)
+    words = rng.integers(0, 1 << bits, (2, dim), np.uint32) | rng.integers(
+        0, 2, (2, dim), np.uint32
+    ) << np.uint32(31)
+    rows = words.view(np.float32)
+    found = decoded(name, rows)
+    assert same(found, REFERENCES[name](rows))
+    if name == "float32":
+        assert same(found, rows)
+
+
+@pytest.mark.parametrize("name", codec_names())
+@settings(max_examples=60, deadline=None)
+@given(
+    dim=DIMS,
+    seed=st.integers(0, 2**32 - 1),
+    number=st.sampled_from([np.inf, -np.inf, np.nan]),
+    many=st.booleans(),
+)
+def test_infinities_and_nan_anywhere_are_kept_or_refused_as_the_page_says(
+    name: str, dim: int, seed: int, number: float, many: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((3, dim)).astype(np.float32)
+    rows[1, slice(None) if many else rng.integers(dim)] = number
+    if name.endswith("-rowwise"):
+        with pytest.raises(UnfitError, match=f"row 1 does not fit {name}") as raised:
+            codec_named(name).encode(rows)
+        assert raised.value.row == 1
+        return
+    found = decoded(name, rows)
+    assert np.array_equal(found, REFERENCES[name](rows), equal_nan=True)
+    assert np.array_equal(found[1] == number, rows[1] == number)
+
+
+@pytest.mark.parametrize("name", codec_names())
+@settings(max_examples=40, deadline=None)
+@given(dim=DIMS, seed=st.integers(0, 2**32 - 1))
+def test_rows_of_any_bits_come_back_or_are_refused(name: str, dim: int, seed: int) -> None:
+    """All of float32 there is, NaN and all: no row is answered that is not what it should be."""
+    words = np.random.default_rng(seed).integers(0, 1 << 32, (3, dim), np.uint32)
+    rows = words.view(np.float32)
+    try:
+        found = decoded(name, rows)
+    except UnfitError:
+        assert name != "float32"
+        return
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert np.array_equal(found, REFERENCES[name](rows), equal_nan=True)
 
 
 def test_all_halves_and_all_bfloats_are_decoded() -> None:

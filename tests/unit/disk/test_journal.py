@@ -175,7 +175,13 @@ def test_keys_lie_in_records_of_their_own(tmp_path: Path) -> None:
     ids, rows = batch(3)
     no_rows = np.zeros((3, 0), np.uint8)
     one, two = np.arange(3, dtype=np.uint64) << 60, np.arange(6, dtype=np.uint64).reshape(3, 2)
-    written = [(ids, rows, None), (ids, rows, one), (ids, no_rows, two), (ids, rows, two)]
+    texts = [b"a", b"", b"longer"]
+    written = [
+        (ids, rows, None, []),
+        (ids, rows, one, []),
+        (ids, no_rows, two, []),
+        (ids, rows, two, texts),
+    ]
     journal = Journal(tmp_path)
     try:
         for each in written:
@@ -184,7 +190,8 @@ def test_keys_lie_in_records_of_their_own(tmp_path: Path) -> None:
         journal.close()
     found = [record for path in journal_files(tmp_path) for record, _ in read_records(path)]
     assert [record.deletes for record in found] == [False, False, True, False]
-    for record, (given_ids, given_rows, words) in zip(found, written, strict=True):
+    for record, (given_ids, given_rows, words, given_texts) in zip(found, written, strict=True):
+        assert list(record.texts) == given_texts
         assert np.array_equal(record.ids, given_ids)
         assert np.array_equal(record.rows, given_rows)
         assert (record.words is None) == (words is None)
@@ -195,7 +202,7 @@ def test_a_sequence_comes_after_one_that_is_known_from_elsewhere(tmp_path: Path)
     ids, rows = batch(1)
     journal = Journal(tmp_path)
     try:
-        assert journal.append(1, ids, rows, None, 7) == 8
-        assert journal.append(1, ids, rows, None, 3) == 9
+        assert journal.append(1, ids, rows, after=7) == 8
+        assert journal.append(1, ids, rows, after=3) == 9
     finally:
         journal.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,63 @@ def test_lines(tmp_path: Path, kind: str) -> None:
     assert same(AccessLog.read(tmp_path / "log.txt", keys=KEYS[kind]))
 
 
-@pytest.mark.parametrize("name", ["log.npz", "log.parquet", "log.csv", "log.txt"])
+def said(keys: Any) -> list[Any]:
+    listed = keys.tolist() if isinstance(keys, np.ndarray) else keys
+    return [each.decode() if isinstance(each, bytes) else each for each in listed]
+
+
+def json_lines(kind: str, form: str) -> str:
+    if form == "lists":
+        lines: list[Any] = [said(of(kind, each)) for each in REQUESTS]
+    elif form == "objects":
+        lines = [{"ids": said(of(kind, each)), "time": at} for at, each in enumerate(REQUESTS)]
+    else:
+        request = np.repeat(np.arange(4), np.diff(OFFSETS)).tolist()
+        pairs = zip(request, said(of(kind, IDS)), strict=True)
+        lines = [{"request": name, "id": key} for name, key in pairs]
+    return "".join(json.dumps(each) + "\n" for each in lines)
+
+
+@pytest.mark.parametrize("kind", KEYS)
+@pytest.mark.parametrize("form", ["lists", "objects", "interactions"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".ndjson.gz"])
+def test_json_lines(tmp_path: Path, kind: str, form: str, suffix: str) -> None:
+    opened: Any = gzip.open if suffix.endswith("gz") else open
+    with opened(tmp_path / f"log{suffix}", "wt", encoding="utf-8") as file:
+        file.write(json_lines(kind, form))
+    assert same(AccessLog.read(tmp_path / f"log{suffix}", keys=KEYS[kind]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        ("int64", '"7"'),
+        ("int64", "7.0"),
+        ("int64", "true"),
+        ("int64", str(-(1 << 63) - 1)),
+        ("uint64", "-1"),
+        ("uint64", str(1 << 64)),
+        ("str", "7"),
+        ("bytes", "null"),
+    ],
+)
+def test_json_that_is_no_key(tmp_path: Path, kind: str, key: str) -> None:
+    lines = json_lines(kind, "lists")
+    (tmp_path / "log.jsonl").write_text(lines + f"[{key}]\n")
+    with pytest.raises(InputError, match=f"line 5: .* is not a key; the table's keys are {kind}"):
+        AccessLog.read(tmp_path / "log.jsonl", keys=KEYS[kind])
+    log = AccessLog.read(tmp_path / "log.jsonl", keys=KEYS[kind], bad_rows="skip")
+    assert same(log)
+    assert log.skipped_rows == 1
+
+
+def test_a_key_beyond_int64_is_one_that_the_table_has_not(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(json_lines("int64", "lists") + f"[{1 << 63}]\n")
+    with pytest.raises(InputError, match=f"line 5: the table has no key {1 << 63}"):
+        AccessLog.read(tmp_path / "log.jsonl", keys=KEYS["int64"])
+
+
+@pytest.mark.parametrize("name", ["log.npz", "log.parquet", "log.csv", "log.txt", "log.jsonl"])
 def test_keys_that_the_table_has_not(tmp_path: Path, name: str) -> None:
     path, keys = tmp_path / name, KEYS["int64"]
     asked = np.append(keys[IDS], 99)
@@ -104,6 +161,8 @@ def test_keys_that_the_table_has_not(tmp_path: Path, name: str) -> None:
         request = np.repeat(np.arange(4), [2, 1, 3, 2])
         rows = "".join(f"{r},{key}\n" for r, key in zip(request, asked, strict=True))
         path.write_text("request,id\n" + rows)
+    elif name == "log.jsonl":
+        path.write_text(json_lines("int64", "lists").rstrip("]\n") + ", 99]\n")
     else:
         lines = [" ".join(map(str, keys[each])) for each in REQUESTS]
         path.write_text("\n".join(lines) + " 99\n")
@@ -124,9 +183,9 @@ def test_keys_of_another_kind(tmp_path: Path) -> None:
 
 
 def test_what_is_not_read_by_keys(tmp_path: Path) -> None:
-    (tmp_path / "log.jsonl").write_text("[1]\n")
+    (tmp_path / "log.xml").write_text("[1]\n")
     with pytest.raises(InputError, match="suffix"):
-        AccessLog.read(tmp_path / "log.jsonl", keys=KEYS["int64"])
+        AccessLog.read(tmp_path / "log.xml", keys=KEYS["int64"])
     with pytest.raises(InputError, match="directory"):
         AccessLog.read(tmp_path, keys=KEYS["int64"])
     with pytest.raises(InputError, match="no such file"):
@@ -134,3 +193,44 @@ def test_what_is_not_read_by_keys(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
     with pytest.raises(InputError, match="no column 'id'"):
         AccessLog.read(tmp_path / "x.parquet", keys=KEYS["int64"])
+
+
+def first_seen(keys: list[Any]) -> list[int]:
+    seen: dict[Any, int] = {}
+    return [seen.setdefault(key, len(seen)) for key in keys]
+
+
+@pytest.mark.parametrize("kind", KEYS)
+@pytest.mark.parametrize("name", ["log.npz", "log.parquet", "log.csv", "log.txt", "log.jsonl"])
+def test_keys_of_a_log_without_a_table(tmp_path: Path, kind: str, name: str) -> None:
+    path, rng = tmp_path / name, np.random.default_rng(0)
+    numbers = np.sort(rng.integers(-(1 << 63) if kind == "int64" else 0, (1 << 63) - 1, 500))
+    names = {"str": [f"u{each}" for each in numbers], "bytes": [b"%d" % each for each in numbers]}
+    keys: Any = names.get(kind, numbers.astype(kind, copy=False))
+    asked = [rng.integers(0, 500, 7) for _ in range(300)]
+    listed = [[keys[at] for at in request] for request in asked]
+    text = [said(np.array(each) if kind.endswith("64") else each) for each in listed]
+    if name == "log.npz":
+        np.savez(path, offsets=np.arange(0, 2101, 7), ids=np.concatenate(listed))
+    elif name == "log.parquet":
+        pq.write_table(pa.table({"ids": listed}), path)
+    elif name == "log.csv":
+        rows = [f"{at},{key}\n" for at, each in enumerate(text) for key in each]
+        path.write_text("request,id\n" + "".join(rows))
+    elif name == "log.txt":
+        path.write_text("".join(" ".join(map(str, each)) + "\n" for each in text))
+    else:
+        path.write_text("".join(json.dumps(each) + "\n" for each in text))
+    log = AccessLog.read(path, keys=kind)
+    expected = first_seen([at for request in asked for at in request])
+    assert log.ids.tolist() == expected
+    assert log.offsets.tolist() == list(range(0, 2101, 7))
+    assert log.rows == max(expected) + 1
+
+
+def test_a_kind_of_keys_that_there_is_not(tmp_path: Path) -> None:
+    np.savez(tmp_path / "log.npz", offsets=OFFSETS, ids=np.array(IDS))
+    with pytest.raises(InputError, match=r"'text'; there are int64, uint64, str, bytes"):
+        AccessLog.read(tmp_path / "log.npz", keys="text")
+    with pytest.raises(IdError, match="keys are str"):
+        AccessLog.read(tmp_path / "log.npz", keys="str")

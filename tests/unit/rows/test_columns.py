@@ -18,6 +18,7 @@ import pytest
 import bandana_kv
 from bandana_kv.errors import InputError, MissingExtraError
 from bandana_kv.rows import staged
+from bandana_kv.rows.columns import ColumnRows
 from bandana_kv.rows.files import open_rows
 
 ROWS = np.random.default_rng(0).random((300, 8), np.float32)
@@ -183,3 +184,16 @@ def test_without_pyarrow_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=r"bandana-kv\[parquet\]"):
         open_rows("user", tmp_path / "a.parquet")
+
+
+def test_parquet_is_not_held_in_memory_as_it_is_read(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).random((40_000, 128), np.float32)
+    columns = {"values": lists(rows)}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=1000)
+    with ColumnRows(tmp_path / "a.parquet") as source:
+        before, most, done = pa.total_allocated_bytes(), 0, 0
+        for part in source._parts(1000):
+            most = max(most, pa.total_allocated_bytes() - before)
+            done += len(part)
+    assert done == 40_000
+    assert most < rows.nbytes / 4

@@ -7,6 +7,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
 import pytest
 
 import bandana_kv
@@ -207,3 +210,52 @@ def test_fallback_repair_and_replacement_know_codecs(tmp_path: Path) -> None:
     assert bandana_kv.verify(path).problems == 0
     with bandana_kv.open(path) as store:
         assert np.array_equal(store.multi_get("t", range(ROWS)), expected)
+
+
+def test_a_repair_names_the_row_that_does_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    bandana_kv.load(path, {"t": VALUES}, adapter="blockfile", store_as="int8-rowwise")
+    for each in (path / "segments").rglob("*.blocks"):
+        image = bytearray(each.read_bytes())
+        raw = codec_named("int8-rowwise").encode(VALUES[600:601]).tobytes()
+        image[image.index(raw)] ^= 1
+        each.write_bytes(image)
+    bad = VALUES.copy()
+    bad[600, 2] = np.nan
+    with pytest.raises(InputError, match="table 't': the row of id 600 does not fit: "):
+        bandana_kv.repair(path, {"t": lambda _, ids: bad[ids]})
+    assert bandana_kv.repair(path, {"t": lambda _, ids: VALUES[ids]}).repaired_blocks == 1
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+@pytest.mark.parametrize("kind", ["str", "int64"])
+def test_keys_beside_rows_that_are_quantised_already_are_used(
+    tmp_path: Path, suffix: str, kind: str
+) -> None:
+    packed = codec_named("int8-rowwise").encode(VALUES)
+    numbers = np.random.default_rng(7).permutation(ROWS) * 12_345
+    keys = numbers if kind == "int64" else np.array([f"k{each}" for each in numbers], object)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(packed.reshape(-1)), packed.shape[1])
+    table = pa.table({"rows": lists, "key": pa.array(keys)})
+    if suffix == "parquet":
+        pq.write_table(table, tmp_path / "a.parquet")
+    else:
+        with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as writer:
+            writer.write_table(table)
+    rows = Rows(f"{tmp_path}/a.{suffix}:rows:key", encoded="int8-rowwise")
+    bandana_kv.load(tmp_path / "s", {"t": rows}, adapter="blockfile")
+    with bandana_kv.open(tmp_path / "s") as store:
+        assert np.array_equal(store.multi_get_raw("t", keys[[5, 600]]), packed[[5, 600]])
+
+
+def test_signalling_nan_are_kept_without_a_warning(tmp_path: Path) -> None:
+    bits = np.full((ROWS, DIM), 0x7FF0_0000_0000_0001, np.uint64)
+    bits[0] = 0
+    for at, name in enumerate(["float16", "bfloat16", None]):
+        path = tmp_path / str(at)
+        bandana_kv.load(path, {"t": bits.view(np.float64)}, store_as=name, adapter="blockfile")
+        with bandana_kv.open(path) as store:
+            for kind in (None, np.float32, np.float16):
+                rows = store.multi_get("t", np.arange(ROWS), dtype=kind)
+                assert np.isnan(rows[1:]).all()
+                assert not rows[0].any()

@@ -497,16 +497,16 @@ def test_who_follows_notices_what_goes_into_blocks_while_it_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = load(tmp_path / "s")
-    replay = updates.replay
+    replay = following.replay
     with bandana_kv.open(path) as store:
-        follower = updates.Follower(path)
+        follower = following.Follower(path)
         store.update("t", [7], new_rows(1, 1))
 
         def overtaken(*given: Any) -> None:
             replay(*given)
             store.flush()
 
-        monkeypatch.setattr(updates, "replay", overtaken)
+        monkeypatch.setattr(following, "replay", overtaken)
         assert not follower.catch_up([])
 
 
@@ -514,7 +514,7 @@ def test_who_follows_notices_what_was_cut_off(tmp_path: Path) -> None:
     path = load(tmp_path / "s")
     with bandana_kv.open(path) as store:
         store.update("t", [7], new_rows(1, 1))
-        follower = updates.Follower(path)
+        follower = following.Follower(path)
         (journal,) = journal_files(path)
         os.truncate(journal, journal.stat().st_size - 1)
         assert not follower.catch_up([])

@@ -270,6 +270,21 @@ def test_assess_prints_what_it_would_write(run: Runner, monkeypatch: pytest.Monk
     assert json.loads(Path("report.json").read_text()).keys() == found.keys()
 
 
+def test_assess_takes_logs_of_keys(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bandana_kv.tools.assess.calibrate", lambda *_, **__: COSTS)
+    keys = np.random.default_rng(5).permutation(np.arange(300) * 1_000_003 - (1 << 40))
+    log = bandana_kv.AccessLog.read("log.npz")
+    np.savez("keyed.npz", offsets=log.offsets, ids=keys[log.ids])
+    np.save("keys.npy", keys)
+    told = "--row-bytes 128 --device-class aws-gp3 --dram-price 3 --nvm-price 1 --out report.html"
+    found = run.json("assess", "--log", "user=keyed.npz", "--keys", "user=keys.npy", *told.split())
+    expected = run.json("assess", "--log", "user=log.npz", *told.split(), "--rows", "user=300")
+    assert found["tables"]["user"]["gain"] == expected["tables"]["user"]["gain"]
+    own = run.json("assess", "--log", "user=keyed.npz", "--keys", "user=int64", *told.split())
+    assert own["tables"]["user"]["rows"] == np.unique(log.ids).size
+    assert run("assess", "--log", "user=keyed.npz", *told.split()).status == 1
+
+
 @pytest.mark.slow
 def test_demo_checks_every_row(run: Runner) -> None:
     found = run.json("demo", "--log", "log.npz", "--out", "shown")

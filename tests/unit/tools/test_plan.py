@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
@@ -169,3 +171,56 @@ def test_sizes(text: str, size: int) -> None:
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(InputError, match="is not a size"):
         parse_size(text)
+
+
+def write_keyed(path: Path, keys: list[str]) -> None:
+    """Write the log of `user`, by keys."""
+    log = AccessLog.read(path / "user.npz")
+    requests = [[keys[id] for id in log.request(at)] for at in range(log.requests)]
+    (path / "user.jsonl").write_text("".join(json.dumps(each) + "\n" for each in requests))
+    (path / "keys.txt").write_text("".join(key + "\n" for key in keys))
+
+
+@pytest.mark.parametrize("given", ["file", "column", "own"])
+def test_a_log_of_keys_is_planned_as_one_of_ids(inputs: Path, given: str) -> None:
+    keys = [f"k{at}" for at in np.random.default_rng(3).permutation(620)]
+    write_keyed(inputs, keys)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(ROWS.reshape(-1)), 32)
+    pq.write_table(pa.table({"values": lists, "key": keys}), inputs / "rows.parquet")
+    how = {
+        "file": "--keys user=keys.txt --row-bytes 128",
+        "column": "--table user=rows.parquet::key",
+        "own": "--keys user=str --row-bytes 128 --rows user=620",
+    }[given]
+    rest = "--cache-bytes 16KiB --out"
+    status, _, errors = run(f"--log user=user.jsonl {how} {rest} keyed.json")
+    assert (status, errors) == (0, "")
+    assert run(f"--log user=user.npz --table user=rows.npy {rest} plan.json")[0] == 0
+    found, expected = (Plan.read(each).tables["user"] for each in ("keyed.json", "plan.json"))
+    assert found.lookups == expected.lookups == 4800
+    assert found.choice is not None
+    assert expected.choice is not None
+    reads = found.choice.predicted.reads_per_lookup
+    if given == "own":  # other numbers for the same rows: other ties, another order of blocks
+        assert reads == pytest.approx(expected.choice.predicted.reads_per_lookup, rel=0.2)
+    else:
+        assert found.choice == expected.choice
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--keys user=str --table user=rows.npy", "for a log without its table; name the file"),
+        ("--keys item=keys.txt --row-bytes 128", "--keys names table 'item', which has no --log"),
+        ("--keys user=none.txt --row-bytes 128", "none.txt: cannot be read as keys"),
+        ("--keys user=int64 --row-bytes 128", "is not a key; the table's keys are int64"),
+        ("--row-bytes 128", "is not an id"),
+    ],
+)
+def test_keys_that_do_not_fit_are_said(inputs: Path, given: str, said: str) -> None:
+    write_keyed(inputs, [f"k{at}" for at in range(620)])
+    command = f"--log user=user.jsonl {given} --cache-bytes 16KiB --out plan.json"
+    status, _, errors = run(command)
+    assert status == 1
+    assert said in errors
+    assert errors.count("\n") == 1

@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from bandana_kv.adapters.containers import container_of
 from bandana_kv.adapters.rows import KEY_CODECS, open_rows
 from bandana_kv.errors import InputError
 from bandana_kv.migration import migrate
-from bandana_kv.migration.containers import container_of
 
 ROW = np.random.default_rng(0).random(16, np.float32)
 Put = Callable[..., None]

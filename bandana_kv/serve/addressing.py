@@ -136,9 +136,13 @@ def _by_key(
 
 
 def keys_as_array(asked: ArrayLike) -> NDArray[Any]:
-    """Return keys as an array; text in lists as objects: else zeros at its end are lost."""
+    """Return keys as an array; of lists as objects, where numpy would make something else of them.
+
+    Of text it loses zeros at the end, and of integers that only uint64 can hold it makes floats.
+    """
     given = np.asarray(asked)
-    return np.asarray(asked, object) if given.dtype.kind in "SU" else given
+    listed = not isinstance(asked, np.ndarray) and given.dtype.kind == "f"
+    return np.asarray(asked, object) if listed or given.dtype.kind in "SU" else given
 
 
 def texts_of(keys: list[Any], words: NDArray[np.uint64]) -> list[bytes]:

@@ -27,7 +27,7 @@ from bandana_kv.errors import (
     UpdateInProgressError,
     WriteBudgetError,
 )
-from bandana_kv.serve import answer, updates
+from bandana_kv.serve import answer, following, updates
 from bandana_kv.serve.overlay import Overlay
 from bandana_kv.testing import in_child
 

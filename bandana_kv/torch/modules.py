@@ -52,8 +52,8 @@ class Frozen(torch.nn.Module):
         if mode and not self._served.told:
             self._served.told = True
             _log.info(
-                "rows of %r are frozen: training does not change them",
-                self.store,
+                "rows of tables %s are frozen: training does not change them",
+                ", ".join(map(repr, self.store.tables)),
                 extra={"event": "rows_frozen", "tables": list(self.store.tables)},
             )
         return super().train(mode)

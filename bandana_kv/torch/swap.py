@@ -102,9 +102,9 @@ def externalize(
         load(root, tables, logs, **options)
         store = serving.open(root, cache_bytes)
         try:
-            swaps = {
-                name: _served_instead(store, names[id(each.weight)], each)
-                for name, each in found.items()
+            instead = {
+                id(each): _served_instead(store, names[id(each.weight)], each)
+                for each in found.values()
             }
         except BaseException:
             store.close()
@@ -112,8 +112,8 @@ def externalize(
     except BaseException:
         _remove(root, made)
         raise
-    for name, module in swaps.items():
-        model.set_submodule(name, module)
+    for name, each in found.items():
+        model.set_submodule(name, instead[id(each)])
     return store
 
 

@@ -6,10 +6,11 @@ known by its shapes alone, so that graphs hold it like any op of torch's own.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bandana_kv.errors import InputError
 from bandana_kv.torch import ahead
@@ -19,7 +20,7 @@ from bandana_kv.torch.tensors import array_of, onto
 
 __all__ = ["bags", "bags_asked", "rows", "rows_asked"]
 
-Tensor = torch.Tensor
+Tensor: TypeAlias = torch.Tensor
 
 
 def rows_asked(ids: Tensor, number: int, table: str, dim: int, dtype: torch.dtype) -> RowsAsked:
@@ -112,7 +113,7 @@ def weights_grad(
     asked = bags_asked(ids, offsets, None, *rest)
     wide = np.float64 if weights.dtype == torch.float64 else np.float32
     flat = asked.ids.reshape(-1)
-    found = np.zeros(flat.size, wide)
+    found: NDArray[Any] = np.zeros(flat.size, wide)
     for table, part, grad in zip(asked.tables, asked.parts, grads, strict=True):
         store = store_of(asked.number)
         at, edges = asked.span(part)
@@ -123,9 +124,9 @@ def weights_grad(
             if padding < 0 and store.keys(table) is None:
                 padding += store.shape(table)[0]
             kept = wanted != padding
-        each = store.multi_get(table, wanted[kept]).astype(wide, copy=False)
-        of_bag = array_of(grad).astype(wide, copy=False)[bag[kept]]
-        found[at.start : at.stop][kept] += np.einsum("nd,nd->n", each, of_bag)
+        each: Any = store.multi_get(table, wanted[kept]).astype(wide, copy=False)
+        of_bag: Any = array_of(grad).astype(wide, copy=False)[bag[kept]]
+        found[at][kept] += np.einsum("nd,nd->n", each, of_bag)
     return torch.from_numpy(found).reshape(ids.shape).to(weights.device, weights.dtype)
 
 

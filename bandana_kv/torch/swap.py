@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ _HOOKS = (
     "_forward_pre_hooks_with_kwargs",
 )
 
-Lookup = torch.nn.Embedding | torch.nn.EmbeddingBag
+Lookup: TypeAlias = torch.nn.Embedding | torch.nn.EmbeddingBag
 
 
 def externalize(

@@ -64,8 +64,8 @@ TORCH_STAMP := $(VENV)/.set-up-torch
 TORCH_OPTIONS ?=
 TORCHREC := torchrec fbgemm-gpu-cpu tensordict torchmetrics tqdm pyre-extensions pyvers \
 	cloudpickle orjson typing-inspect mypy-extensions typing-extensions
-TORCH_TESTS := tests/torch tests/docs tests/unit/codecs tests/unit/rows/test_checkpoint.py \
-	tests/unit/torch
+TORCH_TESTS := tests/torch tests/unit/torch tests/unit/codecs tests/unit/rows/test_checkpoint.py \
+	tests/docs/test_names.py 'tests/docs/test_examples.py::test_examples_run[torch.md]'
 test-torch: $(TORCH_STAMP)
 	@$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(TORCH_TESTS)
 

@@ -412,6 +412,15 @@ def test_a_closed_store_is_said_to_be_closed(path: Path) -> None:
         module(torch.arange(2))
 
 
+def test_shapes_are_known_without_rows(store: EmbeddingStore) -> None:
+    """On torch's device without memory, as where models are laid out before they are filled."""
+    ids = torch.zeros((3, 4), dtype=torch.int32, device="meta")
+    rows = Embedding(store, "float16")(ids)
+    assert (rows.shape, rows.dtype, rows.device.type) == ((3, 4, 16), torch.float16, "meta")
+    bags = EmbeddingBag(store, "wide")(ids)
+    assert (bags.shape, bags.device.type) == ((3, 67), "meta")
+
+
 def test_bfloat16_has_a_name_in_both_worlds(store: EmbeddingStore) -> None:
     ids = np.arange(9)
     ours = Embedding(store, "bfloat16", dtype=torch.bfloat16)(torch.from_numpy(ids))

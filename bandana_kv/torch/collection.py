@@ -127,7 +127,7 @@ class EmbeddingBagCollection(Frozen):
 
     def forward(self, features: Any) -> KeyedTensor | dict[str, torch.Tensor]:
         """Return pooled rows by feature; see the class."""
-        answers = torch.ops.bandana_kv.bags(*self._request(features))
+        answers = torch.ops.bandana_kv.bags.default(*self._request(features))
         names = list(self.features)
         if isinstance(features, Mapping):
             if self.dtype is not None:

@@ -2,6 +2,9 @@
 
 Only numbers, names and tensors go into an op: a store is known by its number. What an op gives is
 known by its shapes alone, so that graphs hold it like any op of torch's own.
+
+They are defined in a library of torch's: ``torch.library.custom_op`` would import the compiler, for
+seconds, in the middle of the first lookup.
 """
 
 from __future__ import annotations
@@ -22,25 +25,30 @@ __all__ = ["bags", "bags_asked", "rows", "rows_asked"]
 
 Tensor: TypeAlias = torch.Tensor
 
+_library = torch.library.Library("bandana_kv", "DEF")
+_BAGS = (
+    "int number, str[] tables, int[] parts, SymInt[] bags, int[] dims, str[] dtypes, str mode, "
+    "bool last, int? padding_idx"
+)
+_library.define("rows(Tensor ids, int number, str table, int dim, ScalarType dtype) -> Tensor")
+_library.define(f"bags(Tensor ids, Tensor? offsets, Tensor? weights, {_BAGS}) -> Tensor[]")
+_library.define(
+    f"weights_grad(Tensor[] grads, Tensor ids, Tensor? offsets, Tensor weights, {_BAGS}) -> Tensor"
+)
+
 
 def rows_asked(ids: Tensor, number: int, table: str, dim: int, dtype: torch.dtype) -> RowsAsked:
     """Return what :func:`rows` asks a store for."""
     return RowsAsked(number, table, dim, dtype, ids.device.type == "cuda", array_of(ids))
 
 
-@torch.library.custom_op(
-    "bandana_kv::rows",
-    mutates_args=(),
-    schema="(Tensor ids, int number, str table, int dim, ScalarType dtype) -> Tensor",
-)
 def rows(ids: Tensor, number: int, table: str, dim: int, dtype: torch.dtype) -> Tensor:
     """Return rows of a table: ``ids.shape + (dim,)``."""
     asked = rows_asked(ids, number, table, dim, dtype)
     return onto(ids.device, ahead.answer(asked)[0])
 
 
-@rows.register_fake
-def _(ids: Tensor, _number: int, _table: str, dim: int, dtype: torch.dtype) -> Tensor:
+def _rows_shape(ids: Tensor, _number: int, _table: str, dim: int, dtype: torch.dtype) -> Tensor:
     return ids.new_empty((*ids.shape, dim), dtype=dtype)
 
 
@@ -78,20 +86,13 @@ def bags_asked(
     )
 
 
-@torch.library.custom_op(
-    "bandana_kv::bags",
-    mutates_args=(),
-    schema="(Tensor ids, Tensor? offsets, Tensor? weights, int number, str[] tables, int[] parts, "
-    "SymInt[] bags, int[] dims, str[] dtypes, str mode, bool last, int? padding_idx) -> Tensor[]",
-)
 def bags(ids: Tensor, offsets: Tensor | None, weights: Tensor | None, *rest: Any) -> list[Tensor]:
     """Return pooled rows, (bags, dim) for each of several answers; see :class:`BagsAsked`."""
     asked = bags_asked(ids, offsets, weights, *rest)
     return [onto(ids.device, each) for each in ahead.answer(asked)]
 
 
-@bags.register_fake
-def _(ids: Tensor, *rest: Any) -> list[Tensor]:
+def _bags_shape(ids: Tensor, *rest: Any) -> list[Tensor]:
     _offsets, _weights, _number, _tables, parts, counts, dims, dtypes, *_ = rest
     return [
         ids.new_empty((counts[part], dim), dtype=getattr(torch, dtype))
@@ -99,13 +100,6 @@ def _(ids: Tensor, *rest: Any) -> list[Tensor]:
     ]
 
 
-@torch.library.custom_op(
-    "bandana_kv::weights_grad",
-    mutates_args=(),
-    schema="(Tensor[] grads, Tensor ids, Tensor? offsets, Tensor weights, int number, "
-    "str[] tables, int[] parts, SymInt[] bags, int[] dims, str[] dtypes, str mode, bool last, "
-    "int? padding_idx) -> Tensor",
-)
 def weights_grad(
     grads: list[Tensor], ids: Tensor, offsets: Tensor | None, weights: Tensor, *rest: Any
 ) -> Tensor:
@@ -130,8 +124,9 @@ def weights_grad(
     return torch.from_numpy(found).reshape(ids.shape).to(weights.device, weights.dtype)
 
 
-@weights_grad.register_fake
-def _(_grads: list[Tensor], ids: Tensor, _offsets: Any, weights: Tensor, *_: Any) -> Tensor:
+def _weights_grad_shape(
+    _grads: list[Tensor], ids: Tensor, _offsets: Any, weights: Tensor, *_: Any
+) -> Tensor:
     return weights.new_empty(ids.shape)
 
 
@@ -144,8 +139,15 @@ def _backward(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
     ids, offsets, weights = ctx.saved_tensors
     if weights is None:
         raise InputError("the rows of a store are not trained: nothing here has a gradient")
-    grad = torch.ops.bandana_kv.weights_grad(grads, ids, offsets, weights, *ctx.rest)
+    grad = torch.ops.bandana_kv.weights_grad.default(grads, ids, offsets, weights, *ctx.rest)
     return (None, None, grad, *(None for _ in ctx.rest))
 
 
-bags.register_autograd(_backward, setup_context=_keep)
+for _name, _op, _shape in (
+    ("rows", rows, _rows_shape),
+    ("bags", bags, _bags_shape),
+    ("weights_grad", weights_grad, _weights_grad_shape),
+):
+    _library.impl(_name, _op, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"bandana_kv::{_name}", _shape, lib=_library)
+torch.library.register_autograd("bandana_kv::bags", _backward, setup_context=_keep, lib=_library)

@@ -47,7 +47,7 @@ class Served:
 def _unpickled(store: EmbeddingStore) -> Served:
     """Hold a store that was opened by unpickling: nobody else has it to close."""
     holder = served(store)
-    weakref.finalize(holder, store.close)
+    weakref.finalize(holder, store.close).atexit = False  # then the store ends by itself
     return holder
 
 

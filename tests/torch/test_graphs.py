@@ -100,6 +100,20 @@ def test_a_collection_in_a_compiled_model(store: EmbeddingStore) -> None:
         assert torch.equal(compiled(ids, offsets), answer(ids, offsets))
 
 
+def test_a_lookup_does_not_wait_for_the_compiler_to_be_imported(path: Path) -> None:
+    code = f"""
+import sys, torch, bandana_kv, bandana_kv.torch
+with bandana_kv.open({str(path)!r}) as store:
+    bandana_kv.torch.Embedding(store, "float32")(torch.arange(3))
+    bags = bandana_kv.torch.EmbeddingBag(store, "float32", mode="sum")
+    weights = torch.ones(3, requires_grad=True)
+    bags(torch.arange(3), torch.tensor([0]), weights).sum().backward()
+    print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_ops_are_as_torch_wants_them(store: EmbeddingStore) -> None:
     module = EmbeddingBag(store, "float64", mode="sum")
     weights = torch.rand(6, dtype=torch.float64, requires_grad=True)

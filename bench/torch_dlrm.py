@@ -16,7 +16,8 @@ Systems
 
 Equal DRAM
     ``dram_bytes = dram_fraction x bytes of all rows``. Ours has it as caches, less the id index.
-    Each run is a process of its own that enters a memory cgroup before it touches a row; every
+    Each run is a process of its own that answers a batch of a small store, so that libraries are
+    there, and then enters a memory cgroup, before it touches a row; every
     20 ms the limit is what it holds of its own, plus what of `dram_bytes` its caches leave, plus
     `slack_bytes`: all that the page cache gets. Without cgroups `limited_by` is "nothing".
 
@@ -64,6 +65,7 @@ DENSE = 13
 BOTTOM, TOP = (512, 256), (1024, 512, 256)
 SLACK_BYTES = 4 << 20
 CHUNK_ROWS = 1 << 15
+SMALL_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -133,9 +135,10 @@ def names_of(tables: int) -> list[str]:
 
 def write_tables(work: Path, tables: int, rows: int, dim: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
+    (work / "tables").mkdir()
     for name in names_of(tables):
         out = np.lib.format.open_memmap(
-            work / f"{name}.npy", mode="w+", dtype=np.float32, shape=(rows, dim)
+            work / "tables" / f"{name}.npy", mode="w+", dtype=np.float32, shape=(rows, dim)
         )
         for first in range(0, rows, CHUNK_ROWS):
             part = out[first : first + CHUNK_ROWS]
@@ -200,7 +203,7 @@ def bags_of_tensors(run: Run, mapped: bool) -> Bags:
     """Return what PyTorch's own modules give, over tensors in memory or mapped from files."""
     modules = []
     for name in names_of(run.tables):
-        path = Path(run.directory) / f"{name}.npy"
+        path = Path(run.directory) / "tables" / f"{name}.npy"
         # "c": never written to, and torch does not warn
         rows = np.load(path, mmap_mode="c") if mapped else np.load(path)
         if mapped:
@@ -223,6 +226,18 @@ def bags_of_tensors(run: Run, mapped: bool) -> Bags:
     return bags
 
 
+def warm_up(run: Run, model: Ranker, batches: list[tuple[Jagged, torch.Tensor]]) -> None:
+    """Answer a batch of a small store, through all that will be called later."""
+    jagged, dense = batches[0]
+    small = Jagged(jagged.keys(), jagged.values() % SMALL_ROWS, jagged.offsets())
+    with bandana_kv.open(Path(run.directory) / "small", cache_bytes=1 << 16) as store:
+        collection = EmbeddingBagCollection(store, {name: name for name in jagged.keys()})  # noqa: SIM118
+        with torch.inference_mode():
+            for each in Prefetcher([small] * 3, collection):
+                bags = collection(each).values().view(-1, run.tables, run.dim)  # type: ignore[union-attr]
+                model(dense, bags)
+
+
 def serve(run: Run) -> dict[str, Any]:
     """Run the model on all batches, in this process."""
     torch.set_num_threads(run.threads)
@@ -230,6 +245,7 @@ def serve(run: Run) -> dict[str, Any]:
     model, batches = Ranker(run.tables, run.dim).eval(), read_batches(run)
     loader: Iterable[Any] = batches
     store, ahead, private = None, None, 0
+    warm_up(run, model, batches)
     if run.group and run.system != "ram":
         Group(Path(run.group)).enter()
     if run.system.startswith("ours"):
@@ -309,9 +325,8 @@ def _compared(run: Run, scores: np.ndarray[Any, Any]) -> dict[str, Any]:
 def measure(run: Run, limits: bool, dram_bytes: int) -> tuple[dict[str, Any], str]:
     """Run a system in a process of its own, and bound the page cache that it has the use of."""
     work = Path(run.directory)
-    for path in (work / "store", *work.glob("t*.npy")):
-        if path.exists():
-            drop_page_cache(path)
+    drop_page_cache(work / "store")
+    drop_page_cache(work / "tables")
     limited = limits and run.system != "ram"
     group = Group.create(f"bandana-kv-dlrm-{os.getpid()}") if limited else None
     told = Run(**{**asdict(run), "group": str(group.path) if group else None})
@@ -414,10 +429,17 @@ def main(
         made = logs_of(logs, rows, most_ids, seed)
         write_tables(work, tables, rows, dim, seed)
         write_batches(work, made, tables, batch, batches, seed)
+        small = np.zeros((SMALL_ROWS, dim), np.float32)
+        bandana_kv.load(
+            work / "small",
+            dict.fromkeys(names_of(tables), small),
+            adapter=adapter,
+            placement="identity",
+        )
         begun = time.perf_counter()
         bandana_kv.load(
             work / "store",
-            {name: work / f"{name}.npy" for name in names_of(tables)},
+            {name: work / "tables" / f"{name}.npy" for name in names_of(tables)},
             {name: made[k % len(made)][0] for k, name in enumerate(names_of(tables))},
             adapter=adapter,
             seed=seed,

@@ -81,12 +81,13 @@ class Prefetcher:
         return len(self.loader)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
-        """Give out the loader's batches, once each, in order."""
+        """Give out the loader's batches, once each, in order, and then its error, if it has one."""
         waiting: deque[tuple[Any, list[Early]]] = deque()
+        ended: list[Exception] = []
         source = iter(self.loader)
         pool = ThreadPoolExecutor(1, thread_name_prefix="bandana-kv-prefetch")
         try:
-            while self._fill(waiting, source, pool):
+            while self._fill(waiting, source, ended, pool):
                 batch, early = waiting.popleft()
                 begun = time.perf_counter()
                 try:
@@ -95,6 +96,10 @@ class Prefetcher:
                     self._counters.step_seconds += time.perf_counter() - begun
                     self._counters.batches += 1
                     _drop_all(early)
+            if not isinstance(ended[0], StopIteration):
+                # Taken out: an error knows this frame, and that the loader, whose workers would
+                # live on in a circle.
+                raise ended.pop()
         finally:
             for _, early in waiting:
                 _drop_all(early)
@@ -104,14 +109,19 @@ class Prefetcher:
         self,
         waiting: deque[tuple[Any, list[Early]]],
         source: Iterator[Any],
+        ended: list[Exception],
         pool: ThreadPoolExecutor,
     ) -> bool:
         """Take batches until there are enough or no more; return whether there is one."""
-        while len(waiting) <= self.depth:
+        while len(waiting) <= self.depth and not ended:
             begun = time.perf_counter()
             try:
                 batch = next(source)
             except StopIteration:
+                ended.append(StopIteration())  # one that knows no frame
+                break
+            except Exception as error:  # those before it are given out first
+                ended.append(error)
                 break
             finally:
                 self._counters.loader_seconds += time.perf_counter() - begun

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -157,15 +159,49 @@ def test_an_error_is_that_of_the_module(store: EmbeddingStore) -> None:
     assert done == 2
 
 
-def test_an_error_of_the_loader_comes_out(store: EmbeddingStore) -> None:
+def test_an_error_of_the_loader_comes_out_after_its_batches(store: EmbeddingStore) -> None:
     def loader() -> Iterator[Batch]:
         yield from batches(2)
         raise OSError("gone")
 
-    module = EmbeddingBag(store, "wide")
+    module, done = EmbeddingBag(store, "wide"), 0
     with pytest.raises(OSError, match="gone"):  # noqa: PT012 - when it is raised
         for batch in Prefetcher(loader(), module):
             module(*batch)
+            done += 1
+    assert done == 2
+
+
+@pytest.mark.parametrize("error", [StopIteration, OSError])
+def test_a_loader_is_let_go_of_when_it_is_through(
+    store: EmbeddingStore, error: type[Exception]
+) -> None:
+    """Not by the garbage collector, later: its workers would live on."""
+
+    class Source:
+        def __init__(self) -> None:
+            self.left = batches(3)
+
+        def __iter__(self) -> Source:
+            return self
+
+        def __next__(self) -> Batch:
+            if not self.left:
+                raise error
+            return self.left.pop()
+
+    source = Source()
+    gone = weakref.ref(source)
+    prefetcher = Prefetcher(source, EmbeddingBag(store, "wide"))
+    gc.disable()
+    try:
+        with contextlib.suppress(OSError):
+            for batch in prefetcher:
+                prefetcher.module(*batch)
+        del source, prefetcher
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 class Ranker(nn.Module):

@@ -1,4 +1,4 @@
-# make setup | demo | test | test-all | torture | lint | figures-check | docs | bench | clean
+# make setup | demo | test | test-torch | test-all | torture | lint | figures-check | docs | bench | clean
 # Every target sets up what it needs. Another interpreter: make PYTHON=/path/to/python3.12 setup
 # Demo on your own log: make demo LOG=path/to/log.npz [ORDERED=1]
 
@@ -15,7 +15,7 @@ install = $(1)/bin/python -m pip install -qq --disable-pip-version-check -c cons
 	$(1)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt \
 	--no-build-isolation -e '.[$(EXTRAS)]'
 
-.PHONY: setup demo test test-all torture lint figures-check docs bench clean
+.PHONY: setup demo test test-torch test-all torture lint figures-check docs bench clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -56,6 +56,30 @@ test: $(STAMP)
 	  command -v chromium >/dev/null || \
 	    echo "note: chromium is missing, one test needs it: apt-get install chromium"; }
 	@$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+
+# What is left out without torch: of `make test`, which says so. The build of torch for CPUs, and
+# TorchRec, which asks for packages of GPUs unless it is installed without what it asks for. Where
+# pip finds another build, name an index: make TORCH_OPTIONS='--index-url URL' test-torch
+TORCH_STAMP := $(VENV)/.set-up-torch
+TORCH_OPTIONS ?=
+TORCHREC := torchrec fbgemm-gpu-cpu tensordict torchmetrics tqdm pyre-extensions pyvers \
+	cloudpickle orjson typing-inspect mypy-extensions typing-extensions
+TORCH_TESTS := tests/torch tests/unit/torch tests/unit/codecs tests/unit/rows/test_checkpoint.py \
+	tests/docs/test_names.py 'tests/docs/test_examples.py::test_examples_run[torch.md]' \
+	'tests/docs/test_examples.py::test_examples_run[graphs.md]'
+test-torch: $(TORCH_STAMP)
+	@$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(TORCH_TESTS)
+
+$(TORCH_STAMP): $(STAMP)
+	@echo "installing torch into $(VENV)"
+	@$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt $(TORCH_OPTIONS) \
+	  torch torch_geometric
+	@$(PY) -c 'import sys, torch; sys.exit(torch.version.cuda is not None)' || { \
+	  echo "pip has installed a build of torch for GPUs: name an index that has the one for CPUs," \
+	       "make TORCH_OPTIONS='--index-url URL' test-torch" >&2; exit 1; }
+	@$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps \
+	  $(TORCHREC) || echo "note: TorchRec is missing, two tests compare with it"
+	@touch $@
 
 # thirteen minutes in all: kills, faults, and what they did to stores under TORTURE_DIR
 TORTURE_DIR ?= build/torture

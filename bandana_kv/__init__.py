@@ -90,6 +90,7 @@ sys.modules[__name__].__class__ = _Package
 
 if TYPE_CHECKING:
     from bandana_kv import rollout as rollout
+    from bandana_kv import torch as torch
     from bandana_kv.assess import performance as performance
     from bandana_kv.cache import policy as policy
     from bandana_kv.care import drift as drift
@@ -114,7 +115,7 @@ else:
         if name in _HOMES:
             found = globals()[name] = getattr(import_module(_HOMES[name]), name)
             return found
-        if name == "rollout" or f"{__name__}.{name}" in _PUBLIC:
+        if name in ("rollout", "torch") or f"{__name__}.{name}" in _PUBLIC:
             return import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from hypothesis import HealthCheck, settings
 from bandana_kv.device import BlockSize, Cell, DeviceProfile, Mount
 
 SEED = 0
+TORCH = importlib.util.find_spec("torch") is not None
+collect_ignore = [] if TORCH else ["torch"]
 
 # derandomized: hypothesis draws its examples from the test's own source, the same every run.
 # The first call of a kernel compiles it, so a deadline would measure the compiler.
@@ -40,6 +43,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_report_header() -> list[str]:
     return [f"seeds: numpy {SEED}, hypothesis derandomized (profile 'bandana')"]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not TORCH:
+        terminalreporter.write_line(
+            "left out without torch: tests/torch, docs/torch.md, and what is skipped for want of "
+            "torch; make test-torch runs these"
+        )
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Every Python example of the README and the docs runs as printed."""
 
-import importlib
+import importlib.util
 import re
 import warnings
 from pathlib import Path
@@ -24,6 +24,8 @@ def test_examples_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
     """Examples of a page run in order, in a directory with ``rows.npy`` and ``log.npz``."""
+    if "import torch" in page.read_text() and importlib.util.find_spec("torch") is None:
+        pytest.skip("torch is not installed: make test-torch")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(calibration, "_SECONDS", 0.01)  # how precise it is, others test
     np.save("rows.npy", rng.random((1000, 32), dtype=np.float32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +21,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 ELSEWHERE = ("/", "DIR/")
 # Names that begin like ours and are not Python's.
 OTHERS = {"bandana_kv.adapters"}  # an entry point group as well
+TORCH = importlib.util.find_spec("torch") is not None
 
 
 def found(path: str) -> Path | None:
@@ -61,6 +63,8 @@ def dotted_names(page: Path) -> set[str]:
 
 
 def is_there(dotted: str) -> bool:
+    if dotted.startswith("bandana_kv.torch") and not TORCH:
+        return True  # `make test-torch` looks
     parts = dotted.split(".")
     for many in range(len(parts), 0, -1):
         try:

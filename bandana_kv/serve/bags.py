@@ -16,7 +16,16 @@ from bandana_kv.errors import IdError, InputError
 from bandana_kv.kernels.views import refuse_masked
 from bandana_kv.serve.addressing import addressed, keys_as_array
 from bandana_kv.serve.forms import answers
-from bandana_kv.serve.pooling import EDGES, MODES, WEIGHTED, bag_words, lay_out_bags, pool_at
+from bandana_kv.serve.pooling import (
+    DOUBLES,
+    EDGES,
+    MODES,
+    PRODUCTS,
+    WEIGHTED,
+    bag_words,
+    lay_out_bags,
+    pool_at,
+)
 from bandana_kv.serve.requests import Note, named
 
 if TYPE_CHECKING:
@@ -111,7 +120,8 @@ def _bags_of(
     edges, bags, each = _offsets(name, shape, offsets, how.include_last_offset)
     factors = _NO_WEIGHTS[form.wide]
     if weights is not None:
-        factors, mode = _weights(name, shape, weights, mode, form.wide), WEIGHTED
+        factors = _weights(name, shape, weights, mode, form.wide)
+        mode = PRODUCTS if padding is not None or form.number == DOUBLES else WEIGHTED
     answer = _answer(served, (bags, served.dim), out)
     straight = answer.dtype == form.wide and answer.flags.carray
     pooled = answer if straight else np.empty(answer.shape, form.wide)

@@ -30,8 +30,8 @@ from bandana_kv.serve.words import BAGS, copy
 __all__ = [
     "DOUBLES",
     "EDGES",
-    "MEAN",
     "MODES",
+    "PRODUCTS",
     "WEIGHTED",
     "bag_words",
     "lay_out_bags",
@@ -66,7 +66,9 @@ _int64 = types.int64
 EDGES = 14
 _NOT_BEGUN = -1
 
-SUM, MEAN, MAX, WEIGHTED = range(4)
+# With weights PyTorch multiplies and adds in one step, rounded once; but it takes two where there
+# is padding, or numbers are float64.
+SUM, MEAN, MAX, WEIGHTED, PRODUCTS = range(5)
 MODES = {"sum": SUM, "mean": MEAN, "max": MAX}
 DOUBLES = 15  # in place of the number of a codec: rows of float64
 
@@ -112,7 +114,7 @@ def lay_out_bags(
     each
         How many a bag has; -1: `offsets` say.
     mode
-        SUM, MEAN, MAX or WEIGHTED.
+        SUM, MEAN, MAX, WEIGHTED or PRODUCTS.
     codec
         Of :data:`bandana_kv.codecs.rows.NUMBERS`, or DOUBLES.
     swapped
@@ -181,9 +183,9 @@ def _first(row: np.ndarray, pooled: np.ndarray) -> None:
 
 @inlined
 def _most(row: np.ndarray, pooled: np.ndarray) -> None:
-    """Keep the larger number of each column; what is no number stays."""
+    """Keep the larger number of each column; as PyTorch has it, NaN is not larger than any."""
     for d in range(pooled.size):
-        if row[d] > pooled[d] or row[d] != row[d]:
+        if row[d] > pooled[d]:
             pooled[d] = row[d]
 
 
@@ -200,11 +202,19 @@ def _add_weighted(row: np.ndarray, weight: Any, pooled: np.ndarray) -> None:
 
 
 @inlined
+def _add_products(row: np.ndarray, weight: Any, pooled: np.ndarray) -> None:
+    for d in range(pooled.size):
+        pooled[d] += row[d] * weight
+
+
+@inlined
 def _take_in(
     mode: int, first: bool, row: np.ndarray, weights: np.ndarray, i: int, pooled: np.ndarray
 ) -> None:
     if mode == WEIGHTED:
         _add_weighted(row, weights[i], pooled)
+    elif mode == PRODUCTS:
+        _add_products(row, weights[i], pooled)
     elif mode != MAX:
         _add(row, pooled)
     elif first:

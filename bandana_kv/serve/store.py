@@ -689,10 +689,12 @@ class EmbeddingStore:
         -----
         Rows are added in the order of the ids, from zero, in float32, those of float64 in
         float64: equal, bit for bit, to the same additions over what :meth:`multi_get` returns.
-        A weight is multiplied and added with one rounding (fused), a mean is the sum divided by
-        the count, both as PyTorch has them on processors. Rows of float16 are added in float32
-        and rounded once, at the end, and so is what goes into an `out` of fewer bits; PyTorch's
-        own sums of float16 and bfloat16 may differ from that in the last bit.
+        All is as PyTorch 2.13 has it on processors: a mean is the sum divided by the count; a
+        weight is multiplied and added with one rounding (fused), but with two in float64, and
+        where there is a `padding_idx`; the largest of numbers with NaN among them is NaN if the
+        first is. Rows of float16 are added in float32 and rounded once, at the end, and so is what
+        goes into an `out` of fewer bits: there PyTorch's own means, and sums of bfloat16, may
+        differ in the last bit.
 
         Cost: as of :meth:`multi_get`, but a row that DRAM holds, or its block, is added from where
         it lies. Only bags of which some rows are in DRAM and others are not have the former copied

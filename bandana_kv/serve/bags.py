@@ -6,8 +6,7 @@ What a bag is, and what its row, is that of PyTorch's ``embedding_bag``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -46,8 +45,7 @@ _NO_OFFSETS = np.zeros(0, np.int64)
 _NO_WEIGHTS = {kind: np.zeros(0, kind) for kind in map(np.dtype, (np.float32, np.float64))}
 
 
-@dataclass(frozen=True)
-class How:
+class How(NamedTuple):
     """How bags are pooled, as PyTorch has it."""
 
     mode: str
@@ -55,29 +53,28 @@ class How:
     padding_idx: int | None
 
 
-@dataclass(frozen=True)
-class _Bags:
+class _Bags(NamedTuple):
     """One table's part of a request.
 
     Attributes
     ----------
     ids : int64 or int32 (n,)
         Padding is left out.
-    words : int64 array
-        As :func:`lay_out_bags` left them.
+    at : int
+        Where the words are that :func:`lay_out_bags` wrote.
     pooled : ndarray (bags, dim)
         Where compiled code puts the rows.
     answer : ndarray (bags, dim)
         The same, or what they are rounded to.
-    weights : ndarray
-        Held, as the words have their address.
+    held : tuple
+        The words, and what they have the address of.
     """
 
     ids: NDArray[np.integer[Any]]
-    words: NDArray[np.int64]
+    at: int
     pooled: NDArray[Any]
     answer: NDArray[Any]
-    weights: NDArray[Any]
+    held: tuple[NDArray[Any], ...]
 
     def end(self) -> NDArray[Any]:
         """Return the answer, once all is pooled."""
@@ -128,7 +125,7 @@ def _bags_of(
     words = np.empty(bag_words(bags, count, served.dim, served.row_bytes), np.int64)
     if kept is not None and weights is not None:
         factors = factors[kept]
-    if not lay_out_bags(
+    at = lay_out_bags(
         words,
         edges,
         factors,
@@ -140,14 +137,15 @@ def _bags_of(
         served.row_bytes,
         form.swapped,
         pool_at(),
-    ):
+    )
+    if not at:
         raise InputError(
             f"table {name!r}: offsets must begin with 0, not fall, and not pass {count} ids"
         )
     if kept is not None:
         before = np.concatenate([[0], np.cumsum(kept)])
         words[EDGES : EDGES + bags + 1] = before[words[EDGES : EDGES + bags + 1]]
-    return _Bags(flat, words, pooled, answer, factors)
+    return _Bags(flat, at, pooled, answer, (words, factors))
 
 
 def _padding(served: ServedTable, padding: int) -> int:
@@ -251,7 +249,7 @@ def pooled_of(
     bags = _bags_of(served, ids, offsets, weights, how, out)
     if bags.ids.size:
         aside = np.empty((bags.ids.size, served.row_bytes), np.uint8)
-        served.multi_get(reader, bags.ids, aside, deadline, bags=bags.words.ctypes.data)
+        served.multi_get(reader, bags.ids, aside, deadline, bags=bags.at)
         if note is not None:
             note(table, bags.ids)
     return bags.end()
@@ -288,7 +286,7 @@ def pooled_of_tables(
             offsets,
             aside.ctypes.data + ends - sizes,
             deadline,
-            np.array([each.words.ctypes.data for each in bags], np.int64),
+            np.array([each.at for each in bags], np.int64),
         )
     if note is not None:
         for name, each in zip(wanted, ids, strict=True):

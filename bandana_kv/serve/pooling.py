@@ -94,8 +94,10 @@ def lay_out_bags(
     row_bytes: int,
     swapped: int,
     pool: int,
-) -> bool:
-    """Write the words of bags; False: the offsets do not begin with 0, fall, or pass the ids.
+) -> int:
+    """Write the words of bags, and return where they are; 0: the offsets are wrong.
+
+    Right ones begin with 0, do not fall, and do not pass the number of ids.
 
     Parameters
     ----------
@@ -139,9 +141,9 @@ def lay_out_bags(
         else:
             edge = ids
         if edge < before or edge > ids or (bag == 0 and edge != 0):
-            return False
+            return 0
         words[EDGES + bag] = before = edge
-    return True
+    return signed(words.ctypes.data)
 
 
 @inlined

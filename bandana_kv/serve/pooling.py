@@ -293,7 +293,8 @@ def _set_aside(bags: np.ndarray, bag: int, ids: int) -> bool:
 
 
 @inlined
-def _pool(bags_at: int) -> int:
+def pool(bags_at: int) -> int:
+    """Pool the bags of which every row is known, and set aside what is of the others; return 0."""
     count = words_at(bags_at, EDGES)[_COUNT]
     bags = words_at(bags_at, EDGES + count + 1)
     ids = (bags[_LEFT_AT] - bags[_ROWS_AT]) // 8
@@ -313,14 +314,14 @@ def _pool(bags_at: int) -> int:
 
 @functools.cache
 def pool_at() -> int:
-    """Return the address of what pools the bags whose words are at its first argument."""
+    """Return the address of :func:`pool`, of which two more arguments are nothing."""
 
     @foreign(_int64(_int64, _int64, _int64))
-    def pool(bags_at: int, _first: int, _second: int) -> int:
-        return _pool(bags_at)
+    def called(bags_at: int, _first: int, _second: int) -> int:
+        return pool(bags_at)
 
-    address: int = pool.address
-    _kept.append(pool)
+    address: int = called.address
+    _kept.append(called)
     return address
 
 

@@ -17,6 +17,7 @@ from bandana_kv.adapters.contract import Keys, Payloads
 from bandana_kv.adapters.memory import MemoryAdapter
 from bandana_kv.errors import BlockCorruptError, DeadlineError, FallbackError
 from bandana_kv.logs.recording import read_recording
+from bandana_kv.serve import bags
 
 PER_BLOCK, BLOCKS, DIM = 31, 40, 32
 COUNT = PER_BLOCK * BLOCKS
@@ -47,12 +48,12 @@ def test_hits_misses_and_both_count_as_multi_get_does(
 ) -> None:
     """As many blocks are read, and the same rows are cached afterwards."""
     rng = np.random.default_rng(2)
-    bags = [rng.integers(0, COUNT, (rng.integers(1, 9), 6)) for _ in range(40)]
-    bags += [bags[-1], np.repeat(bags[-1], 40, axis=0), rng.integers(0, COUNT, (200, 6))]
+    many = [rng.integers(0, COUNT, (rng.integers(1, 9), 6)) for _ in range(40)]
+    many += [many[-1], np.repeat(many[-1], 40, axis=0), rng.integers(0, COUNT, (200, 6))]
     size: dict[str, Any] = {"cache_bytes": 150_000, "coalesce": coalesce, "admission": "all"}
     with bandana_kv.open(path, **size) as pooling, bandana_kv.open(path, **size) as getting:
         kinds = set()
-        for ids in bags:
+        for ids in many:
             hits = getting.stats()["t"]["hits"]
             if several:
                 wanted = {"t": ids.reshape(-1), "u": ids[0]}
@@ -88,8 +89,8 @@ def test_updated_rows_are_pooled_before_and_after_they_are_in_blocks(
             if turn % 4 == 3:
                 store.flush()
             # of updated rows alone; of some; of none
-            for bags in (ids.reshape(5, 10), np.stack([ids, ids[::-1] // 2]).T, rows_beside(ids)):
-                assert np.array_equal(store.embedding_bag("t", bags, mode="sum"), sums(rows, bags))
+            for each in (ids.reshape(5, 10), np.stack([ids, ids[::-1] // 2]).T, rows_beside(ids)):
+                assert np.array_equal(store.embedding_bag("t", each, mode="sum"), sums(rows, each))
         store.check()
 
 
@@ -224,8 +225,16 @@ def test_a_fallback_that_fails_is_an_error(engine: Stuck, opened: Open) -> None:
 
 
 def test_late_blocks_are_pooled_from_the_fallback_and_enter_the_cache_when_they_come(
-    engine: Stuck, opened: Open
+    engine: Stuck, opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    laid_out = []
+
+    def keep(*arguments: Any) -> Any:
+        laid_out.append(bags_of(*arguments))
+        return laid_out[-1]
+
+    bags_of = bags._bags_of
+    monkeypatch.setattr(bags, "_bags_of", keep)
     store = opened(fallback=of_the_fallback, deadline_ms=500)
     store.multi_get("t", np.concatenate([BAGS[0], BAGS[1]]))
     engine.stuck = {5}
@@ -235,12 +244,16 @@ def test_late_blocks_are_pooled_from_the_fallback_and_enter_the_cache_when_they_
     # The last one has a row of block 6, which may be read with block 5, and be late with it.
     assert np.array_equal(out[:5], sums(rows, BAGS[:5]))
     out.fill(7)
+    words = laid_out[0].held[0]
+    as_left = words.copy()
     engine.let_go.set()
     begun = time.monotonic()
     while store._tables["t"]._in_flight.count:
         assert time.monotonic() - begun < PATIENCE_S
         time.sleep(0.001)
-    assert (out == 7).all()  # memory that the caller got is not written again
+    # What the caller got, and what would be free by now, is not written again.
+    assert (out == 7).all()
+    assert np.array_equal(words, as_left)
     before = engine.reads
     store._deadline_ms = None
     assert np.array_equal(store.embedding_bag("t", BAGS, mode="sum"), sums(ROWS, BAGS))

@@ -23,6 +23,10 @@ codecs
 keys
     The same rows in two tables, all cached, one of them asked by hashed keys, uint64: `us_by_key`
     and `us_by_id` of a request for the same rows, asked in turns; `ratio` is by key over by id.
+pooled
+    ``embedding_bag`` of rows that are all cached, ten ids a bag, float32 and ``int8-rowwise``:
+    `us` is the time of one request, `us_multi_get_then_pool` that of ``multi_get`` and of adding
+    its rows with ``np.add.reduceat``.
 """
 
 from __future__ import annotations
@@ -59,6 +63,7 @@ HIT_ROWS, MISS_ROWS = 400_000, 1_000_000
 IDS, THREADS = (1, 10, 34, 200), (1, 2, 8)
 CODEC_IDS = (34, 200, 1024, 16_384)
 KEY_IDS = 1024
+POOLED_IDS, IDS_A_BAG = (10, 200, 1000, 10_000), 10
 TURNS, TURN_S, MISS_S = 5, 0.15, 2.0
 ROWS_PER_BLOCK = 31
 TABLES, IDS_EACH, TABLE_ROWS = 26, 8, 20_000
@@ -89,6 +94,7 @@ def main(directory: Path, adapters: str, _json: bool, keep: bool, seed: int) -> 
         result["tables"] = _tables(work, rng)
         result["codecs"] = _codecs(work, rng)
         result["keys"] = _keys(work, rng)
+        result["pooled"] = _pooled(work, rng)
         result["surroundings"] = surroundings(seed)
         report(result, "request-path" if keep else None)
     finally:
@@ -227,6 +233,41 @@ def _keys(work: Path, rng: np.random.Generator) -> dict[str, Any]:
         "us_by_id": round(by_id, 3),
         "ratio": round(by_key / by_id, 3),
     }
+
+
+def _pooled(work: Path, rng: np.random.Generator) -> list[dict[str, Any]]:
+    rows = rng.random((HIT_ROWS, DIM), np.float32)
+    path, forms = work / "pooled", {"float32": "float32", "int8-rowwise": "int8-rowwise"}
+    tables = dict.fromkeys(forms, rows)
+    bandana_kv.load(path, tables, adapter="blockfile", placement="shuffled", store_as=forms)
+    found = []
+    with bandana_kv.open(path, 4 * rows.nbytes, policy=PLAIN) as store:
+        for name in tables:
+            for first in range(0, HIT_ROWS, 16_384):
+                store.multi_get(name, np.arange(first, min(HIT_ROWS, first + 16_384)))
+            for ids in POOLED_IDS:
+                requests = rng.integers(0, HIT_ROWS, (1, max(64, 65_536 // ids), ids))
+                offsets = np.arange(0, ids, IDS_A_BAG)
+                asks = {
+                    "ours": lambda one, name=name, offsets=offsets: store.embedding_bag(
+                        name, one, offsets, "sum"
+                    ),
+                    "memmap": lambda one, name=name, offsets=offsets: np.add.reduceat(
+                        store.multi_get(name, one), offsets
+                    ),
+                }
+                hit = _hit(ids, 1, requests, asks)
+                found.append(
+                    {
+                        "codec": name,
+                        "ids": ids,
+                        "bags": offsets.size,
+                        "us": hit["us"],
+                        "us_multi_get_then_pool": hit["memmap_us"],
+                    }
+                )
+    shutil.rmtree(path)
+    return found
 
 
 def _hit(

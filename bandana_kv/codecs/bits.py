@@ -50,14 +50,15 @@ def _bits_of(typing_context: Any, number: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def fused(typing_context: Any, factor: Any, number: Any, addend: Any) -> Any:
-    """Return ``factor * number + addend``, all float32, rounded once."""
-    del typing_context, factor, number, addend
+    """Return ``factor * number + addend``, all float32 or all float64, rounded once."""
+    del typing_context, factor, number
+    kind = types.float64 if addend == types.float64 else types.float32
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         del context, signature
         return builder.fma(*arguments)
 
-    return types.float32(*[types.float32] * 3), generate
+    return kind(kind, kind, kind), generate
 
 
 @inlined

@@ -12,23 +12,35 @@ from bandana_kv.codecs.contract import Numbers, Raw
 from bandana_kv.codecs.unfit import refuse_rows
 from bandana_kv.kernels.compile import brief, inlined, kernel
 
-__all__ = ["Bfloat16", "Float16"]
+__all__ = ["Bfloat16", "Float16", "halves_of", "uppers_of"]
 
 _FEW_NUMBERS = 8192
 
 
 @inlined
+def halves_of(row: np.ndarray, out: np.ndarray) -> None:
+    """Put a row of halves, uint16 (dim,), into `out`, float32 (dim,)."""
+    for k in range(out.size):
+        out[k] = half_of(row[k])
+
+
+@inlined
+def uppers_of(row: np.ndarray, out: np.ndarray) -> None:
+    """Put a row of upper halves, uint16 (dim,), into `out`, float32 (dim,)."""
+    for k in range(out.size):
+        out[k] = float32_of(np.uint32(np.uint32(row[k]) << np.uint32(16)))
+
+
+@inlined
 def _halves(raw: np.ndarray, out: np.ndarray) -> None:
     for i in range(out.shape[0]):
-        for k in range(out.shape[1]):
-            out[i, k] = half_of(raw[i, k])
+        halves_of(raw[i], out[i])
 
 
 @inlined
 def _uppers(raw: np.ndarray, out: np.ndarray) -> None:
     for i in range(out.shape[0]):
-        for k in range(out.shape[1]):
-            out[i, k] = float32_of(np.uint32(np.uint32(raw[i, k]) << np.uint32(16)))
+        uppers_of(raw[i], out[i])
 
 
 @brief

@@ -15,7 +15,7 @@ from bandana_kv.codecs.contract import Numbers, Raw
 from bandana_kv.codecs.unfit import refuse_rows
 from bandana_kv.kernels.compile import brief, inlined, kernel
 
-__all__ = ["Int4Rowwise"]
+__all__ = ["Int4Rowwise", "nibbles_of"]
 
 _FEW_NUMBERS = 8192
 _BEHIND_BYTES = 4
@@ -28,18 +28,23 @@ def _word(row: np.ndarray, at: int) -> float:
 
 
 @inlined
-def _decode(raw: np.ndarray, out: np.ndarray) -> None:
-    dim = out.shape[1]
+def nibbles_of(row: np.ndarray, out: np.ndarray) -> None:
+    """Put what a row, uint8 (row_bytes,), stands for into `out`, float32 (dim,)."""
+    dim = out.size
     behind = (dim + 1) // 2
+    scale, bias = _word(row, behind), _word(row, behind + 2)
+    for k in range(dim // 2):
+        both = row[k]
+        out[2 * k] = fused(np.float32(both & np.uint8(15)), scale, bias)
+        out[2 * k + 1] = fused(np.float32(both >> np.uint8(4)), scale, bias)
+    if dim & 1:
+        out[dim - 1] = fused(np.float32(row[behind - 1] & np.uint8(15)), scale, bias)
+
+
+@inlined
+def _decode(raw: np.ndarray, out: np.ndarray) -> None:
     for i in range(out.shape[0]):
-        row = raw[i]
-        scale, bias = _word(row, behind), _word(row, behind + 2)
-        for k in range(dim // 2):
-            both = row[k]
-            out[i, 2 * k] = fused(np.float32(both & np.uint8(15)), scale, bias)
-            out[i, 2 * k + 1] = fused(np.float32(both >> np.uint8(4)), scale, bias)
-        if dim & 1:
-            out[i, dim - 1] = fused(np.float32(row[behind - 1] & np.uint8(15)), scale, bias)
+        nibbles_of(raw[i], out[i])
 
 
 @brief

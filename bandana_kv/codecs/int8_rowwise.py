@@ -15,7 +15,7 @@ from bandana_kv.codecs.contract import Numbers, Raw
 from bandana_kv.codecs.unfit import refuse_rows
 from bandana_kv.kernels.compile import brief, inlined, kernel
 
-__all__ = ["Int8Rowwise"]
+__all__ = ["Int8Rowwise", "bytes_of"]
 
 _FEW_NUMBERS = 8192
 _BEHIND_BYTES = 8
@@ -32,13 +32,18 @@ def _word(row: np.ndarray, at: int) -> float:
 
 
 @inlined
+def bytes_of(row: np.ndarray, out: np.ndarray) -> None:
+    """Put what a row, uint8 (row_bytes,), stands for into `out`, float32 (dim,)."""
+    dim = out.size
+    scale, bias = _word(row, dim), _word(row, dim + 4)
+    for k in range(dim):
+        out[k] = fused(np.float32(row[k]), scale, bias)
+
+
+@inlined
 def _decode(raw: np.ndarray, out: np.ndarray) -> None:
-    dim = out.shape[1]
     for i in range(out.shape[0]):
-        row = raw[i]
-        scale, bias = _word(row, dim), _word(row, dim + 4)
-        for k in range(dim):
-            out[i, k] = fused(np.float32(row[k]), scale, bias)
+        bytes_of(raw[i], out[i])
 
 
 @brief

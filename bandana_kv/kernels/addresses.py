@@ -24,7 +24,9 @@ __all__ = [
     "bytes_at",
     "call_at",
     "compare_and_set",
+    "doubles_at",
     "enter_lock",
+    "floats_at",
     "ints_at",
     "last_errno",
     "leave_lock",
@@ -35,6 +37,7 @@ __all__ = [
     "store",
     "try_enter_lock",
     "try_lock_alone",
+    "uint16s_at",
     "uint32s_at",
     "uint64s_at",
     "unlock_alone",
@@ -92,7 +95,10 @@ def _array_at(dtype: Any) -> Any:
 
 
 bytes_at = _array_at(types.uint8)
+doubles_at = _array_at(types.float64)
+floats_at = _array_at(types.float32)
 ints_at = _array_at(types.int32)
+uint16s_at = _array_at(types.uint16)
 uint32s_at = _array_at(types.uint32)
 uint64s_at = _array_at(types.uint64)
 words_at = _array_at(types.int64)

@@ -49,11 +49,13 @@ from bandana_kv.serve.inflight import (
     wait_for_entry,
 )
 from bandana_kv.serve.lookup import claim_block, claim_blocks
+from bandana_kv.serve.pooling import pool_bags, rows_of_bags
 from bandana_kv.serve.words import (
     ADDRESSES,
     AGAIN,
     ALL_BLOCKS,
     ASKED,
+    BAGS,
     BEGUN_NS,
     BLOCKS,
     BUCKETS,
@@ -195,19 +197,24 @@ def _row_at(table: np.ndarray, scratch: np.ndarray, ids: int, place: int) -> int
 
 @inlined
 def _copy_out(table: np.ndarray, scratch: np.ndarray, ids: int, out: np.ndarray) -> int:
-    """Answer missed rows from their blocks; return how many are LOST."""
-    row_bytes = table[ROW_BYTES]
+    """Answer missed rows from their blocks, or pool them; return how many are LOST."""
+    row_bytes, bags = table[ROW_BYTES], rows_of_bags(scratch)
+    rows_at = words_at(bags, ids if bags else 0)
     ordered = scratch[HEAD + ORDERED * ids : HEAD + ORDERED * ids + scratch[DISTINCT]]
     lost = 0
     for i in range(ids):
         if scratch[HEAD + ids + i] < 0:
             at = index_in(ordered, scratch[HEAD + i])
             row = _row_at(table, scratch, ids, scratch[HEAD + PLACES * ids + at])
-            if row:
-                copy(row, out.ctypes.data + i * row_bytes, row_bytes)
-            else:
+            if row == 0:
                 scratch[HEAD + ids + i] = LOST
                 lost += 1
+            elif bags:
+                rows_at[i] = row
+            else:
+                copy(row, out.ctypes.data + i * row_bytes, row_bytes)
+    if bags:
+        pool_bags(scratch, out)
     return lost
 
 
@@ -504,6 +511,7 @@ def part_late(scratch: np.ndarray, rest: np.ndarray, arrived: np.ndarray) -> Non
         scratch[HEAD + ENTRIES * ids + k] = -1
     scratch[READS], rest[READS] = kept, left
     rest[OTHERS] = 0
+    rest[BAGS] = 0  # whoever asked has gone
 
 
 # -- reading ahead --------------------------------------------------------------------------

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from bandana_kv.codecs.rows import NUMBERS
 from bandana_kv.codecs.unfit import encoded
 from bandana_kv.errors import InputError
+from bandana_kv.serve.pooling import DOUBLES
 
 if TYPE_CHECKING:
     from bandana_kv.codecs import Codec
     from bandana_kv.serve.reader import StoredTable
 
-__all__ = ["answer_into", "answers", "checked_kind", "raw_of"]
+__all__ = ["PooledForm", "answer_into", "answers", "checked_kind", "pooled_form", "raw_of"]
 
 
 class Table(Protocol):
@@ -56,6 +58,35 @@ def checked_kind(served: Table, dtype: DTypeLike) -> np.dtype[Any]:
         f"table {served.stored.name!r}: rows are {served.dtype}, and not answered as {kind}"
         + ("; float32 and float16 can be asked for" if served.dtype.kind == "f" else "")
     )
+
+
+class PooledForm(NamedTuple):
+    """How the rows of a table are pooled.
+
+    Attributes
+    ----------
+    number : int
+        Of the codec of its rows, or DOUBLES.
+    wide : dtype
+        In which they are added.
+    swapped : int
+        How many bytes a number takes whose bytes are not in this machine's order; else 0.
+    """
+
+    number: int
+    wide: np.dtype[Any]
+    swapped: int
+
+
+def pooled_form(dtype: np.dtype[Any], codec: Codec | None) -> PooledForm | None:
+    """Return how rows of a dtype are pooled; None: they cannot be."""
+    if dtype.kind != "f" or dtype.itemsize > 8:
+        return None
+    swapped = 0 if dtype.isnative else dtype.itemsize
+    if dtype.itemsize == 8:
+        return PooledForm(DOUBLES, np.dtype(np.float64), swapped)
+    name = dtype.newbyteorder("=").name if codec is None else codec.name
+    return PooledForm(NUMBERS[name], np.dtype(np.float32), swapped)
 
 
 def answer_into(served: Table, raw: NDArray[np.uint8], out: NDArray[Any]) -> None:

@@ -25,6 +25,7 @@ from bandana_kv.kernels.compile import brief, inlined, kernel, signed
 from bandana_kv.kernels.layout import cover
 from bandana_kv.kernels.reads import READ_WORDS
 from bandana_kv.serve.inflight import claim_entry, entry_address, lock_entries, unlock_entries
+from bandana_kv.serve.pooling import pool_bags, rows_of_bags
 from bandana_kv.serve.words import (
     ADDRESSES,
     ALL_BLOCKS,
@@ -93,7 +94,11 @@ _AHEAD = 32
 
 @inlined
 def _answer_updated(
-    table: np.ndarray, positions: np.ndarray, slots: np.ndarray, out: np.ndarray
+    table: np.ndarray,
+    positions: np.ndarray,
+    slots: np.ndarray,
+    out: np.ndarray,
+    rows_at: np.ndarray,
 ) -> int:
     """Answer missed rows that were updated and are not in their blocks yet; return how many."""
     buckets = uint64s_at(table[UPDATES], table[UPDATES + 1])
@@ -105,9 +110,25 @@ def _answer_updated(
             if slot >= 0:
                 slots[i] = 0
                 row = table[UPDATED_ROWS] + slot * row_bytes
-                copy(row, out.ctypes.data + i * row_bytes, row_bytes)
+                if rows_at.size:
+                    rows_at[i] = row
+                else:
+                    copy(row, out.ctypes.data + i * row_bytes, row_bytes)
                 found += 1
     return found
+
+
+@inlined
+def _copy_hits(table: np.ndarray, slots: np.ndarray, out: np.ndarray) -> None:
+    data, target, row_bytes = table[DATA], out.ctypes.data, table[ROW_BYTES]
+    for i in range(slots.size):
+        ahead = i + _AHEAD
+        if ahead < slots.size and slots[ahead] >= 0:
+            row = data + slots[ahead] * row_bytes
+            prefetch(row)
+            prefetch(row + row_bytes - 1)
+        if slots[i] >= 0:
+            copy(data + slots[i] * row_bytes, target + i * row_bytes, row_bytes)
 
 
 @kernel
@@ -116,9 +137,10 @@ def look_up_request(
 ) -> int:
     """Answer what DRAM holds; return how many missed, or -1 - i where the i-th id is wrong.
 
+    Of a request that is pooled, bags that miss nothing are pooled, and `out` gets rows of others.
     BUSY: others change the table just now, and the caller is not `patient`.
     """
-    count, rows, row_bytes = ids.size, table[ROWS], table[ROW_BYTES]
+    count, rows = ids.size, table[ROWS]
     positions = scratch[HEAD : HEAD + count]
     slots = scratch[HEAD + count : HEAD + 2 * count]
     index, bits = uint64s_at(table[INDEX], table[INDEX + 1]), bits_for(rows)
@@ -147,19 +169,19 @@ def look_up_request(
             slots,
             counters,
         )
-    data, target = table[DATA], out.ctypes.data
-    for i in range(count):
-        ahead = i + _AHEAD
-        if ahead < count and slots[ahead] >= 0:
-            row = data + slots[ahead] * row_bytes
-            prefetch(row)
-            prefetch(row + row_bytes - 1)
-        if slots[i] >= 0:
-            copy(data + slots[i] * row_bytes, target + i * row_bytes, row_bytes)
+    bags = rows_of_bags(scratch)
+    rows_at = words_at(bags, count if bags else 0)
+    if bags:
+        for i in range(count):
+            rows_at[i] = table[DATA] + slots[i] * table[ROW_BYTES] if slots[i] >= 0 else 0
+    else:
+        _copy_hits(table, slots, out)
     if missed and table[UPDATED]:
-        found = _answer_updated(table, positions, slots, out)
+        found = _answer_updated(table, positions, slots, out, rows_at)
         counters[HITS] += found
         missed -= found
+    if bags:
+        pool_bags(scratch, out)
     if table[RELINKS]:
         unlock_alone(table, LOCK)
     else:

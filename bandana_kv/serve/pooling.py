@@ -1,153 +1,328 @@
-"""Rows of bags -> one row a bag: sums, means and maxima, in the order in which ids are given."""
+"""Bags of rows, pooled where the rows lie: in slots, in updates, in blocks that came.
+
+A request that is pooled has the address of words of its bags in its scratch. What looks up, and
+what answers from blocks, says there where each row is, instead of copying it; then bags of which
+every row is known are pooled. The rows of the others are copied aside: by the time that those
+bags can be pooled, what they were read from may hold others.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+import functools
+from typing import Any
 
+import numba
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-from bandana_kv.errors import IdError, InputError
-from bandana_kv.kernels.compile import kernel
-from bandana_kv.kernels.views import refuse_masked
+from bandana_kv.codecs.bits import fused
+from bandana_kv.codecs.rows import decoded
+from bandana_kv.kernels.addresses import (
+    bytes_at,
+    call_at,
+    doubles_at,
+    floats_at,
+    prefetch,
+    words_at,
+)
+from bandana_kv.kernels.compile import brief, foreign, inlined, kernel, signed
+from bandana_kv.serve.words import BAGS, copy
 
-__all__ = ["Bags", "Mode", "bags_of", "pool"]
+__all__ = [
+    "DOUBLES",
+    "EDGES",
+    "MODES",
+    "PRODUCTS",
+    "WEIGHTED",
+    "bag_words",
+    "lay_out_bags",
+    "pool_at",
+    "pool_bags",
+    "pool_rest",
+    "rows_of_bags",
+]
 
-Mode = Literal["sum", "mean", "max"]
-# Constants of kernels.
-_SUM, _MEAN, _MAX = range(3)
+types: Any = numba.types
+_int64 = types.int64
+
+# Constants of kernels. Words of bags: numbers; then the edges of bags, for each where it ends and
+# the next begins; for each row its address, 0 while it is not known; which bags are still to be
+# pooled; and room for one row.
+(
+    _POOL,
+    _COUNT,
+    _LEFT,
+    _MODE,
+    _CODEC,
+    _DIM,
+    _ROW_BYTES,
+    _SWAPPED,
+    _OUT,
+    _WEIGHTS,
+    _ASIDE,
+    _ROWS_AT,
+    _LEFT_AT,
+    _ROOM_AT,
+) = range(14)
+EDGES = 14
+_NOT_BEGUN = -1
+
+# With weights PyTorch multiplies and adds in one step, rounded once; but it takes two where there
+# is padding, or numbers are float64.
+SUM, MEAN, MAX, WEIGHTED, PRODUCTS = range(5)
+MODES = {"sum": SUM, "mean": MEAN, "max": MAX}
+DOUBLES = 15  # in place of the number of a codec: rows of float64
+
+# How many rows before one is added the processor is told of it.
+_AHEAD = 32
 
 
-@dataclass(frozen=True)
-class Bags:
-    """Which ids are pooled together.
+def bag_words(bags: int, ids: int, dim: int, row_bytes: int) -> int:
+    """Return how many words are for so many bags, of so many ids together."""
+    return EDGES + 2 * bags + 1 + ids + (dim + 1) // 2 + (row_bytes + 7) // 8
 
-    Attributes
+
+@brief
+def lay_out_bags(
+    words: np.ndarray,
+    offsets: np.ndarray,
+    weights: np.ndarray,
+    out: np.ndarray,
+    ids: int,
+    each: int,
+    mode: int,
+    codec: int,
+    row_bytes: int,
+    swapped: int,
+    pool: int,
+) -> int:
+    """Write the words of bags, and return where they are; 0: the offsets are wrong.
+
+    Right ones begin with 0, do not fall, and do not pass the number of ids.
+
+    Parameters
     ----------
-    ids : integer array (n,)
-        Those that count: padding is left out.
-    offsets : int64 (bags + 1,)
-        Bag b has ``ids[offsets[b]:offsets[b + 1]]``.
-    weights : float64 or float32 (n,), or empty
+    words
+        int64, as many as :func:`bag_words` says.
+    offsets
+        int64: where bags begin; a last one says where the last bag ends, if there is one more
+        than there are bags.
+    weights
+        Of each id, of the dtype of `out`; or none.
+    out
+        (bags, dim) float32 or float64, to be filled. Its owner keeps it, as the weights, until
+        the request is over.
+    ids
+        How many.
+    each
+        How many a bag has; -1: `offsets` say.
+    mode
+        SUM, MEAN, MAX, WEIGHTED or PRODUCTS.
+    codec
+        Of :data:`bandana_kv.codecs.rows.NUMBERS`, or DOUBLES.
+    swapped
+        How many bytes a number takes whose bytes are in the other order; 0: they are in ours.
+    pool
+        The address of :func:`pool_at`.
     """
+    bags, dim = out.shape
+    words[_POOL], words[_COUNT], words[_LEFT] = pool, bags, _NOT_BEGUN
+    words[_MODE], words[_CODEC], words[_DIM] = mode, codec, dim
+    words[_ROW_BYTES], words[_SWAPPED] = row_bytes, swapped
+    words[_OUT], words[_WEIGHTS] = out.ctypes.data, weights.ctypes.data
+    words[_ROWS_AT] = words.ctypes.data + 8 * (EDGES + bags + 1)
+    words[_LEFT_AT] = words[_ROWS_AT] + 8 * ids
+    words[_ROOM_AT] = words[_LEFT_AT] + 8 * bags
+    before = 0
+    for bag in range(bags + 1):
+        if each >= 0:
+            edge = bag * each
+        elif bag < offsets.size:
+            edge = offsets[bag]
+        else:
+            edge = ids
+        if edge < before or edge > ids or (bag == 0 and edge != 0):
+            return 0
+        words[EDGES + bag] = before = edge
+    return signed(words.ctypes.data)
 
-    ids: NDArray[np.integer[Any]]
-    offsets: NDArray[np.int64]
-    weights: NDArray[Any]
+
+@inlined
+def rows_of_bags(scratch: np.ndarray) -> int:
+    """Return the address of words that get that of each row, of a request that is pooled; or 0."""
+    return signed(words_at(scratch[BAGS], EDGES)[_ROWS_AT]) if scratch[BAGS] else 0
 
 
-def bags_of(
-    table: str,
-    ids: ArrayLike,
-    offsets: ArrayLike | None,
-    rows: int,
-    *,
-    mode: str,
-    per_sample_weights: ArrayLike | None,
-    include_last_offset: bool,
-    padding_idx: int | None,
-) -> Bags:
-    """Return what is to be pooled, of arguments as PyTorch's ``embedding_bag`` takes them.
+@inlined
+def pool_bags(scratch: np.ndarray, out: np.ndarray) -> None:
+    """Pool the bags of which every row is known; copy rows of the others into `out`.
 
-    Raises
-    ------
-    InputError
-        An argument is wrong; says which.
+    `out` is uint8 (ids, row_bytes), the same in each step of the request.
     """
-    if mode not in get_args(Mode):
-        raise InputError(f"table {table!r}: mode is sum, mean or max, not {mode!r}")
-    refuse_masked(f"table {table!r}: ids", ids, IdError)
-    refuse_masked(f"table {table!r}: offsets", offsets)
-    refuse_masked(f"table {table!r}: per_sample_weights", per_sample_weights)
-    given = np.asarray(ids)
-    if given.ndim == 2 and offsets is None:
-        edges = np.arange(given.shape[0] + 1, dtype=np.int64) * given.shape[1]
-    elif given.ndim == 1 and offsets is not None:
-        edges = _edges(table, given.size, np.asarray(offsets), include_last_offset)
-    else:
-        raise InputError(
-            f"table {table!r}: give ids (n,) with offsets, or ids (bags, n) without; "
-            f"not {given.shape} {'with' if offsets is not None else 'without'} offsets"
-        )
-    weights = np.zeros(0, np.float32)
-    if per_sample_weights is not None:
-        weights = np.asarray(per_sample_weights)
-        if weights.shape != given.shape or weights.dtype.kind != "f":
-            raise InputError(
-                f"table {table!r}: per_sample_weights must be floats of shape {given.shape}"
-            )
-        if mode != "sum":
-            raise InputError(f"table {table!r}: per_sample_weights go with mode='sum' alone")
-        weights = weights.reshape(-1)
-    flat = given.reshape(-1)
-    if padding_idx is not None and flat.size:
-        kept = flat != (padding_idx if padding_idx >= 0 else padding_idx + rows)
-        edges = np.concatenate([[0], np.cumsum(kept)])[edges]
-        flat, weights = flat[kept], weights[kept] if weights.size else weights
-    return Bags(flat, edges, np.ascontiguousarray(weights))
-
-
-def _edges(table: str, count: int, offsets: NDArray[Any], include_last: bool) -> NDArray[np.int64]:
-    if offsets.ndim != 1 or offsets.dtype.kind not in "iu" or (include_last and not offsets.size):
-        raise InputError(f"table {table!r}: offsets must be integers (bags,)")
-    edges = offsets.astype(np.int64)
-    if not include_last:
-        edges = np.append(edges, count)
-    if edges.size and (edges[0] != 0 or edges[-1] > count or (np.diff(edges) < 0).any()):
-        raise InputError(
-            f"table {table!r}: offsets must begin with 0, not fall, and not pass {count} ids"
-        )
-    return edges
+    bags = words_at(scratch[BAGS], EDGES)
+    bags[_ASIDE] = out.ctypes.data
+    # By its address: else all that look up or answer would be compiled with it in them.
+    call_at(bags[_POOL], bags.ctypes.data, 0, 0)
 
 
 @kernel
-def _pool(
-    rows: np.ndarray, offsets: np.ndarray, mode: int, weights: np.ndarray, out: np.ndarray
+def pool_rest(scratch: np.ndarray, ids: int, out: np.ndarray) -> None:
+    """Pool what is left; rows that were not known are in `out` by now."""
+    rows = words_at(rows_of_bags(scratch), ids)
+    for i in range(ids):
+        if rows[i] == 0:
+            rows[i] = out.ctypes.data + i * out.shape[1]
+    pool_bags(scratch, out)
+
+
+# -- pooling ------------------------------------------------------------------------------------
+
+
+@inlined
+def _first(row: np.ndarray, pooled: np.ndarray) -> None:
+    for d in range(pooled.size):
+        pooled[d] = row[d]
+
+
+@inlined
+def _most(row: np.ndarray, pooled: np.ndarray) -> None:
+    """Keep the larger number of each column; as PyTorch has it, NaN is not larger than any."""
+    for d in range(pooled.size):
+        if row[d] > pooled[d]:
+            pooled[d] = row[d]
+
+
+@inlined
+def _add(row: np.ndarray, pooled: np.ndarray) -> None:
+    for d in range(pooled.size):
+        pooled[d] += row[d]
+
+
+@inlined
+def _add_weighted(row: np.ndarray, weight: Any, pooled: np.ndarray) -> None:
+    for d in range(pooled.size):
+        pooled[d] = fused(row[d], weight, pooled[d])
+
+
+@inlined
+def _add_products(row: np.ndarray, weight: Any, pooled: np.ndarray) -> None:
+    for d in range(pooled.size):
+        pooled[d] += row[d] * weight
+
+
+@inlined
+def _take_in(
+    mode: int, first: bool, row: np.ndarray, weights: np.ndarray, i: int, pooled: np.ndarray
 ) -> None:
-    for bag in range(offsets.size - 1):
-        first, last = offsets[bag], offsets[bag + 1]
-        for d in range(out.shape[1]):
-            out[bag, d] = 0
-        for i in range(first, last):
-            for d in range(out.shape[1]):
-                if mode == _MAX:
-                    if i == first or rows[i, d] > out[bag, d] or rows[i, d] != rows[i, d]:
-                        out[bag, d] = rows[i, d]
-                elif weights.size:
-                    out[bag, d] += rows[i, d] * weights[i]
-                else:
-                    out[bag, d] += rows[i, d]
-        if mode == _MEAN and last > first:
-            for d in range(out.shape[1]):
-                out[bag, d] /= last - first
+    if mode == WEIGHTED:
+        _add_weighted(row, weights[i], pooled)
+    elif mode == PRODUCTS:
+        _add_products(row, weights[i], pooled)
+    elif mode != MAX:
+        _add(row, pooled)
+    elif first:
+        _first(row, pooled)
+    else:
+        _most(row, pooled)
 
 
-def pool(rows: NDArray[Any], bags: Bags, mode: str, out: NDArray[Any] | None) -> NDArray[Any]:
-    """Return one row a bag, (bags, dim), of the rows' dtype.
+@inlined
+def _in_order(address: int, room: int, row_bytes: int, size: int) -> int:
+    """Put a row into `room` with the bytes of each number, `size`, the other way round."""
+    row, turned = bytes_at(address, row_bytes), bytes_at(room, row_bytes)
+    for first in range(0, row_bytes, size):
+        for k in range(size):
+            turned[first + k] = row[first + size - 1 - k]
+    return room
 
-    Rows of float16 are pooled in float32 and rounded once. Bags without ids give zeros.
 
-    Raises
-    ------
-    InputError
-        The rows are no floats, or `out` has another shape or dtype.
-    """
-    if rows.dtype.kind != "f":
-        raise InputError(f"rows of {rows.dtype} cannot be pooled; floats can")
-    shape = (bags.offsets.size - 1, rows.shape[1])
-    wide = np.float64 if rows.dtype.itemsize == 8 else np.float32  # in either byte order
-    refuse_masked("out", out)
-    if out is not None and (
-        not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != rows.dtype
-    ):
-        raise InputError(f"out must be an array of shape {shape} and dtype {rows.dtype}")
-    straight = out is not None and out.dtype == wide and out.flags.c_contiguous
-    pooled = out if straight and out is not None else np.empty(shape, wide)
-    number = get_args(Mode).index(mode)
-    _pool(rows.astype(wide, copy=False), bags.offsets, number, bags.weights.astype(wide), pooled)
-    if out is None:
-        return pooled.astype(rows.dtype, copy=False)
-    if not straight:
-        out[...] = pooled
-    return out
+@inlined
+def _pool_bag(bags: np.ndarray, bag: int, ids: int) -> None:
+    mode, codec, dim, row_bytes = bags[_MODE], bags[_CODEC], bags[_DIM], bags[_ROW_BYTES]
+    first, last = bags[EDGES + bag], bags[EDGES + bag + 1]
+    rows = words_at(bags[_ROWS_AT], ids)
+    # As both, of which one is meant.
+    single = floats_at(bags[_OUT] + 4 * bag * dim, dim)
+    double = doubles_at(bags[_OUT] + 8 * bag * dim, dim)
+    single_weights, double_weights = floats_at(bags[_WEIGHTS], ids), doubles_at(bags[_WEIGHTS], ids)
+    room = floats_at(bags[_ROOM_AT], dim)
+    for d in range(dim):
+        if codec == DOUBLES:
+            double[d] = 0
+        else:
+            single[d] = 0
+    for i in range(first, last):
+        ahead = i + _AHEAD
+        if ahead < ids and rows[ahead]:
+            prefetch(rows[ahead])
+            prefetch(rows[ahead] + row_bytes - 1)
+        at = rows[i]
+        if bags[_SWAPPED]:
+            turned = bags[_ROOM_AT] + (dim + 1) // 2 * 8
+            at = _in_order(at, turned, row_bytes, bags[_SWAPPED])
+        if codec == DOUBLES:
+            _take_in(mode, i == first, doubles_at(at, dim), double_weights, i, double)
+        else:
+            row = floats_at(decoded(codec, at, row_bytes, room), dim)
+            _take_in(mode, i == first, row, single_weights, i, single)
+    if mode == MEAN and last > first:
+        for d in range(dim):
+            if codec == DOUBLES:
+                double[d] /= np.float64(last - first)
+            else:
+                single[d] /= np.float32(last - first)
+
+
+@inlined
+def _set_aside(bags: np.ndarray, bag: int, ids: int) -> bool:
+    """Return whether a row of a bag is not known; then copy aside those that are."""
+    rows, row_bytes = words_at(bags[_ROWS_AT], ids), bags[_ROW_BYTES]
+    first, last = bags[EDGES + bag], bags[EDGES + bag + 1]
+    known = True
+    for i in range(first, last):
+        if rows[i] == 0:
+            known = False
+            break
+    if known:
+        return False
+    for i in range(first, last):
+        aside = bags[_ASIDE] + i * row_bytes
+        if rows[i] and rows[i] != aside:
+            copy(rows[i], aside, row_bytes)
+            rows[i] = aside
+    return True
+
+
+@inlined
+def pool(bags_at: int) -> int:
+    """Pool the bags of which every row is known, and set aside what is of the others; return 0."""
+    count = words_at(bags_at, EDGES)[_COUNT]
+    bags = words_at(bags_at, EDGES + count + 1)
+    ids = (bags[_LEFT_AT] - bags[_ROWS_AT]) // 8
+    left = words_at(bags[_LEFT_AT], count)
+    begun = bags[_LEFT] != _NOT_BEGUN
+    kept = 0
+    for k in range(bags[_LEFT] if begun else count):
+        bag = left[k] if begun else k
+        if _set_aside(bags, bag, ids):
+            left[kept] = bag
+            kept += 1
+        else:
+            _pool_bag(bags, bag, ids)
+    bags[_LEFT] = kept
+    return 0
+
+
+@functools.cache
+def pool_at() -> int:
+    """Return the address of :func:`pool`, of which two more arguments are nothing."""
+
+    @foreign(_int64(_int64, _int64, _int64))
+    def called(bags_at: int, _first: int, _second: int) -> int:
+        return pool(bags_at)
+
+    address: int = called.address
+    _kept.append(called)
+    return address
+
+
+_kept: list[Any] = []

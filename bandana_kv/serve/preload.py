@@ -84,9 +84,10 @@ _KERNELS: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
     (words.unlock_table, (_words, _words)),
     (blocks._first_bad, (_bytes, _word, _words, _word, _word, _word, _word)),
     *(
-        (pooling._pool, (rows[:, ::1], _words, _word, rows[::1], rows[:, ::1]))
+        (pooling.lay_out_bags, (_words, _words, rows[::1], rows[:, ::1], *[_word] * 7))
         for rows in (types.float32, types.float64)
     ),
+    (pooling.pool_rest, (_words, _word, _bytes)),
     (inflight._forget, (_words, _keys)),
     (inflight._drop_ahead, (_words, _words, _keys)),
 )
@@ -103,3 +104,4 @@ def _load() -> None:
     for kernel, signature in _KERNELS:
         dispatcher: Any = kernel
         dispatcher.compile(signature)
+    pooling.pool_at()

@@ -36,13 +36,13 @@ from bandana_kv.serve.arguments import (
     checked_numbers,
     checked_out,
 )
+from bandana_kv.serve.bags import Bagged, How, Mode, pooled_of, pooled_of_tables
 from bandana_kv.serve.current import Current
 from bandana_kv.serve.failsafe import Deadline
 from bandana_kv.serve.forms import answer_into, raw_of
 from bandana_kv.serve.handle import TableHandle
 from bandana_kv.serve.metrics import Wear, metrics_of
 from bandana_kv.serve.opener import Options
-from bandana_kv.serve.pooling import Bags, Mode, bags_of, pool
 from bandana_kv.serve.preload import load_kernels
 from bandana_kv.serve.reader import BlockReader
 from bandana_kv.serve.recording import Recording
@@ -730,10 +730,11 @@ class EmbeddingStore:
             if serving.retired:
                 serving.close_if_empty()
 
+    @overload
     def embedding_bag(
         self,
-        table: str | Mapping[str, tuple[ArrayLike, ArrayLike | None]],
-        ids: ArrayLike | None = None,
+        table: str,
+        ids: ArrayLike,
         offsets: ArrayLike | None = None,
         mode: Mode = "mean",
         *,
@@ -741,16 +742,40 @@ class EmbeddingStore:
         include_last_offset: bool = False,
         padding_idx: int | None = None,
         out: NDArray[Any] | None = None,
+    ) -> NDArray[Any]: ...
+
+    @overload
+    def embedding_bag(
+        self,
+        table: Mapping[str, Bagged],
+        *,
+        mode: Mode = "mean",
+        include_last_offset: bool = False,
+        padding_idx: int | None = None,
+        out: Mapping[str, NDArray[Any]] | None = None,
+    ) -> dict[str, NDArray[Any]]: ...
+
+    def embedding_bag(
+        self,
+        table: str | Mapping[str, Bagged],
+        ids: ArrayLike | None = None,
+        offsets: ArrayLike | None = None,
+        mode: Mode = "mean",
+        *,
+        per_sample_weights: ArrayLike | None = None,
+        include_last_offset: bool = False,
+        padding_idx: int | None = None,
+        out: NDArray[Any] | Mapping[str, NDArray[Any]] | None = None,
     ) -> NDArray[Any] | dict[str, NDArray[Any]]:
         """Return rows that are pooled by bags, as PyTorch's ``embedding_bag`` does.
 
         Parameters
         ----------
         table
-            Name of the table; or (ids, offsets) by table name, and neither besides: all tables
-            are asked at once.
+            Name of the table; or (ids, offsets) or (ids, offsets, per_sample_weights) by table
+            name, and none of these besides: all tables are asked at once.
         ids
-            Integers (n,) with `offsets`, or (bags, n) without.
+            Integers (n,) with `offsets`, or (bags, n) without; or keys, as :meth:`multi_get`.
         offsets
             Integers (bags,): where each bag begins in `ids`; with `include_last_offset` also where
             the last one ends. None for ids (bags, n).
@@ -761,9 +786,11 @@ class EmbeddingStore:
         include_last_offset
             See `offsets`.
         padding_idx
-            This id counts for nothing, not even in a mean, and is not looked up.
+            This id counts for nothing, not even in a mean, and is not looked up. A negative one
+            counts from the end of the table; of a table that is asked by keys it is a key.
         out
-            Where to put the rows: (bags, dim), of the table's dtype; for one table alone.
+            Where to put the rows: (bags, dim), of the table's dtype or another that `dtype` of
+            :meth:`multi_get` may be; of several tables, by table name, for as many as you like.
 
         Returns
         -------
@@ -773,44 +800,46 @@ class EmbeddingStore:
         Raises
         ------
         InputError, TableNotFoundError, IdError, BlockCorruptError, AdapterError, DeadlineError
-            As :meth:`multi_get`; or the rows are no floats, or an argument is wrong.
+            As :meth:`multi_get`; or the rows are no floats, or an argument is wrong. What `out`
+            has after an error is not defined.
 
         Notes
         -----
-        Rows are added in the order of the ids, from zero, in the table's dtype, those of float16
-        in float32 with one rounding at the end: equal, bit for bit, to the same additions over what
-        :meth:`multi_get` returns. Cost: as of :meth:`multi_get`, and one pass over the rows,
-        without the GIL.
-        """
-        how: dict[str, Any] = {
-            "mode": mode,
-            "per_sample_weights": per_sample_weights,
-            "include_last_offset": include_last_offset,
-            "padding_idx": padding_idx,
-        }
-        if isinstance(table, str):
-            if ids is None:
-                raise InputError(f"table {table!r}: no ids given")
-            bags = self._bags(table, ids, offsets, how)
-            return pool(self.multi_get(table, bags.ids), bags, mode, out)
-        if not isinstance(table, Mapping) or ids is not None or offsets is not None:
-            raise InputError(
-                "give a table's name, ids and offsets, or (ids, offsets) by table name"
-            )
-        if out is not None or per_sample_weights is not None:
-            raise InputError("out and per_sample_weights go with one table")
-        several = {name: self._bags(name, *each, how) for name, each in table.items()}
-        rows = self.multi_get({name: bags.ids for name, bags in several.items()})
-        return {name: pool(rows[name], bags, mode, None) for name, bags in several.items()}
+        Rows are added in the order of the ids, from zero, in float32, those of float64 in
+        float64: equal, bit for bit, to the same additions over what :meth:`multi_get` returns.
+        All is as PyTorch 2.13 has it on processors: a mean is the sum divided by the count; a
+        weight is multiplied and added with one rounding (fused), but with two in float64, and
+        where there is a `padding_idx`; the largest of numbers with NaN among them is NaN if the
+        first is. Rows of float16 are added in float32 and rounded once, at the end, and so is what
+        goes into an `out` of fewer bits: there PyTorch's own means, and sums of bfloat16, may
+        differ in the last bit.
 
-    def _bags(
-        self, table: str, ids: ArrayLike, offsets: ArrayLike | None, how: dict[str, Any]
-    ) -> Bags:
-        served = self._served(table)
-        if served.keys is None:
-            return bags_of(table, ids, offsets, served.stored.rows, **how)
-        # A negative `padding_idx` counts from nothing: it is a key.
-        return bags_of(table, keys_as_array(ids), offsets, 0, **how)
+        Cost: as of :meth:`multi_get`, but a row that DRAM holds, or its block, is added from where
+        it lies. Only bags of which some rows are in DRAM and others are not have the former copied
+        aside meanwhile.
+        """
+        how = How(mode, include_last_offset, padding_idx)
+        deadline = None if self._deadline_ms is None else Deadline.after(self._deadline_ms)
+        note, reader, weights = self._recording.note, self._reader, per_sample_weights
+        serving = self._enter()
+        try:
+            if isinstance(table, str) and not isinstance(out, Mapping):
+                return pooled_of(
+                    serving, reader, table, ids, offsets, weights, how, out, deadline, note
+                )
+            others = any(each is not None for each in (ids, offsets, weights))
+            outs = {} if out is None else out
+            if not isinstance(table, Mapping) or not isinstance(outs, Mapping) or others:
+                raise InputError(
+                    "give a table's name, ids and offsets; or (ids, offsets) or (ids, offsets, "
+                    "weights) by table name, and out by table name"
+                )
+            return pooled_of_tables(serving, reader, table, how, outs, deadline, note)
+        finally:
+            # By a single step: Ctrl-C at the beginning of a function would leave it inside.
+            serving.inside.pop()
+            if serving.retired:
+                serving.close_if_empty()
 
     @without_interrupts()
     def record(

@@ -24,11 +24,11 @@ from bandana_kv.disk.placement import Placement
 from bandana_kv.errors import IdError
 from bandana_kv.kernels.bitpack import unpack
 from bandana_kv.kernels.layout import Layout
-from bandana_kv.serve import answer, lookup, one_call, words
+from bandana_kv.serve import answer, lookup, one_call, pooling, words
 from bandana_kv.serve.ahead import ReadAhead
 from bandana_kv.serve.counters import Counts
 from bandana_kv.serve.failsafe import Deadline, FailSafe
-from bandana_kv.serve.forms import raw_of
+from bandana_kv.serve.forms import pooled_form, raw_of
 from bandana_kv.serve.inflight import InFlight
 from bandana_kv.serve.late import LateReads
 from bandana_kv.serve.overlay import Overlay, blocks_with, positions_of_ids
@@ -56,7 +56,7 @@ _FLUSHED_AT_ONCE = 1024
 _FEW_IDS, _FEW_BYTES = 512, 1 << 16
 _INT32, _INT64 = np.dtype(np.int32), np.dtype(np.int64)
 # Requests of so many ids use the scratch of others again.
-_POOLED_IDS = 2048
+_SHARED_IDS = 2048
 _LINE_BYTES = 64
 
 Positions = NDArray[np.int64]
@@ -120,6 +120,8 @@ class ServedTable:
     counts : Counts
         What it has counted.
     row_bytes : int
+    pooled : PooledForm or None
+        How its rows are pooled; None: they are no floats.
     words, flights : int64 arrays
         The table, and the blocks in flight of its engine, as compiled code knows them.
     """
@@ -159,6 +161,7 @@ class ServedTable:
         self.counts = Counts(stored.adapter.payload_bytes, fail_safe)
         self._in_flight = in_flight
         self.row_bytes = stored.row_bytes
+        self.pooled = pooled_form(dtype, codec)
         self.flights = in_flight.words
         self._serial = next(_serials) % (1 << 23) << NUMBER_BITS
         self._forking = np.zeros(1, np.int64)
@@ -247,17 +250,20 @@ class ServedTable:
         deadline: Deadline | None = None,
         *,
         warming: bool = False,
+        bags: int = 0,
     ) -> None:
         """Put the rows of `ids` (n,) into `out`, uint8 (n, row_bytes); checked by the store.
 
-        While `warming` none but these rows enter the cache, and nothing is counted.
+        While `warming` none but these rows enter the cache, and nothing is counted. With the
+        address of words of `bags` (:mod:`bandana_kv.serve.pooling`) rows are pooled instead,
+        and `out` is room for those that must be kept until then.
         """
         few = ids.size <= self._few_ids and not warming
-        pooled = ids.size <= _POOLED_IDS and not warming
+        shared = ids.size <= _SHARED_IDS and not warming
         try:
-            room = _scratch.pop() if pooled else _new_scratch(ids.size)
+            room = _scratch.pop() if shared else _new_scratch(ids.size)
         except IndexError:  # all are in use; to ask before would not tell what is so by then
-            room = _new_scratch(_POOLED_IDS)
+            room = _new_scratch(_SHARED_IDS)
         scratch, at = room
         # In this order: what a flush writes in between, the engine may not know of.
         epoch = self._numbers[words.EPOCH]
@@ -265,6 +271,8 @@ class ServedTable:
         engine = None if deadline is not None or self.breaks else self.stored.adapter.standing()
         engine_at = 0 if engine is None else engine.address
         try:
+            if bags:
+                scratch[words.BAGS] = bags
             if few:
                 ask = self._ask_few_halves if ids.dtype is _INT32 else self._ask_few
                 missed = ask(self._at, at, ids, out, engine_at, epoch)
@@ -280,7 +288,9 @@ class ServedTable:
             raise
         if missed < 0:
             raise self.out_of_range(ids, -1 - missed)
-        if pooled:
+        if bags:
+            scratch[words.BAGS] = 0
+        if shared:
             _scratch.append(room)
 
     def ask(
@@ -448,6 +458,8 @@ class ServedTable:
         lost = np.flatnonzero(scratch[first : first + count] == words.LOST)
         kind = np.empty((0, self.dim), self.dtype)
         out[lost] = raw_of(self, ids[lost], self._fail_safe.answer(errors, ids[lost], kind))
+        if scratch[words.BAGS]:
+            pooling.pool_rest(scratch, count, out)
 
     def prefetch(
         self, reader: BlockReader, ids: NDArray[np.integer[Any]], ended: Callable[[], None]

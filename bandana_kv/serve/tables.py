@@ -23,6 +23,7 @@ from bandana_kv.serve.lookup import claim_blocks, look_up_request
 from bandana_kv.serve.reads import blocks_to_read, read_by, take_blocks
 from bandana_kv.serve.words import (
     AGAIN,
+    BAGS,
     BUSY,
     HEAD,
     READS,
@@ -44,9 +45,10 @@ __all__ = ["Tables"]
 
 # Constants of kernels. Columns of the tables of a request: where a table's words are, and those of
 # the blocks in flight of its engine; where its scratch begins, and its rows go; how many rows
-# missed; what the last step said; by which engine its blocks are read.
-_TABLE, _FLIGHTS, _SCRATCH, _OUT, _MISSED, _STATE, _ENGINE = range(7)
-_COLUMNS = 7
+# missed; what the last step said; by which engine its blocks are read; where the words of its bags
+# are, or 0.
+_TABLE, _FLIGHTS, _SCRATCH, _OUT, _MISSED, _STATE, _ENGINE, _BAGS = range(8)
+_COLUMNS = 8
 _FEW_IDS = 512
 
 
@@ -72,6 +74,7 @@ def _ask(
             at = tables[k, _SCRATCH]
             own = scratch[at : at + scratch_words(high - low)]
             own[:HEAD] = 0
+            own[BAGS] = tables[k, _BAGS]
             row_bytes = table[ROW_BYTES]
             rows = bytes_at(tables[k, _OUT], (high - low) * row_bytes)
             rows = rows.reshape(high - low, row_bytes)
@@ -178,6 +181,7 @@ class Tables:
         offsets: NDArray[np.int64],
         out: NDArray[np.int64],
         deadline: Deadline | None,
+        bags: NDArray[np.int64] | int = 0,
     ) -> None:
         """Put the rows that each table is asked for where ``out[k]``, an address, says.
 
@@ -185,9 +189,12 @@ class Tables:
         ----------
         ids, offsets
             int64: table k is asked for ``ids[offsets[k]:offsets[k + 1]]``.
+        bags
+            Where the words of each table's bags are, if rows are pooled, as
+            :meth:`ServedTable.multi_get` has it.
         """
         if deadline is not None or any(table.breaks for table in self.tables):
-            self._one_by_one(reader, ids, offsets, out, deadline)
+            self._one_by_one(reader, ids, offsets, out, deadline, np.broadcast_to(bags, len(out)))
             return
         count = len(self.tables)
         sizes = np.diff(offsets)
@@ -196,6 +203,7 @@ class Tables:
         words = HEAD + WORDS_OF_ID * sizes
         requests[1:, _SCRATCH] = np.cumsum(words)[:-1]
         requests[:, _OUT] = out
+        requests[:, _BAGS] = bags
         scratch = np.zeros(int(words.sum()), np.int64)
         try:
             missing = _ask_few(requests, offsets, ids, scratch) if ids.size <= _FEW_IDS else BUSY
@@ -219,13 +227,15 @@ class Tables:
         offsets: NDArray[np.int64],
         out: NDArray[np.int64],
         deadline: Deadline | None,
+        bags: NDArray[np.int64],
     ) -> None:
         """Ask one table after the other: a breaker is asked for each, or helping threads read."""
         for k, table in enumerate(self.tables):
             wanted = ids[offsets[k] : offsets[k + 1]]
             if wanted.size:
                 rows = _rows_at(int(out[k]), wanted.size * table.row_bytes)
-                table.multi_get(reader, wanted, rows.reshape(wanted.size, -1), deadline)
+                rows = rows.reshape(wanted.size, -1)
+                table.multi_get(reader, wanted, rows, deadline, bags=int(bags[k]))
 
     def _own(
         self,

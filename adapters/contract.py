@@ -39,7 +39,7 @@ from bandana_kv.adapters.payloads import (
     chunks,
     empty_payloads,
 )
-from bandana_kv.adapters.words import Standing, Words
+from bandana_kv.adapters.words import Queue, Standing, Words
 from bandana_kv.errors import (
     AdapterError,
     BandanaError,
@@ -56,6 +56,7 @@ __all__ = [
     "Capabilities",
     "Keys",
     "Payloads",
+    "Queue",
     "Standing",
     "Words",
     "block_keys",
@@ -279,6 +280,18 @@ class Adapter(OpenEngine):
         del count
         standing = self.standing()
         return None if standing is None else use(standing.words)
+
+    @classmethod
+    def queue(cls) -> Queue | None:
+        """Return a new queue of reads, which one thread waits for together.
+
+        Returns
+        -------
+        Queue or None
+            It reads for any adapter of this class, with the words of its :meth:`standing`, blocks
+            of any length. None, as by default: reads cannot be begun without waiting for them.
+        """
+        return None
 
     def why_unread(self, key: int, found: int) -> BandanaError:
         """Return the error for a block that was not found whole by compiled code."""

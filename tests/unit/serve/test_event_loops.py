@@ -108,7 +108,7 @@ def test_ten_thousand_requests_are_pending_at_once(store: Store, what: str) -> N
 
     run(main())
     assert most[0] > 5_000 or what == "hits"
-    assert most[1] <= READERS + 2
+    assert most[1] <= 2 * READERS + 1
     assert quiet(store)
     store.check()
 
@@ -164,11 +164,13 @@ def test_blocks_that_another_thread_reads_are_waited_for(
         return read(*arguments, **named)
 
     monkeypatch.setattr(BlockfileAdapter, "multi_get", held)
+    placed = store.placement("t")
+    block_of = placed.position_of_id // placed.rows_per_block
+    others = np.flatnonzero(~np.isin(block_of, block_of[:200]))[:100].reshape(-1, 1)
     store.prefetch("t", np.arange(200))
 
     async def main() -> None:
         waiting = asyncio.ensure_future(ask(store, np.arange(200).reshape(-1, 2)))
-        others = np.arange(10_000, 10_100).reshape(-1, 1)
         found = await ask(store, others)  # these do not wait for those
         assert np.array_equal(found, TABLE[others])
         assert not waiting.done()
@@ -233,16 +235,16 @@ def test_what_is_cancelled_before_it_is_begun_is_not_read(store: Store) -> None:
 
 
 def test_a_loop_that_ends_keeps_nothing(path: Path) -> None:
-    with bandana_kv.open(path, 200_000, readers=READERS) as store:
+    with bandana_kv.open(path, 0, readers=READERS) as store:
+        ids = np.arange(1_000)
         for _ in range(3):
 
             async def main() -> None:
-                for id in range(1_000):
-                    asyncio.ensure_future(store.multi_get_async("t", [id]))
+                tasks = [asyncio.create_task(store.multi_get_async("t", [id])) for id in ids]
                 await asyncio.sleep(0)
+                assert not any(task.done() for task in tasks)
 
             asyncio.run(main())  # which cancels them
-            ids = np.arange(1_000)
             assert np.array_equal(store.multi_get("t", ids), TABLE[ids])
         loop = asyncio.new_event_loop()
         task = loop.create_task(store.multi_get_async("t", [15_000]))
@@ -549,7 +551,7 @@ def test_rows_are_whole_and_never_old_while_all_else_changes(path: Path) -> None
                 thread.join()
         assert not turns.wrong, turns.wrong[0]
         assert turns.turns.max() > 1
-        assert quiet(store)
+        assert not store._current.serving.inside  # blocks that were read ahead may wait
         store.check()
 
 

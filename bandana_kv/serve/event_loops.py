@@ -27,7 +27,7 @@ from bandana_kv.errors import InputError, ThreadError
 from bandana_kv.serve import pending, tickets
 from bandana_kv.serve.words import STATE
 from bandana_kv.system.interrupts import without_interrupts
-from bandana_kv.system.threads import cannot_start, start
+from bandana_kv.system.threads import start
 
 if TYPE_CHECKING:
     from bandana_kv.adapters.contract import Adapter, Standing
@@ -249,7 +249,13 @@ class EventLoops:
         running = asyncio.get_running_loop()
         loop = self._loops.get(id(running))
         if loop is None or loop.of() is not running:
-            loop = self._loop_of(running)
+            try:
+                loop = self._loop_of(running)
+            except OSError:  # no descriptor is to be had: the loop waits, rather than nobody
+                self._finish(request)
+                if request.error is not None:
+                    raise request.error from None
+                return
         adapter = request.served.stored.adapter
         request.future = running.create_future()
         if not request.served.breaks and request.deadline is None:
@@ -313,26 +319,25 @@ class EventLoops:
         def finish() -> None:
             if next(request.turns):
                 return  # a thread took it, or who could not start one
-            try:
-                if not request.words[tickets.GONE]:
-                    request.served.finish(
-                        self._reader,
-                        request.ids,
-                        request.missed,
-                        request.words[tickets.TICKET :],
-                        request.out,
-                        request.deadline,
-                    )
-            except BaseException as error:
-                request.error = error
+            self._finish(request)
             tickets.hand_over(request.address, loop.address)
 
         try:
             self._pool().submit(finish)
-        except RuntimeError as error:
-            if not cannot_start(error) and not self._closed:
-                raise
-            finish()  # unless a thread that has become free takes it just now
+        except RuntimeError:  # no thread can be started, or is any more
+            finish()  # unless one that has become free takes it just now
+
+    def _finish(self, request: Request) -> None:
+        """Answer a request in a thread that may wait; what goes wrong is kept."""
+        if request.words[tickets.GONE]:
+            return
+        scratch = request.words[tickets.TICKET :]
+        try:
+            request.served.finish(
+                self._reader, request.ids, request.missed, scratch, request.out, request.deadline
+            )
+        except BaseException as error:
+            request.error = error
 
     def _pool(self) -> ThreadPoolExecutor:
         with self._lock:

@@ -246,7 +246,9 @@ def _answer(pending: np.ndarray, ticket_at: int) -> bool:
         # Whoever else is watched for is looked at anew; this one's may be gone once it is handed
         # over.
         watch_entries(in_flight, -1)
-        if state == AGAIN and scratch[UNPLACED] == 0:
+        # What a flush has written since, its engine's words may not know of; others would join.
+        current = load(table, EPOCH) == scratch[SEEN_EPOCH]
+        if state == AGAIN and scratch[UNPLACED] == 0 and current:
             ticket[BEGUN], ticket[LEFT] = 0, scratch[READS]
             _prepend(pending, ticket_at)
             return True

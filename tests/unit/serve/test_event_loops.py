@@ -561,3 +561,19 @@ def test_with_another_event_loop(store: Store) -> None:
     loop = uvloop.new_event_loop()
     assert np.array_equal(loop.run_until_complete(ask(store, ids)), TABLE[ids])
     loop.close()
+
+
+def test_without_a_descriptor_to_spare_the_loop_waits(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def main() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "eventfd", refused)
+            assert np.array_equal(await store.multi_get_async("t", [5, 9]), TABLE[[5, 9]])
+        assert np.array_equal(await store.multi_get_async("t", [7_000]), TABLE[[7_000]])
+
+    run(main())
+    assert quiet(store)

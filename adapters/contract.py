@@ -198,14 +198,9 @@ class Adapter(OpenEngine):
         -------
         uint8 array (payload_bytes,)
 
-        Raises
-        ------
-        BlockMissingError, BlockCorruptError, AdapterError
-            As for :meth:`multi_get`.
-
         Notes
         -----
-        *Cost*: one device read of `pages` pages when cold.
+        Raises as :meth:`multi_get`. *Cost*: one device read of `pages` pages when cold.
         """
         return self.multi_get(np.array([key], np.uint64)).reshape(-1)
 
@@ -283,14 +278,7 @@ class Adapter(OpenEngine):
 
     @classmethod
     def queue(cls) -> Queue | None:
-        """Return a new queue of reads, which one thread waits for together.
-
-        Returns
-        -------
-        Queue or None
-            It reads for any adapter of this class, with the words of its :meth:`standing`, blocks
-            of any length. None, as by default: reads cannot be begun without waiting for them.
-        """
+        """Return a new queue for adapters of this class; None: each read must be waited for."""
         return None
 
     def why_unread(self, key: int, found: int) -> BandanaError:

@@ -50,6 +50,8 @@ class Standing:
 class Queue:
     """Reads in flight that one thread waits for together: what event loops wait for.
 
+    It reads blocks of any adapter of its class, with the words of :meth:`Adapter.standing`.
+
     Parameters
     ----------
     words

@@ -34,6 +34,7 @@ from bandana_kv.adapters.blockfile_index import (
     write_index,
 )
 from bandana_kv.adapters.blockfile_io import ABSENT, BlockReads
+from bandana_kv.adapters.blockfile_queue import load_functions, new_queue
 from bandana_kv.adapters.blockfile_slots import Slots, Writer
 from bandana_kv.adapters.contract import (
     MAX_BLOCK,
@@ -43,6 +44,7 @@ from bandana_kv.adapters.contract import (
     Capabilities,
     Keys,
     Payloads,
+    Queue,
     Standing,
     describe_key,
 )
@@ -78,6 +80,7 @@ class BlockfileAdapter(Adapter):
         self._block_bytes = self.payload_of(pages)
         self._slots = Slots(path, view, self._block_bytes)
         self._reads = BlockReads(self._block_bytes)
+        load_functions()
         gate = Gate(after_fork_in_child=self._after_fork_in_child)
         super().__init__(str(path), pages=pages, read_only=lock is None, gate=gate)
 
@@ -162,6 +165,11 @@ class BlockfileAdapter(Adapter):
         if self._closed or not self._reads.many_at_once:  # else many threads, a read each
             return None
         return self._reads.standing(view)
+
+    @classmethod
+    def queue(cls) -> Queue | None:
+        """Return a queue of reads by io_uring, as :meth:`Adapter.queue` says."""
+        return new_queue()
 
     def why_unread(self, key: int, found: int) -> BandanaError:
         """Return the error for a block of which so much was found."""

@@ -23,9 +23,9 @@ import numpy.typing as npt
 from bandana_kv.adapters.blockfile_aio import Aio, read_by_aio
 from bandana_kv.adapters.blockfile_files import View
 from bandana_kv.adapters.blockfile_ring import Ring, read_by_ring
-from bandana_kv.adapters.blockfile_runs import ABSENT, read_singly
+from bandana_kv.adapters.blockfile_runs import ABSENT, QUEUES, SIZE, read_singly, runs_at
 from bandana_kv.adapters.contract import Standing
-from bandana_kv.kernels.addresses import add, compare_and_set, store, uint64s_at, words_at
+from bandana_kv.kernels.addresses import add, compare_and_set, store, words_at
 from bandana_kv.kernels.compile import brief, foreign, inlined, kernel
 from bandana_kv.kernels.reads import ADDRESS, FOUND, KEY, READ_WORDS
 
@@ -45,8 +45,6 @@ def aligned_bytes(count: int) -> npt.NDArray[np.uint8]:
 
 # -- kernels ------------------------------------------------------------------------------
 
-# The words of a view: the function, the length of a block, where runs and queues are.
-_FUNCTION, _SIZE, _RUNS, _RUNS_COUNT, _QUEUES = range(5)
 # A queue, which is a ring or the older way: whether it is there, and nobody has it; what it is.
 _STATE, _KIND, _QUEUE_WORDS = range(3)
 _QUEUE_SIZE = 8
@@ -69,21 +67,21 @@ def _take_queue(queues: np.ndarray) -> int:
 
 @kernel
 def _read(view: np.ndarray, reads_at: int, count: int) -> int:
-    runs = uint64s_at(view[_RUNS], 4 * view[_RUNS_COUNT]).reshape(view[_RUNS_COUNT], 4)
+    runs = runs_at(view)
     reads = words_at(reads_at, READ_WORDS * count).reshape(count, READ_WORDS)
-    queues = words_at(view[_QUEUES], _WANTED + 1)
+    queues = words_at(view[QUEUES], _WANTED + 1)
     at = _take_queue(queues) if count > 1 else -1  # with so many threads, no need of one
     if at < 0:
         reads[:, FOUND] = 0
     else:
         queue = queues[at + _QUEUE_WORDS : at + _QUEUE_SIZE]
         if queues[at + _KIND] == _RING:
-            read_by_ring(queue, runs, view[_SIZE], reads)
+            read_by_ring(queue, runs, view[SIZE], reads)
         else:
-            read_by_aio(queue, runs, view[_SIZE], reads)
+            read_by_aio(queue, runs, view[SIZE], reads)
         store(queues, at + _STATE, _FREE)
     # All, or what the queue did not bring: it may be forbidden since, or have been interrupted.
-    read_singly(runs, view[_SIZE], reads)
+    read_singly(runs, view[SIZE], reads)
     return 0
 
 
@@ -105,7 +103,7 @@ def _function() -> Any:
 
     @foreign(_int64(_int64, _int64, _int64))
     def read(view_at: int, reads_at: int, count: int) -> int:
-        return _read(words_at(view_at, _QUEUES + 1), reads_at, count)
+        return _read(words_at(view_at, QUEUES + 1), reads_at, count)
 
     return read
 

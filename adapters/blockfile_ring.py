@@ -22,32 +22,51 @@ from bandana_kv.kernels.addresses import last_errno, uint32s_at, uint64s_at, wor
 from bandana_kv.kernels.compile import inlined, kernel, signed
 from bandana_kv.kernels.reads import ADDRESS, FOUND, KEY
 
-__all__ = ["Ring", "read_by_ring"]
+__all__ = [
+    "AT",
+    "CQES",
+    "EAGAIN",
+    "EBUSY",
+    "EINTR",
+    "ENTER_GETEVENTS",
+    "FD",
+    "Ring",
+    "SQES",
+    "SQES_COUNT",
+    "SYS_ENTER",
+    "WORDS",
+    "ask",
+    "load_acquire",
+    "pause_us",
+    "read_by_ring",
+    "store_release",
+    "system_call",
+]
 
 _DEPTH = 128
 # Waking for each completion costs more than it gains; for all of them, the device runs dry.
 _REAP = 16
 
-_SYS_SETUP, _SYS_ENTER = 425, 426  # the same numbers on every architecture numba knows
-_ENTER_GETEVENTS = 1
+_SYS_SETUP, SYS_ENTER = 425, 426  # the same numbers on every architecture numba knows
+ENTER_GETEVENTS = 1
 _SETUP_COOP_TASKRUN = 1 << 8  # spares interrupts; Linux 5.19
 _FEATURES = 1 | 1 << 3  # one mapping for both rings; plain reads, which came with it in 5.6
 _OFFSET_SQES = 0x10000000
 _OP_READ = 22
-_EINTR, _EAGAIN, _EBUSY = errno.EINTR, errno.EAGAIN, errno.EBUSY
+EINTR, EAGAIN, EBUSY = errno.EINTR, errno.EAGAIN, errno.EBUSY
 
 # numba's own annotations say too little of these.
 types: Any = numba.types
 intrinsic: Any = extending.intrinsic
 
 _int64 = types.int64
-_syscall: Any = types.ExternalFunction("syscall", _int64(*[_int64] * 7))
-_usleep: Any = types.ExternalFunction("usleep", types.int32(types.uint32))
+system_call: Any = types.ExternalFunction("syscall", _int64(*[_int64] * 7))
+pause_us: Any = types.ExternalFunction("usleep", types.int32(types.uint32))
 
 # -- kernels ------------------------------------------------------------------------------
 
 # Words of a ring.
-_FD, _WORDS, _AT, _SQES, _SQES_COUNT, _CQES = range(6)
+FD, WORDS, AT, SQES, SQES_COUNT, CQES = range(6)
 
 
 def _element(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
@@ -55,7 +74,7 @@ def _element(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> A
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _load_acquire(typing_context: Any, words: Any, at: Any) -> Any:
+def load_acquire(typing_context: Any, words: Any, at: Any) -> Any:
     """Read an element that the kernel writes, and nothing written before it later."""
     del typing_context, at
 
@@ -67,7 +86,7 @@ def _load_acquire(typing_context: Any, words: Any, at: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _store_release(typing_context: Any, words: Any, at: Any, value: Any) -> Any:
+def store_release(typing_context: Any, words: Any, at: Any, value: Any) -> Any:
     """Write an element that the kernel reads, once all that was written before is there."""
     del typing_context, at, value
 
@@ -80,7 +99,7 @@ def _store_release(typing_context: Any, words: Any, at: Any, value: Any) -> Any:
 
 
 @inlined
-def _ask(
+def ask(
     sqe: np.ndarray, runs: np.ndarray, run: int, read: np.ndarray, size: int, token: int
 ) -> None:
     """Fill a submission queue entry."""
@@ -116,40 +135,40 @@ def _read_by(
             if failed or run < 0:
                 reads[asked, FOUND] = failed or ABSENT
             else:
-                _ask(sqes[signed(tail & sqe_mask)], runs, run, reads[asked], size, asked)
+                ask(sqes[signed(tail & sqe_mask)], runs, run, reads[asked], size, asked)
                 tail = np.uint32(tail + np.uint32(1))
                 fresh += 1
             asked += 1
-        _store_release(words, at[1], tail)
+        store_release(words, at[1], tail)
         if fresh + in_flight == 0:
             return
         taken = 0
         if not failed:
             wanted = min(_REAP, fresh + in_flight)
-            taken = _syscall(_SYS_ENTER, ring, fresh, wanted, _ENTER_GETEVENTS, 0, 0)
+            taken = system_call(SYS_ENTER, ring, fresh, wanted, ENTER_GETEVENTS, 0, 0)
         else:
-            _usleep(np.uint32(1000))  # what is in flight still ends, and is to be waited for
+            pause_us(np.uint32(1000))  # what is in flight still ends, and is to be waited for
         if taken < 0:
             reason = last_errno()
-            if reason != _EINTR and (in_flight == 0 or (reason != _EAGAIN and reason != _EBUSY)):
+            if reason != EINTR and (in_flight == 0 or (reason != EAGAIN and reason != EBUSY)):
                 failed = -reason
                 # Take back what was not submitted.
-                head = _load_acquire(words, at[0])
+                head = load_acquire(words, at[0])
                 while tail != head:
                     tail = np.uint32(tail - np.uint32(1))
                     reads[signed(sqes[signed(tail & sqe_mask), 4]), FOUND] = failed
-                _store_release(words, at[1], tail)
+                store_release(words, at[1], tail)
                 fresh = 0
             taken = 0  # interrupted, or short of memory until some reads have ended
         fresh -= taken
         in_flight += taken
-        head, end = words[at[2]], _load_acquire(words, at[3])
+        head, end = words[at[2]], load_acquire(words, at[3])
         while head != end:
             cqe = cqes[signed(head & cqe_mask)]
             reads[signed(cqe[0]), FOUND] = signed(np.int32(cqe[1]))
             head = np.uint32(head + np.uint32(1))
             in_flight -= 1
-        _store_release(words, at[2], head)
+        store_release(words, at[2], head)
 
 
 @kernel
@@ -158,13 +177,13 @@ def read_by_ring(ring: np.ndarray, runs: np.ndarray, size: int, reads: np.ndarra
 
     What it could not do says so in its FOUND.
     """
-    at, entries = words_at(ring[_AT], 4), ring[_SQES_COUNT]
+    at, entries = words_at(ring[AT], 4), ring[SQES_COUNT]
     _read_by(
-        ring[_FD],
-        uint32s_at(ring[_WORDS], at.max() + 1),
+        ring[FD],
+        uint32s_at(ring[WORDS], at.max() + 1),
         at,
-        uint64s_at(ring[_SQES], 8 * entries).reshape(entries, 8),
-        uint64s_at(ring[_CQES], 4 * entries).reshape(2 * entries, 2),
+        uint64s_at(ring[SQES], 8 * entries).reshape(entries, 8),
+        uint64s_at(ring[CQES], 4 * entries).reshape(2 * entries, 2),
         runs,
         size,
         reads,

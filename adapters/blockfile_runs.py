@@ -12,13 +12,26 @@ from typing import Any
 import numba
 import numpy as np
 
-from bandana_kv.kernels.addresses import last_errno
+from bandana_kv.kernels.addresses import last_errno, uint64s_at
 from bandana_kv.kernels.compile import inlined, kernel, signed
 from bandana_kv.kernels.reads import ADDRESS, FOUND, KEY
 
-__all__ = ["ABSENT", "offset_of", "place", "read_singly"]
+__all__ = [
+    "ABSENT",
+    "FUNCTION",
+    "QUEUES",
+    "RUNS",
+    "RUNS_COUNT",
+    "SIZE",
+    "offset_of",
+    "place",
+    "read_singly",
+    "runs_at",
+]
 
 ABSENT = 1 << 40  # in place of a length: no run has that key
+# The words of a view: the function, the length of a block, where runs and queues are.
+FUNCTION, SIZE, RUNS, RUNS_COUNT, QUEUES = range(5)
 _EINTR, _EINVAL = errno.EINTR, errno.EINVAL
 
 # numba's own annotations say too little of these.
@@ -26,6 +39,13 @@ types: Any = numba.types
 
 _int64 = types.int64
 _pread: Any = types.ExternalFunction("pread", _int64(types.int32, _int64, types.uint64, _int64))
+
+
+@kernel
+def runs_at(view: np.ndarray) -> np.ndarray:
+    """Return the runs (n, 4) that the words of a view name."""
+    count = view[RUNS_COUNT]
+    return uint64s_at(view[RUNS], 4 * count).reshape(count, 4)  # type: ignore[no-any-return]
 
 
 @kernel

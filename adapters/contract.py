@@ -39,7 +39,7 @@ from bandana_kv.adapters.payloads import (
     chunks,
     empty_payloads,
 )
-from bandana_kv.adapters.words import Standing, Words
+from bandana_kv.adapters.words import Queue, Standing, Words
 from bandana_kv.errors import (
     AdapterError,
     BandanaError,
@@ -56,6 +56,7 @@ __all__ = [
     "Capabilities",
     "Keys",
     "Payloads",
+    "Queue",
     "Standing",
     "Words",
     "block_keys",
@@ -197,14 +198,9 @@ class Adapter(OpenEngine):
         -------
         uint8 array (payload_bytes,)
 
-        Raises
-        ------
-        BlockMissingError, BlockCorruptError, AdapterError
-            As for :meth:`multi_get`.
-
         Notes
         -----
-        *Cost*: one device read of `pages` pages when cold.
+        Raises as :meth:`multi_get`. *Cost*: one device read of `pages` pages when cold.
         """
         return self.multi_get(np.array([key], np.uint64)).reshape(-1)
 
@@ -279,6 +275,11 @@ class Adapter(OpenEngine):
         del count
         standing = self.standing()
         return None if standing is None else use(standing.words)
+
+    @classmethod
+    def queue(cls) -> Queue | None:
+        """Return a new queue for adapters of this class; None: each read must be waited for."""
+        return None
 
     def why_unread(self, key: int, found: int) -> BandanaError:
         """Return the error for a block that was not found whole by compiled code."""

@@ -42,6 +42,7 @@ __all__ = [
     "uint64s_at",
     "unlock_alone",
     "wait_word",
+    "wake_descriptor",
     "wake_word",
     "words_at",
 ]
@@ -55,6 +56,9 @@ _sched_yield: Any = types.ExternalFunction("sched_yield", types.int32())
 _syscall: Any = types.ExternalFunction("syscall", _int64(*[_int64] * 7))
 
 _clock_gettime: Any = types.ExternalFunction("clock_gettime", types.int32(types.int32, _int64))
+_eventfd_write: Any = types.ExternalFunction(
+    "eventfd_write", types.int32(types.int32, types.uint64)
+)
 _errno_at: Any = types.ExternalFunction("__errno_location", types.CPointer(types.int32)())
 
 _SYS_FUTEX = 202 if platform.machine() == "x86_64" else 98
@@ -289,3 +293,9 @@ def wait_word(address: int, seen: int, timeout: int) -> None:
 def wake_word(address: int) -> None:
     """Wake all who sleep on the word at `address`."""
     _syscall(_SYS_FUTEX, address, _WAKE_PRIVATE, 0x7FFFFFFF, 0, 0, 0)
+
+
+@inlined
+def wake_descriptor(descriptor: int) -> None:
+    """Wake who waits for an eventfd to be readable."""
+    _eventfd_write(np.int32(descriptor), np.uint64(1))

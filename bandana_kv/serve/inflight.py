@@ -24,6 +24,7 @@ from bandana_kv.kernels.addresses import (
     uint64s_at,
     unlock_alone,
     wait_word,
+    wake_descriptor,
     wake_word,
     words_at,
 )
@@ -48,10 +49,11 @@ __all__ = [
     "mark_ahead",
     "unlock_entries",
     "wait_for_entry",
+    "watch_entries",
 ]
 
 # Constants of kernels. Words; the lock and what is slept on have cache lines of their own.
-_LOCK, _SLEEPERS, _CHANGED = 0, 8, 16
+_LOCK, _SLEEPERS, _WATCHER, _CHANGED = 0, 8, 9, 16
 _ENTRIES, BLOCK_BYTES, _MEMORY, _FREE_COUNT, _FREE, _KEYS, _STATES, _USERS, _HASH, _MASK = range(
     24, 34
 )
@@ -214,6 +216,20 @@ def finish_entry(words: np.ndarray, entry: int, state: int) -> None:
     add(words, _CHANGED, 1)
     if load(words, _SLEEPERS):
         wake_word(words.ctypes.data + 8 * _CHANGED)
+    watcher = load(words, _WATCHER)
+    if watcher:
+        wake_descriptor(watcher - 1)
+
+
+@inlined
+def watch_entries(words: np.ndarray, descriptor: int) -> None:
+    """Have an eventfd written to when an entry is finished; -1: no more.
+
+    For the one thread that waits for other things besides. It looks at its entries after this.
+    """
+    before = load(words, _WATCHER)
+    if before != descriptor + 1:
+        add(words, _WATCHER, descriptor + 1 - before)
 
 
 @inlined

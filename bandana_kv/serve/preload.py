@@ -17,7 +17,17 @@ from bandana_kv.codecs import halves, int4_rowwise, int8_rowwise
 from bandana_kv.disk import blocks
 from bandana_kv.keys import changes as keys_changes
 from bandana_kv.keys import lookup as keys_lookup
-from bandana_kv.serve import answer, inflight, lookup, one_call, pooling, tables, words
+from bandana_kv.serve import (
+    answer,
+    inflight,
+    lookup,
+    one_call,
+    pending,
+    pooling,
+    tables,
+    tickets,
+    words,
+)
 from bandana_kv.system.interrupts import without_interrupts
 
 __all__ = ["load_kernels"]
@@ -88,6 +98,12 @@ _KERNELS: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
         for rows in (types.float32, types.float64)
     ),
     (pooling.pool_rest, (_words, _word, _bytes)),
+    (pending.put_in, (_word, _word, _word, _word, _word, _bytes)),
+    (tickets.hand_over, (_word, _word)),
+    (tickets.take_done, (_word, _word, _words)),
+    (pending.stop, (_words,)),
+    (pending.read_pending, (_words,)),
+    (pending.hand_back, (_words,)),
     (inflight._forget, (_words, _keys)),
     (inflight._drop_ahead, (_words, _words, _keys)),
 )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
@@ -38,6 +36,7 @@ from bandana_kv.serve.arguments import (
 )
 from bandana_kv.serve.bags import Bagged, How, Mode, pooled_of, pooled_of_tables
 from bandana_kv.serve.current import Current
+from bandana_kv.serve.event_loops import EventLoops, Request
 from bandana_kv.serve.failsafe import Deadline
 from bandana_kv.serve.forms import answer_into, raw_of
 from bandana_kv.serve.handle import TableHandle
@@ -57,12 +56,10 @@ from bandana_kv.serve.requests import (
     rows_or_missing,
 )
 from bandana_kv.serve.table import ServedTable
-from bandana_kv.serve.version import ServedVersion
 from bandana_kv.serve.watcher import Watcher
 from bandana_kv.system.ending import PATIENCE_S, close_dropped, end_at_exit
 from bandana_kv.system.forks import at_fork
 from bandana_kv.system.interrupts import without_interrupts
-from bandana_kv.system.threads import cannot_start
 from bandana_kv.system.weakly import calling
 from bandana_kv.units import size_text
 
@@ -100,7 +97,8 @@ class EmbeddingStore:
         self._recording = Recording(self._current)
         self._wear = Wear(options.root)
         self._process = os.getpid()
-        self._begin()
+        self._closing_lock = threading.Lock()
+        self._loops = EventLoops(self._reader)
         with _stores_lock:
             _stores.add(self)
         end_at_exit(self)
@@ -123,16 +121,13 @@ class EmbeddingStore:
         if self._current.is_behind():
             self.refresh()
 
-    def _begin(self) -> None:
-        self._executors: ThreadPoolExecutor | None = None
-        self._executor_lock = threading.Lock()
-
     def after_fork_in_child(self) -> None:
         """Begin anew without threads: those of the parent do not exist here."""
         self._current.after_fork_in_child()
         self._recording.after_fork_in_child()
         self._options.totals.after_fork_in_child()
-        self._begin()
+        self._closing_lock = threading.Lock()
+        self._loops = EventLoops(self._reader)
 
     @property
     def version(self) -> int:
@@ -186,6 +181,7 @@ class EmbeddingStore:
         device read for each block with rows to warm. Until the last call has left the old
         version, both have their caches. A second caller waits for the first.
         """
+        self._loops.hear()
         return self._current.refresh(warm or {}, warm_seconds)
 
     def has_news(self) -> bool:
@@ -901,12 +897,23 @@ class EmbeddingStore:
 
         `out` is written when this returns, and not at all where it is cancelled or fails.
 
+        Raises
+        ------
+        InputError, TableNotFoundError, IdError, BlockCorruptError, AdapterError, DeadlineError
+            As :meth:`multi_get`.
+
         Notes
         -----
-        Cost: what DRAM holds is answered at once, on the loop's thread. Else a hand-over to
-        another thread and back, some 100 us; any number of requests may wait.
+        Any number of requests may be pending, of any number of loops that can watch a descriptor
+        (``add_reader``), and cancelled; what a cancelled one has begun to read still goes into the
+        cache. Closing the store answers those that are pending, and waits for that.
+
+        Cost: what DRAM holds is answered at once, on the loop's thread. For the rest, one thread
+        reads for all loops of the store, where reads of the engine can be begun without waiting:
+        of ``blockfile`` with io_uring. With other engines, a deadline or a fallback a few threads
+        do, as many as `readers`, a request each.
         """
-        serving, ours = self._enter(), True
+        serving, request = self._enter(), None
         try:
             served = named(serving, table)
             wanted, shape = addressed(served, ids)
@@ -915,10 +922,12 @@ class EmbeddingStore:
             flat = np.empty((wanted.size, served.row_bytes), np.uint8)
             asked = served.ask(wanted, flat) if wanted.size else None
             if asked is not None:
-                ours = False  # whoever reads leaves it
-                await self._read_elsewhere(serving, served, wanted, asked, flat)
+                ms = self._deadline_ms
+                deadline = None if ms is None else Deadline.after(ms)
+                request = Request(serving, served, wanted, *asked, flat, deadline)
+                await self._loops.answer(request)
         finally:
-            if ours:
+            if request is None or not request.taken:
                 serving.leave()
         if wanted.size:
             note = self._recording.note
@@ -927,41 +936,6 @@ class EmbeddingStore:
         rows = np.empty((*shape, served.dim), served.dtype) if out is None else out
         answer_into(served, flat, rows.reshape(wanted.size, served.dim))
         return rows
-
-    async def _read_elsewhere(
-        self,
-        serving: ServedVersion,
-        served: ServedTable,
-        ids: NDArray[np.integer[Any]],
-        asked: tuple[NDArray[np.int64], int],
-        flat: NDArray[np.uint8],
-    ) -> None:
-        """Wait, without blocking the loop, for a thread that answers what DRAM did not."""
-        scratch, missed = asked
-        deadline = None if self._deadline_ms is None else Deadline.after(self._deadline_ms)
-
-        turns = itertools.count()
-        done: Future[None] = Future()
-        done.add_done_callback(lambda _: serving.leave())  # also where it never begins
-
-        def finish() -> None:
-            if next(turns) or not done.set_running_or_notify_cancel():
-                return
-            try:
-                served.finish(self._reader, ids, missed, scratch, flat, deadline)
-            except BaseException as error:
-                done.set_exception(error)
-            else:
-                done.set_result(None)
-
-        try:
-            self._executor().submit(finish)
-        except BaseException as error:
-            if not cannot_start(error):
-                done.cancel()
-                raise
-            finish()  # unless a thread that has become free takes it just now
-        await asyncio.wrap_future(done)
 
     @without_interrupts()
     def prefetch(
@@ -1003,17 +977,6 @@ class EmbeddingStore:
         except BaseException:
             leave()
             raise
-
-    def _executor(self) -> ThreadPoolExecutor:
-        """Return the threads that wait for lookups of event loops; made when first needed."""
-        with self._executor_lock:
-            if self._closing.is_set():
-                raise InputError("the store is closed")
-            if self._executors is None:
-                self._executors = ThreadPoolExecutor(
-                    self._reader.depth, thread_name_prefix="bandana-kv-async"
-                )
-            return self._executors
 
     def _served(self, table: str) -> ServedTable:
         if self._closing.is_set():
@@ -1118,16 +1081,16 @@ class EmbeddingStore:
 
     @without_interrupts()
     def _close(self, patience_s: float | None) -> None:
-        with self._executor_lock:
+        with self._closing_lock:
             if self._closing.is_set():
                 return
             self._closing.set()
         if self._watcher is not None:
             self._watcher.stop()
-        if self._executors is not None:
-            self._executors.shutdown(wait=patience_s is None)
+        self._loops.close(patience_s)
         self._recording.close()
         self._current.close(patience_s)
+        self._loops.release()
 
     def __enter__(self) -> Self:
         return self

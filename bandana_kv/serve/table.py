@@ -24,7 +24,7 @@ from bandana_kv.disk.placement import Placement
 from bandana_kv.errors import IdError
 from bandana_kv.kernels.bitpack import unpack
 from bandana_kv.kernels.layout import Layout
-from bandana_kv.serve import answer, lookup, one_call, pooling, words
+from bandana_kv.serve import answer, lookup, one_call, pooling, tickets, words
 from bandana_kv.serve.ahead import ReadAhead
 from bandana_kv.serve.counters import Counts
 from bandana_kv.serve.failsafe import Deadline, FailSafe
@@ -124,6 +124,8 @@ class ServedTable:
         How its rows are pooled; None: they are no floats.
     words, flights : int64 arrays
         The table, and the blocks in flight of its engine, as compiled code knows them.
+    address : int
+        Where the words are.
     """
 
     def __init__(
@@ -170,7 +172,7 @@ class ServedTable:
         self._table = self._as_words()
         self.words = self._table.words
         # What every request needs, at hand.
-        self._at: int = self.words.ctypes.data
+        self.address: int = self.words.ctypes.data
         self._numbers = self.words.data  # quicker to look at
         self._few_ids = min(_FEW_IDS, _FEW_BYTES // max(1, stored.row_bytes))
         self._ask_few = one_call.ask_few_of(_INT64)
@@ -275,12 +277,12 @@ class ServedTable:
                 scratch[words.BAGS] = bags
             if few:
                 ask = self._ask_few_halves if ids.dtype is _INT32 else self._ask_few
-                missed = ask(self._at, at, ids, out, engine_at, epoch)
+                missed = ask(self.address, at, ids, out, engine_at, epoch)
             else:
                 scratch[words.WARMING] = warming
                 missed = words.BUSY
             if missed == words.BUSY:
-                missed = one_call.ask_many(self._at, at, ids, out, engine_at, epoch)
+                missed = one_call.ask_many(self.address, at, ids, out, engine_at, epoch)
             if missed > 0:
                 self._answer_missed(reader, ids, missed, scratch, out, deadline)
         except BaseException:
@@ -295,18 +297,25 @@ class ServedTable:
 
     def ask(
         self, ids: NDArray[np.integer[Any]], out: NDArray[np.uint8]
-    ) -> tuple[NDArray[np.int64], int] | None:
+    ) -> tuple[int, NDArray[np.int64], int] | None:
         """Answer what DRAM holds, without waiting; return None where that is all.
 
-        Else what :meth:`finish` goes on with: the scratch, and how many missed.
+        Else how many missed, and the request's words, with where they are: a ticket, for
+        :mod:`bandana_kv.serve.tickets`, and the scratch that :meth:`finish` goes on with.
         """
-        scratch, at = _new_scratch(ids.size)
-        missed = one_call.ask_few(self._at, at, ids, out, 0, 0)
+        room = np.empty(tickets.TICKET + words.scratch_words(ids.size), np.int64)
+        room[: tickets.TICKET + words.HEAD] = 0
+        at: int = room.ctypes.data
+        scratch_at = at + 8 * tickets.TICKET
+        missed = words.BUSY
+        if ids.size <= self._few_ids:
+            ask = self._ask_few_halves if ids.dtype is _INT32 else self._ask_few
+            missed = ask(self.address, scratch_at, ids, out, 0, 0)
         if missed == words.BUSY:
-            missed = one_call.ask_many(self._at, at, ids, out, 0, 0)
+            missed = one_call.ask_many(self.address, scratch_at, ids, out, 0, 0)
         if missed < 0:
             raise self.out_of_range(ids, -1 - missed)
-        return (scratch, missed) if missed else None
+        return (missed, room, at) if missed else None
 
     def finish(
         self,

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,38 @@ class ReadConformance(Conformance):
                     assert found != loaded.payload_bytes
                     error = loaded.why_unread(int(keys[at]), found)
                     assert isinstance(error, BlockMissingError)
+
+    def test_a_queue_brings_what_multi_get_does(self, loaded: Adapter) -> None:
+        """Where reads can be begun without waiting for them, each ends once, with its block."""
+        queue, engine = type(loaded).queue(), loaded.standing()
+        if queue is None or engine is None:
+            return
+        foreign = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 3)
+        begin, wait = (foreign(int(word)) for word in queue.words[:2])
+        room = int(queue.words[3])
+        blocks = np.resize(np.random.default_rng(0).permutation(101), room)
+        keys = block_keys(3, np.where(blocks == 100, 1000, blocks))
+        memory = np.zeros((room + 1) * loaded.payload_bytes + PAGE_BYTES, np.uint8)
+        first = -memory.ctypes.data % PAGE_BYTES
+        reads = np.zeros((room, 4), np.int64)
+        reads[:, 0] = keys.view(np.int64)
+        reads[:, 1] = memory.ctypes.data + first + loaded.payload_bytes * np.arange(room)
+        reads_at, ended = reads.ctypes.data, np.zeros(room, np.int64)
+        begun = [begin(queue.address, engine.address, reads_at + 32 * at) for at in range(room)]
+        assert [at for at in range(room) if not begun[at]] == np.flatnonzero(blocks == 100).tolist()
+        left = {reads_at + 32 * at for at in range(room) if begun[at]}
+        while left:
+            count = wait(queue.address, ended.ctypes.data, 1)
+            assert count >= 0
+            for address in ended[:count].tolist():
+                left.remove(address)
+        for at in np.flatnonzero(begun).tolist():
+            begins = first + at * loaded.payload_bytes
+            assert reads[at, 2] == loaded.payload_bytes
+            payload = memory[begins : begins + loaded.payload_bytes]
+            np.testing.assert_array_equal(payload, loaded.get(int(keys[at])))
+        os.eventfd_write(int(queue.words[2]), 1)
+        assert wait(queue.address, ended.ctypes.data, 1) == 0  # it was woken
 
     def test_multi_get_refuses_an_unfit_out(self, loaded: Adapter) -> None:
         keys = block_keys(3, [1, 2])

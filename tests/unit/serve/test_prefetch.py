@@ -93,6 +93,8 @@ def test_an_event_loop_goes_on_while_rows_are_looked_up(
         finish(*arguments)
 
     monkeypatch.setattr(ServedTable, "finish", finish_late)
+    (served,) = store._tables.values()
+    monkeypatch.setattr(type(served.stored.adapter), "queue", lambda: None)
 
     async def tick() -> None:
         nonlocal ticks

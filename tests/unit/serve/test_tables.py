@@ -231,6 +231,7 @@ def test_out_of_an_awaitable_that_ended_is_not_written(
             loop.call_soon_threadsafe(ended.set)
 
         monkeypatch.setattr(ServedTable, "finish", held)
+        monkeypatch.setattr(type(store._tables["user"].stored.adapter), "queue", lambda: None)
         task = asyncio.create_task(store.multi_get_async("user", [7], out=out))
         await begun.wait()
         task.cancel()

@@ -95,7 +95,7 @@ class EmbeddingBagCollection(Frozen):
     Features that are not named in `features` are left alone.
 
     It raises, and costs, what :meth:`~bandana_kv.EmbeddingStore.embedding_bag` of several tables
-    does. With weights tables are asked one after the other.
+    does.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from typing import Any, Self, get_args
 import torch
 
 from bandana_kv.errors import InputError
-from bandana_kv.serve.pooling import Mode
+from bandana_kv.serve.bags import Mode
 from bandana_kv.serve.store import EmbeddingStore
 from bandana_kv.torch import ops
 from bandana_kv.torch.ahead import Asked

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from bandana_kv.errors import InputError
-from bandana_kv.serve.pooling import Mode
+from bandana_kv.serve.bags import Mode
 from bandana_kv.torch.stores import store_of
 from bandana_kv.torch.tensors import array_of, room, tensor_of
 
@@ -137,23 +137,13 @@ class BagsAsked:
 
     def _read_several(self, by_table: dict[str, list[int]]) -> dict[str, NDArray[Any]]:
         """Return the bags of all answers from a table, one after the other, by table."""
-        store = store_of(self.number)
-        how: dict[str, Any] = {
-            "mode": self.mode, "include_last_offset": True, "padding_idx": self.padding_idx
-        }  # fmt: skip
-        asked = {table: self._joined(answers) for table, answers in by_table.items()}
-        if self.weights is None:
-            rows = store.embedding_bag(
-                {table: (ids, edges) for table, (ids, edges, _) in asked.items()}, **how
-            )
-            assert isinstance(rows, dict)
-            return rows
-        # The store takes weights for one table at a time.
-        single: dict[str, Any] = {
-            table: store.embedding_bag(table, ids, edges, per_sample_weights=weights, **how)
-            for table, (ids, edges, weights) in asked.items()
+        asked = {
+            table: joined if joined[2] is not None else joined[:2]
+            for table, joined in ((each, self._joined(at)) for each, at in by_table.items())
         }
-        return single
+        return store_of(self.number).embedding_bag(
+            asked, mode=self.mode, include_last_offset=True, padding_idx=self.padding_idx
+        )
 
     def _joined(self, answers: list[int]) -> tuple[Ids, NDArray[np.int64], NDArray[Any] | None]:
         """Return ids, edges and weights of several answers from one table."""

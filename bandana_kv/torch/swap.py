@@ -15,7 +15,7 @@ import torch
 from bandana_kv.errors import InputError
 from bandana_kv.load.loader import load
 from bandana_kv.logs.access_log import AccessLog
-from bandana_kv.serve import store as serving
+from bandana_kv.serve import opening as serving
 from bandana_kv.serve.store import EmbeddingStore
 from bandana_kv.torch.modules import Embedding, EmbeddingBag
 from bandana_kv.torch.tensors import array_of, dtype_to_ask

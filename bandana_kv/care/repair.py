@@ -18,6 +18,7 @@ from bandana_kv.device.advice import DEFAULT_DEPTH
 from bandana_kv.disk import blocks as block_format
 from bandana_kv.disk import ledger, manifest
 from bandana_kv.disk.lock import writer_lock
+from bandana_kv.disk.table_keys import open_keys
 from bandana_kv.errors import FallbackError
 from bandana_kv.progress import Progress
 from bandana_kv.rows.source import Source, check_tables, checked_rows, source_of
@@ -147,6 +148,12 @@ class _Blocks:
         self._payload_bytes = where.adapter.payload_bytes
         self._id_of_position = files.ids()
         self._id_of_copy = self._id_of_position[files.original_of()]
+        keys = open_keys(files.root, table, verify=False)
+        self._given = table.rows if keys is None else keys.next_id
+
+    def are_loaded(self, block: int) -> bool:
+        """Return whether all rows of a block came with the load, and with no key since."""
+        return bool((self._ids(block) < self._table.rows - self._table.spare).all())
 
     def _ids(self, block: int) -> NDArray[np.uint32]:
         table = self._table
@@ -160,13 +167,16 @@ class _Blocks:
         table, dtype = self._table, np.dtype(self._table.dtype)
         ids = [self._ids(block) for block in numbers.tolist()]
         distinct, inverse = np.unique(np.concatenate(ids).astype(np.int64), return_inverse=True)
-        rows = checked_rows(self._source, self.name, distinct, table.dim, dtype)
+        raw = np.zeros((distinct.size, table.row_bytes), np.uint8)  # as spare rows are
+        known = distinct[distinct < self._given]
+        rows = checked_rows(self._source, self.name, known, table.dim, dtype)
         if table.codec:
             floats = rows.astype(np.float32, copy=False)
             codec = codec_named(table.codec)
-            raw = encoded(codec, f"table {self.name!r}", distinct, floats)[inverse]
+            raw[: known.size] = encoded(codec, f"table {self.name!r}", known, floats)
         else:
-            raw = np.ascontiguousarray(rows[inverse]).view(np.uint8)
+            raw[: known.size] = np.ascontiguousarray(rows).view(np.uint8)
+        raw = raw[inverse]
         payloads = np.zeros((numbers.size, self._payload_bytes), np.uint8)
         used = 0
         for payload, of_block in zip(payloads, ids, strict=True):
@@ -181,6 +191,7 @@ def _compare(
     made: _Blocks, where: StoredTable, sound: NDArray[np.int64], reader: BlockReader
 ) -> None:
     """Refuse a source whose rows are not those of sound blocks: it would mix two versions."""
+    sound = sound[[made.are_loaded(block) for block in sound.tolist()]]
     if not sound.size:
         return
     at = np.unique(np.linspace(0, sound.size - 1, _COMPARED).astype(np.int64))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+import warnings
 from importlib import import_module
 from pathlib import Path
 
@@ -68,7 +69,9 @@ def is_there(dotted: str) -> bool:
     parts = dotted.split(".")
     for many in range(len(parts), 0, -1):
         try:
-            thing: object = import_module(".".join(parts[:many]))
+            with warnings.catch_warnings():  # of what others import
+                warnings.simplefilter("ignore", DeprecationWarning)
+                thing: object = import_module(".".join(parts[:many]))
         except MissingExtraError:  # its text says what it would define
             file = found("/".join(parts[1:many]) + ".py")
             if file is not None:

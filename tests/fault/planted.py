@@ -24,7 +24,6 @@ from bandana_kv.disk import blocks, manifest
 from bandana_kv.disk.journal import Journal
 from bandana_kv.load import loader
 from bandana_kv.serve import replacement
-from bandana_kv.serve.overlay import Overlay
 from bandana_kv.serve.table import ServedTable
 from bandana_kv.serve.updates import Updates
 from bandana_kv.testing import keyed, torture
@@ -98,20 +97,16 @@ def keys_that_are_not_kept() -> None:
 
 def keys_before_rows() -> None:
     """Whoever finds a new key just then is answered with what lies there."""
-    put = Overlay.put
-
-    def late(self: Any, *what: Any) -> None:
-        time.sleep(0.002)
-        put(self, *what)
-
     take = ServedTable.take
 
     def keys_first(self: Any, record: Any) -> None:
         if record.words is not None and not record.deletes:
-            self.keys.apply(record.words, record.ids.astype(np.int64), record.sequence)
+            ids = record.ids.astype(np.int64)
+            self.keys.apply(record.words, ids, record.sequence, record.texts)
+            time.sleep(0.002)
         take(self, record)
 
-    Overlay.put, ServedTable.take = late, keys_first
+    ServedTable.take = keys_first
 
 
 BUGS: dict[str, Callable[[], None]] = {

@@ -267,3 +267,28 @@ def test_findings_are_listed_up_to_a_hundred(tmp_path: Path) -> None:
     damage(tmp_path, "t", list(range(120)))
     report = bandana_kv.verify(tmp_path)
     assert (report.bad_blocks, report.problems, len(report.findings)) == (120, 120, 100)
+
+
+def test_blocks_with_spare_rows_are_repaired_and_those_with_added_rows_if_they_are_known(
+    tmp_path: Path,
+) -> None:
+    root, keys = tmp_path / "store", np.arange(500) * 7
+    rows = {"user": bandana_kv.Rows(USER, keys=keys)}
+    bandana_kv.load(root, rows, adapter="lmdb", placement="shuffled", spare=0.5)
+    entry = manifest.read_current(root).tables["user"]
+    mixed = 500 // entry.rows_per_block  # has the last rows that were loaded, and spare ones
+    damage(root, "user", [3, mixed, entry.blocks - 1])
+    report = bandana_kv.repair(root, lambda _, ids: USER[ids])
+    assert report.sound
+    assert report.repaired_blocks == 3
+    with bandana_kv.open(root) as store:
+        store.upsert("user", [1], USER[:1] + 1)
+        store.flush()
+    damage(root, "user", [3, mixed])
+    with pytest.raises(RowMissingError, match="'user'"):
+        bandana_kv.repair(root, {"user": rows_of(root, 500)})
+    assert bandana_kv.verify(root).bad_blocks == 2  # nothing was written
+    added = np.concatenate([USER, USER[:1] + 1])
+    assert bandana_kv.repair(root, lambda _, ids: added[ids]).sound
+    with bandana_kv.open(root, 0) as store:
+        assert np.array_equal(store.multi_get("user", [*keys, 1]), added)

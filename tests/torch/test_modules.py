@@ -267,7 +267,7 @@ def test_training_is_said_once_to_change_nothing(
     with bandana_kv.open(path, 0) as store, caplog.at_level(logging.INFO, "bandana_kv"):
         one, other = Embedding(store, "float32"), EmbeddingBag(store, "float32")
         one.eval()
-        assert not caplog.records
+        assert not [each for each in caplog.records if "frozen" in each.getMessage()]
         one.train()
         other.train()
         one.train()

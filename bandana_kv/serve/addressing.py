@@ -42,9 +42,8 @@ def addressed(served: ServedTable, asked: ArrayLike | None) -> tuple[Ids, tuple[
     if served.keys is None:
         return ids_as_given(served.stored.name, asked)
     ids, shape = _by_key(served, asked)
-    missing = ids < 0
-    if missing.any():
-        at = int(missing.argmax())
+    if ids.size and ids.min() < 0:
+        at = int((ids < 0).argmax())
         key = np.asarray(asked).reshape(-1)[at]
         raise IdError(
             f"table {served.stored.name!r} has no key {key!r} (number {at} of those asked for); "

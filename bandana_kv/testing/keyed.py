@@ -12,11 +12,7 @@ Run it as ``python -m bandana_kv.testing.keyed --dir DIR --seconds 60 --seed 0 -
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
-import shutil
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -24,7 +20,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,8 +28,8 @@ from bandana_kv.errors import BandanaError
 from bandana_kv.placement import Placement
 from bandana_kv.rows.given import Rows
 from bandana_kv.testing.oracle import Event
-from bandana_kv.testing.torture import Torture, die_at_change
-from bandana_kv.testing.tortured import BAD, COUNTS, Tell
+from bandana_kv.testing.torture import Torture, command, die_at_change, run_each
+from bandana_kv.testing.tortured import Tell
 
 __all__ = ["Keyed", "KeyedActor", "main", "run"]
 
@@ -337,43 +332,10 @@ def run(directory: Path, seconds: float, seed: int, adapter: str) -> dict[str, A
 
     Parameters and what is returned are those of :func:`bandana_kv.testing.torture.run`.
     """
-    logging.getLogger("bandana_kv").setLevel(logging.CRITICAL)
-    _warm_up(adapter)
-    directory.mkdir(parents=True, exist_ok=True)
-    root = Path(tempfile.mkdtemp(prefix=f"keyed-{adapter}-", dir=directory))
-    keyed = Keyed(root, seed, adapter)
-    begun = time.monotonic()
-    keyed.run_for(seconds)
-    found = keyed.counters.as_dict()
-    if not any(found[name] for name in BAD):
-        shutil.rmtree(root)
-    return {
-        "adapter": adapter,
-        "seed": seed,
-        "seconds": round(time.monotonic() - begun, 1),
-        **found,
-        "acknowledged": dict(keyed.acknowledged),
-        "reasons": keyed.reasons,
-    }
+    return run_each(Keyed, _warm_up, directory, seconds, seed, adapter)
 
 
-@click.command()
-@click.option("--dir", "directory", required=True, type=click.Path(path_type=Path))
-@click.option("--seconds", default=60.0, show_default=True, type=click.FloatRange(0, min_open=True))
-@click.option("--seed", default=0, show_default=True)
-@click.option("--adapter", default="lmdb", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
-def main(directory: Path, seconds: float, seed: int, adapter: str, as_json: bool) -> None:
-    """Let keys come and go, and kill who does it; the status is 1 if anything was wrong."""
-    found = run(directory, seconds, seed, adapter)
-    if as_json:
-        click.echo(json.dumps(found, indent=1))
-    else:
-        for reason in found["reasons"]:
-            click.echo(reason)
-        click.echo(", ".join(f"{found[name]} {name.replace('_', ' ')}" for name in COUNTS))
-    sys.exit(1 if any(found[name] for name in BAD) else 0)
-
+main = command(run, "Let keys come and go, and kill who does it; the status is 1 if any was wrong.")
 
 if __name__ == "__main__":
     main()

@@ -44,7 +44,7 @@ from bandana_kv.testing.torture_checks import check, everything, tidy
 from bandana_kv.testing.torture_readers import Readers
 from bandana_kv.testing.tortured import BAD, COUNTS, Tell, Tortured
 
-__all__ = ["BAD", "Torture", "die_at_change", "main", "run"]
+__all__ = ["BAD", "Torture", "command", "die_at_change", "main", "run", "run_each"]
 
 _PATIENCE_S = 120.0
 _CHANGES = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "fcntl.flock")
@@ -238,11 +238,23 @@ def run(directory: Path, seconds: float, seed: int, adapter: str) -> dict[str, A
         ``kills``, ``faults``, ``operations``, and what must be 0, see :data:`BAD`;
         ``acknowledged`` by kind; up to 20 ``reasons``.
     """
+    return run_each(Torture, _warm_up, directory, seconds, seed, adapter)
+
+
+def run_each(
+    kind: type[Torture],
+    warm_up: Callable[[str], None],
+    directory: Path,
+    seconds: float,
+    seed: int,
+    adapter: str,
+) -> dict[str, Any]:
+    """Do what :func:`run` does, of any kind of torture."""
     logging.getLogger("bandana_kv").setLevel(logging.CRITICAL)
-    _warm_up(adapter)
+    warm_up(adapter)
     directory.mkdir(parents=True, exist_ok=True)
-    root = Path(tempfile.mkdtemp(prefix=f"{adapter}-", dir=directory))
-    torture = Torture(root, seed, adapter)
+    root = Path(tempfile.mkdtemp(prefix=f"{kind.__name__.lower()}-{adapter}-", dir=directory))
+    torture = kind(root, seed, adapter)
     begun = time.monotonic()
     torture.run_for(seconds)
     found = torture.counters.as_dict()
@@ -258,23 +270,32 @@ def run(directory: Path, seconds: float, seed: int, adapter: str) -> dict[str, A
     }
 
 
-@click.command()
-@click.option("--dir", "directory", required=True, type=click.Path(path_type=Path))
-@click.option("--seconds", default=60.0, show_default=True, type=click.FloatRange(0, min_open=True))
-@click.option("--seed", default=0, show_default=True)
-@click.option("--adapter", default="lmdb", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
-def main(directory: Path, seconds: float, seed: int, adapter: str, as_json: bool) -> None:
-    """Kill and damage a store for some time; the status is 1 if anything was wrong."""
-    found = run(directory, seconds, seed, adapter)
-    if as_json:
-        click.echo(json.dumps(found, indent=1))
-    else:
-        for reason in found["reasons"]:
-            click.echo(reason)
-        click.echo(", ".join(f"{found[name]} {name.replace('_', ' ')}" for name in COUNTS))
-    sys.exit(1 if any(found[name] for name in BAD) else 0)
+def command(run: Callable[[Path, float, int, str], dict[str, Any]], says: str) -> click.Command:
+    """Return the command line of a torture; the status is 1 if anything was wrong."""
 
+    def main(directory: Path, seconds: float, seed: int, adapter: str, as_json: bool) -> None:
+        found = run(directory, seconds, seed, adapter)
+        if as_json:
+            click.echo(json.dumps(found, indent=1))
+        else:
+            for reason in found["reasons"]:
+                click.echo(reason)
+            click.echo(", ".join(f"{found[name]} {name.replace('_', ' ')}" for name in COUNTS))
+        sys.exit(1 if any(found[name] for name in BAD) else 0)
+
+    path, positive = click.Path(path_type=Path), click.FloatRange(0, min_open=True)
+    as_json = click.Option(["--json", "as_json"], is_flag=True, help="Print it as JSON.")
+    options = [
+        click.Option(["--dir", "directory"], required=True, type=path),
+        click.Option(["--seconds"], default=60.0, show_default=True, type=positive),
+        click.Option(["--seed"], default=0, show_default=True),
+        click.Option(["--adapter"], default="lmdb", show_default=True),
+        as_json,
+    ]
+    return click.Command(None, callback=main, params=[*options], help=says)
+
+
+main = command(run, "Kill and damage a store for some time; the status is 1 if anything was wrong.")
 
 if __name__ == "__main__":
     main()

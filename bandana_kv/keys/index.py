@@ -120,7 +120,9 @@ class KeyIndex:
             )
         ids = np.empty(len(words), np.int64)
         ask = ids_of_few if ids.size <= FEW else ids_of_many
-        if ask(self._index, np.ascontiguousarray(words).reshape(-1), ids):
+        if self._width == 2 or not words.flags.c_contiguous:
+            words = np.ascontiguousarray(words).reshape(-1)
+        if ask(self._index, words, ids):
             raise self._damaged()
         return ids
 

@@ -127,6 +127,8 @@ def _by_key(
 ) -> tuple[NDArray[np.int64], tuple[int, ...]]:
     name, keys = served.stored.name, served.keys
     assert keys is not None
+    if type(asked) is np.ndarray and asked.ndim == 1:  # what nearly all callers give
+        return keys.ids_of(keys.words_of(name, asked)), asked.shape
     if asked is None:
         raise InputError(f"table {name!r}: no keys given")
     refuse_masked(f"table {name!r}: keys", asked, IdError)

@@ -76,9 +76,14 @@ def rows_of(
     # Where there are no keys, all ways to find ids are this one.
     wanted, shape = ids_as_given(table, ids) if served.keys is None else find(served, ids)
     count = wanted.size
-    straight = served.codec is None and dtype is None
+    codec = served.codec
+    straight = codec is None and dtype is None
     if straight and out is None:
         flat = np.empty((count, served.row_bytes), np.uint8)
+    elif codec is not None and count and out is None and dtype is None:
+        decoded = np.empty((count, served.dim), np.float32)
+        codec.decode(_raw_rows(served, reader, wanted, deadline, note), decoded)
+        return decoded if len(shape) == 1 else decoded.reshape(*shape, served.dim)
     elif straight and getattr(out, "dtype", None) is served.dtype:
         flat = checked_out((*shape, served.dim), served.dtype, out).view(np.uint8)
         if len(shape) != 1:

@@ -277,7 +277,7 @@ class EmbeddingStore:
         version, as :meth:`place_anew` makes one, with the blocks that are added, and the index.
 
         Cost: as :meth:`update`, and 8 bytes a key in the journal, 16 of text and bytes; one
-        caller at a time. Of each new key 48 to 96 bytes of DRAM, until the table is loaded again.
+        caller at a time. Of each new key 32 to 96 bytes of DRAM, until the table is loaded again.
         """
         updates = self._current.updating()
         room = 0

@@ -281,12 +281,14 @@ class ChangedKeys:
 
     def live_ids(self) -> Ids:
         """Return the ids that some key has, rising. Cost: a byte for each id, and a pass."""
-        words, ids, next_id = self.changes()[:3]
-        live = np.zeros(next_id, np.bool_)
+        return self._live_ids(self.changes())
+
+    def _live_ids(self, changes: Changes) -> Ids:
+        live = np.zeros(changes.next_id, np.bool_)
         live[: self.index.keys] = True
-        before = self.index.ids_of(words)
+        before = self.index.ids_of(changes.words)
         live[before[before >= 0]] = False
-        live[ids[ids >= 0]] = True
+        live[changes.ids[changes.ids >= 0]] = True
         return np.flatnonzero(live)
 
     def keys_in_order(self) -> NDArray[np.int64] | Words:
@@ -294,12 +296,13 @@ class ChangedKeys:
 
         The ids are those of :meth:`live_ids`, if nothing changes meanwhile.
         """
-        words, ids, next_id = self.changes()[:3]
+        changes = self.changes()  # once: keys may come meanwhile
+        words, ids = changes.words, changes.ids
         ordered = self.index.keys_in_order()
         if not ids.size:
             return ordered
-        every = np.zeros((next_id, *ordered.shape[1:]), np.uint64)
+        every = np.zeros((changes.next_id, *ordered.shape[1:]), np.uint64)
         every[: len(ordered)] = ordered.view(np.uint64)
         every[ids[ids >= 0]] = words[ids >= 0]
-        live: Words = every[self.live_ids()]
+        live: Words = every[self._live_ids(changes)]
         return live.view(np.int64) if self.kind == "int64" else live

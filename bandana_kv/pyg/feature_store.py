@@ -78,7 +78,7 @@ class FeatureStore(Interface):  # type: ignore[misc, unused-ignore]  # Any witho
         for table in named.values():
             store.shape(table)  # which names the tables there are, if this is none of them
         # Asked by number, one by one: a request of several tables is by what callers ask by.
-        self._keyed = {table for table in named.values() if store._served(table).keys}
+        self._keyed = {each for each in named.values() if store.key_changes(each) is not None}
         self._store = store
         self._tables = named
         self._tensors: dict[Name, Any] = {}

@@ -84,11 +84,9 @@ class Updates:
 
     def update(self, table: ServedTable, ids: NDArray[np.uint32], rows: NDArray[np.uint8]) -> None:
         """Make new rows, uint8 (n, row_bytes), durable, then serve them; ids are distinct."""
-        self.allowance.take(_RECORD_BYTES + ids.nbytes + rows.nbytes)
         self._turns.enter()
         try:
-            space = table.stored.space
-            table.take(Record(space, self._journal.append(space, ids, rows), ids, rows))
+            self._write(table, ids, rows)
         finally:
             self._turns.leave()
 
@@ -108,8 +106,6 @@ class Updates:
         int
             0; or how many rows the table must have room for: it has not, and nothing was done.
         """
-        key_bytes = words.nbytes + sum(4 + len(text) for text in texts)
-        self.allowance.take(_RECORD_BYTES + 4 * len(words) + key_bytes + rows.nbytes)
         self._turns.enter()
         try:
             with self._assigning:
@@ -118,41 +114,43 @@ class Updates:
                 ids, end = newest.keys.assigned(table.stored.name, words)
                 if end > newest.stored.rows:
                     return end
-                self._change_keys(newest.keys.sequence, table, words, ids, rows, texts)
+                of_keys = ids.astype(np.uint32)
+                self._write(table, of_keys, rows, words, texts, newest.keys.sequence)
                 return 0
         finally:
             self._turns.leave()
 
     def delete(self, table: ServedTable, words: NDArray[np.uint64]) -> int:
         """Let distinct keys be in a table no more, durably; return how many of them were."""
-        self.allowance.take(_RECORD_BYTES + 4 * len(words) + words.nbytes)
         self._turns.enter()
         try:
             with self._assigning:
                 newest = table.newest
                 assert newest.keys is not None
                 ids = newest.keys.ids_of(words)
-                there = np.flatnonzero(ids >= 0)
-                if there.size:
-                    no_rows = np.empty((there.size, 0), np.uint8)
-                    after = newest.keys.sequence
-                    self._change_keys(after, table, words[there], ids[there], no_rows)
-                return int(there.size)
+                words, ids = words[ids >= 0], ids[ids >= 0]
+                if ids.size:
+                    of_keys, no_rows = ids.astype(np.uint32), np.empty((ids.size, 0), np.uint8)
+                    self._write(table, of_keys, no_rows, words, (), newest.keys.sequence)
+                return int(ids.size)
         finally:
             self._turns.leave()
 
-    def _change_keys(
+    def _write(
         self,
-        after: int,
         table: ServedTable,
-        words: NDArray[np.uint64],
-        ids: NDArray[np.int64],
+        ids: NDArray[np.uint32],
         rows: NDArray[np.uint8],
+        words: NDArray[np.uint64] | None = None,
         texts: Sequence[bytes] = (),
+        after: int = 0,
     ) -> None:
-        space, of_keys = table.stored.space, ids.astype(np.uint32)
-        sequence = self._journal.append(space, of_keys, rows, words, texts, after)
-        table.take(Record(space, sequence, of_keys, rows, words, texts))
+        """Put an update into the journal, then serve it; see :meth:`Journal.append`."""
+        key_bytes = 0 if words is None else words.nbytes + sum(4 + len(text) for text in texts)
+        self.allowance.take(_RECORD_BYTES + ids.nbytes + rows.nbytes + key_bytes)
+        space = table.stored.space
+        sequence = self._journal.append(space, ids, rows, words, texts, after)
+        table.take(Record(space, sequence, ids, rows, words, texts))
 
     @contextlib.contextmanager
     def blocks_held(self) -> Iterator[None]:

@@ -115,7 +115,7 @@ def weights_grad(
         kept = np.ones(wanted.size, np.bool_)
         if asked.padding_idx is not None:
             padding = asked.padding_idx
-            if padding < 0 and store.keys(table) is None:
+            if padding < 0 and store.key_changes(table) is None:
                 padding += store.shape(table)[0]
             kept = wanted != padding
         each: Any = store.multi_get(table, wanted[kept]).astype(wide, copy=False)

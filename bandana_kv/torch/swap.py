@@ -262,7 +262,7 @@ def internalize(model: torch.nn.Module) -> torch.nn.Module:
 
 def _all_rows(module: Embedding | EmbeddingBag) -> torch.Tensor:
     store, table = module.store, module.table
-    if store.keys(table) is not None:
+    if store.key_changes(table) is not None:
         raise InputError(f"table {table!r} is asked by keys; an nn.Embedding has rows from 0 up")
     rows, dim = store.shape(table)
     weight = torch.empty((rows, dim), dtype=module.dtype)

@@ -74,7 +74,9 @@ def late_journal() -> None:
 
     def half(self: Any, space: int, ids: Any, rows: Any, words: Any = None, *rest: Any) -> int:
         some = (ids.size + 1) // 2
-        return append(self, space, ids[:some], rows[:some], words and words[:some], *rest)
+        return append(
+            self, space, ids[:some], rows[:some], None if words is None else words[:some], *rest
+        )
 
     Journal.append = half
 

@@ -101,6 +101,26 @@ def test_who_looks_up_meanwhile_finds_what_was_there(tmp_path: Path) -> None:
     assert not wrong
 
 
+def test_keys_are_listed_while_others_come(tmp_path: Path) -> None:
+    keys = ChangedKeys(index_of(tmp_path / "keys", "int64"))
+    ended = threading.Event()
+
+    def add() -> None:
+        for sequence in range(1, 400):
+            each = words("int64", range(KEYS + 20 * sequence, KEYS + 20 * sequence + 20))
+            keys.apply(each, keys.assigned("t", each)[0], sequence)
+        ended.set()
+
+    thread = threading.Thread(target=add)
+    thread.start()
+    loaded = words("int64", range(KEYS))
+    while not ended.is_set():
+        listed = keys.keys_in_order().view(np.uint64)
+        assert np.array_equal(listed[:KEYS], loaded)
+        assert (len(listed) - KEYS) % 20 == 0
+    thread.join()
+
+
 def test_a_file_of_another_index_is_refused(tmp_path: Path) -> None:
     index = index_of(tmp_path / "keys", "int64")
     keys = ChangedKeys(index)

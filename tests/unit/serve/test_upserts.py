@@ -396,3 +396,18 @@ def test_it_is_seen_by_inspection(pair: Pair) -> None:
     (table,) = inspect(pair.root).tables
     assert (table.keys, table.rows, table.changed_keys) == ("str", ROWS - 1, 3)
     assert table.spare_rows == manifest.read_current(pair.root).tables["user"].spare - 1
+
+
+def test_the_budget_is_taken_for_what_is_written_alone(tmp_path: Path) -> None:
+    pair = Pair(tmp_path / "store", "int64", adapter="blockfile", spare=0.0)
+    updates = pair.store._current.updating()
+    served = pair.store._current.serving.tables["user"]
+    new = served.keys.words_of("user", keys_of("int64", [ROWS]))
+    rows = numbers_of(1).view(np.uint8)
+    assert updates.upsert(served, new, rows, ()) == ROWS + 1  # there is no room for it
+    assert updates.delete(served, new) == 0
+    assert updates.allowance._taken == 0
+    old = served.keys.words_of("user", keys_of("int64", [0]))
+    assert updates.delete(served, np.concatenate([old, new])) == 1
+    assert updates.allowance._taken == updates.journal_bytes > 0
+    pair.store.close()

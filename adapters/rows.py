@@ -40,9 +40,11 @@ __all__ = [
     "Pairs",
     "batch_size",
     "open_rows",
+    "shown_key",
 ]
 
 _KINDS = "biufc"
+_SHOWN_KEY_BYTES = 64
 # What a scan holds at once: so many keys, or about so many bytes of values.
 _SCANNED_KEYS, _SCANNED_BYTES = 4096, 4 << 20
 
@@ -358,3 +360,9 @@ def open_rows(
         max_age_s=max_age_s,
     )
     return opened
+
+
+def shown_key(key: bytes) -> str:
+    """Return a row's key as messages name it: in hexadecimal, and as Python writes it."""
+    more = "..." if len(key) > _SHOWN_KEY_BYTES else ""
+    return f"{key[:_SHOWN_KEY_BYTES].hex()}{more} ({key[:_SHOWN_KEY_BYTES]!r}{more})"

@@ -66,6 +66,13 @@ class NoPermissionError(BandanaError, PermissionError):
 class FormatError(BandanaError, ValueError):
     """A file of the store is damaged, or of a format this release cannot read."""
 
+    @classmethod
+    def newer(cls, path: object, found: int, known: int) -> FormatError:
+        """Return the error for a file that a later release wrote."""
+        return cls(
+            f"{path}: format {found} is newer than this release reads ({known}); upgrade bandana_kv"
+        )
+
 
 class BlockMissingError(BandanaError, LookupError):
     """The engine has no value under a block's key."""

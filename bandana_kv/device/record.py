@@ -172,10 +172,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         try:
             found = msgspec.json.decode(text, type=_Format).format
             if found > FORMAT_VERSION:
-                raise FormatError(
-                    f"{path}: format {found} is newer than this release reads "
-                    f"({FORMAT_VERSION}); upgrade bandana_kv"
-                )
+                raise FormatError.newer(path, found, FORMAT_VERSION)
             profile = msgspec.json.decode(text, type=cls)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise FormatError(

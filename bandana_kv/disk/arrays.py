@@ -122,10 +122,7 @@ def _check_header(
         raise FormatError(f"{path}: not a bandana_kv array file; load the table again")
     *fields, digest = _HEADER.unpack(header)
     if fields[1] > _FORMAT_VERSION:
-        raise FormatError(
-            f"{path}: format {fields[1]} is newer than this release reads "
-            f"({_FORMAT_VERSION}); upgrade bandana_kv"
-        )
+        raise FormatError.newer(path, fields[1], _FORMAT_VERSION)
     if digest != xxhash.xxh3_64_intdigest(_HEADER.pack(*fields, 0)):
         raise FormatError(f"{path}: its header is damaged; load the table again")
     found = (fields[2].rstrip(b"\0"), fields[3].rstrip(b"\0"), fields[4])

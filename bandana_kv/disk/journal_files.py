@@ -21,7 +21,6 @@ writes the last ones of each file anew before they count.
 from __future__ import annotations
 
 import errno
-import itertools
 import logging
 import mmap
 import os
@@ -36,6 +35,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from bandana_kv.errors import DurabilityError, FormatError
+from bandana_kv.keys.texts import packed, unpacked
 
 __all__ = [
     "HEADER_BYTES",
@@ -157,10 +157,7 @@ def _check_header(path: Path, data: mmap.mmap) -> None:
     if magic != _MAGIC:
         raise FormatError(f"{path}: not a journal of bandana_kv; restore it from a backup")
     if version > _FORMAT_VERSION:
-        raise FormatError(
-            f"{path}: format {version} is newer than this release reads ({_FORMAT_VERSION}); "
-            "upgrade bandana_kv"
-        )
+        raise FormatError.newer(path, version, _FORMAT_VERSION)
 
 
 def _record_at(data: mmap.mmap, at: int) -> tuple[Record, int, int] | None:
@@ -196,17 +193,15 @@ def _texts_in(body: bytes, count: int) -> list[bytes]:
     (size,) = _LENGTH.unpack(body[: _LENGTH.size])
     if not size:
         return []
-    lengths = np.frombuffer(body, "<u4", count, _LENGTH.size).tolist()
-    first = _LENGTH.size + 4 * count
-    ends = itertools.accumulate(lengths, initial=first)
-    return [body[at : at + length] for at, length in zip(ends, lengths, strict=False)]
+    lengths = np.frombuffer(body, "<u4", count, _LENGTH.size)
+    return unpacked(lengths, body[_LENGTH.size + lengths.nbytes :])
 
 
 def _encoded_texts(texts: Sequence[bytes]) -> bytes:
     if not texts:
         return _LENGTH.pack(0)
-    data = np.fromiter(map(len, texts), "<u4", len(texts)).tobytes() + b"".join(texts)
-    return _LENGTH.pack(len(data)) + data
+    lengths, data = packed(texts)
+    return _LENGTH.pack(len(lengths) + len(data)) + lengths + data
 
 
 def header(number: int) -> bytes:

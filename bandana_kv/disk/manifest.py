@@ -174,10 +174,7 @@ def _read_manifest(path: Path, version: int) -> Manifest:
         body = bytes(file.manifest)
         found = msgspec.json.decode(body, type=_Format).format
         if found > FORMAT_VERSION:
-            raise FormatError(
-                f"{path}: format {found} is newer than this release reads "
-                f"({FORMAT_VERSION}); upgrade bandana_kv"
-            )
+            raise FormatError.newer(path, found, FORMAT_VERSION)
         if found < _OLDEST_FORMAT:
             raise FormatError(
                 f"{path}: format {found} is older than this release reads "

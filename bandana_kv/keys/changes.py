@@ -18,11 +18,12 @@ from bandana_kv.errors import IdError
 from bandana_kv.kernels.addresses import load, store
 from bandana_kv.kernels.compile import brief, inlined, kernel, signed
 from bandana_kv.keys.index import KeyIndex
+from bandana_kv.keys.kinds import words_of_kind
 from bandana_kv.keys.lookup import FEW
 
 __all__ = ["Changes", "ChangedKeys"]
 
-_FREE, _GONE = -2, -1
+_FREE = -2
 _FIRST_CAPACITY = 64
 # Slots of a key, at least: so full, a search looks at two or three.
 _SLOTS_PER_KEY = 2
@@ -148,7 +149,7 @@ class ChangedKeys:
     def __init__(self, index: KeyIndex, changes: Changes | None = None) -> None:
         self.index = index
         self.kind = index.kind
-        self._width = 2 if index.kind in ("str", "bytes") else 1
+        self._width = words_of_kind(index.kind)
         self._slots = _free_slots(_FIRST_CAPACITY, self._width)
         self._count = 0
         self._live = index.keys
@@ -180,11 +181,6 @@ class ChangedKeys:
     def changed(self) -> int:
         """How many differ from the index, deleted ones among them."""
         return self._count
-
-    @property
-    def held_bytes(self) -> int:
-        """DRAM that the changes take."""
-        return self._slots.nbytes if self._count else 0
 
     @property
     def unkept(self) -> bool:

@@ -71,10 +71,7 @@ def read_changes(path: Path, index: KeyIndex) -> Changes | None:
     fields, data = content[: _FIELDS.size], content[head:]
     _, version, kind, keys, count, *numbers = _FIELDS.unpack(fields)
     if version > _FORMAT_VERSION:
-        raise FormatError(
-            f"{path}: format {version} is newer than this release reads ({_FORMAT_VERSION}); "
-            "upgrade bandana_kv"
-        )
+        raise FormatError.newer(path, version, _FORMAT_VERSION)
     width = words_of_kind(index.kind)
     whole = len(data) == 8 * count * (width + 1)
     if not whole or _DIGEST.unpack(content[_FIELDS.size : head])[0] != _digest(fields, data):

@@ -65,10 +65,7 @@ def read_header(path: Path, handle: int) -> Header:
     fields = raw[: _FIELDS.size]
     _, version, kind, *numbers = _FIELDS.unpack(fields)
     if version > _FORMAT_VERSION:
-        raise FormatError(
-            f"{path}: format {version} is newer than this release reads "
-            f"({_FORMAT_VERSION}); upgrade bandana_kv"
-        )
+        raise FormatError.newer(path, version, _FORMAT_VERSION)
     if _DIGEST.unpack(raw[_FIELDS.size :])[0] != xxhash.xxh3_64_intdigest(fields):
         raise FormatError(f"{path}: its header is damaged; load the table again")
     try:

@@ -25,7 +25,15 @@ from bandana_kv.system.durable import disk_full_named, sync_file
 from bandana_kv.system.maps import map_file
 from bandana_kv.system.permission import check_permission
 
-__all__ = ["TEXTS", "TEXT_KINDS", "Texts", "append_texts", "write_texts"]
+__all__ = [
+    "TEXTS",
+    "TEXT_KINDS",
+    "Texts",
+    "append_texts",
+    "packed",
+    "unpacked",
+    "write_texts",
+]
 
 TEXTS = "key-texts"
 """What the file is called, beside the index."""
@@ -108,9 +116,20 @@ def append_texts(path: Path, texts: Sequence[bytes], good_bytes: int) -> tuple[i
         return begin, end
 
 
+def packed(texts: Sequence[bytes]) -> tuple[bytes, bytes]:
+    """Return the lengths of texts, u32 each, and all of them behind one another."""
+    return np.fromiter(map(len, texts), _LENGTH, len(texts)).tobytes(), b"".join(texts)
+
+
+def unpacked(lengths: NDArray[np.uint32], data: bytes) -> list[bytes]:
+    """Return the texts that :func:`packed` made these of."""
+    ends = np.cumsum(lengths, dtype=np.int64).tolist()
+    both = zip(ends, lengths.tolist(), strict=True)
+    return [data[end - length : end] for end, length in both]
+
+
 def _write_part(file: BinaryIO, raws: Sequence[bytes]) -> None:
-    lengths = np.fromiter(map(len, raws), _LENGTH, len(raws)).tobytes()
-    data = b"".join(raws)
+    lengths, data = packed(raws)
     digest = xxhash.xxh3_64(lengths)
     digest.update(data)
     file.write(_PART.pack(len(raws), len(data), digest.intdigest()))
@@ -123,10 +142,7 @@ def _first_bytes(path: Path, raw: bytes, kind: str = "") -> int:
     if len(raw) == _HEADER.size and raw[:4] == _MAGIC:
         _, version, found, first_bytes, _ = _HEADER.unpack(raw)
         if version > _FORMAT_VERSION:
-            raise FormatError(
-                f"{path}: format {version} is newer than this release reads ({_FORMAT_VERSION}); "
-                "upgrade bandana_kv"
-            )
+            raise FormatError.newer(path, version, _FORMAT_VERSION)
         held = found.rstrip(b"\0").decode("ascii", "replace")
         if kind in ("", held) and raw == _header(held, first_bytes):
             return int(first_bytes)
@@ -224,9 +240,7 @@ class Texts:
 
 
 def _keys(part: _Part, kind: str) -> list[Any]:
-    raw, ends = part.data.tobytes(), np.cumsum(part.lengths, dtype=np.int64).tolist()
-    both = zip(ends, part.lengths.tolist(), strict=True)
-    pieces = [raw[end - length : end] for end, length in both]
+    pieces = unpacked(part.lengths, part.data.tobytes())
     return [each.decode() for each in pieces] if kind == "str" else pieces
 
 

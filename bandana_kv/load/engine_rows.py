@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv.adapters.containers import container_of
-from bandana_kv.adapters.rows import KeyedRows
+from bandana_kv.adapters.rows import KeyedRows, shown_key
 from bandana_kv.errors import InputError
 from bandana_kv.keys.kinds import Kind, checked_kind
 from bandana_kv.rows.positioned import PositionedFile, Run
@@ -25,7 +25,6 @@ __all__ = ["EngineRows"]
 
 _MOST_ROWS = (1 << 31) - 1
 _FIXED = {"uint64-be": ">u8", "uint64-le": "<u8"}
-_SHOWN_KEY_BYTES = 64
 
 
 class EngineRows(RowSource):
@@ -100,15 +99,15 @@ class EngineRows(RowSource):
             found = container_of(values[0])
             if found is not None:
                 raise InputError(
-                    f"{self._name}: the value of key {_shown(keys[0])} is {found}, not the bare "
+                    f"{self._name}: the value of key {shown_key(keys[0])} is {found}, not the bare "
                     "numbers of a row; write row.tobytes() under such keys, or load the array"
                 )
         itemsize = self._source.dtype.itemsize
         for key, value in zip(keys, values, strict=True):
             if len(value) != self._row_bytes or not value or len(value) % itemsize:
                 raise InputError(
-                    f"{self._name}: the value of key {_shown(key)} is {len(value)} bytes long, not "
-                    f"a row of {self._source.dtype} of {self._row_bytes} bytes as the first"
+                    f"{self._name}: the value of key {shown_key(key)} is {len(value)} bytes long, "
+                    f"not a row of {self._source.dtype} of {self._row_bytes} bytes as the first"
                 )
 
     def _called(self, table: str, keys: list[bytes]) -> Any:
@@ -137,8 +136,8 @@ class EngineRows(RowSource):
             if wrong is None:
                 return ids if self._kind is None else ids.astype(self._kind)
         raise InputError(
-            f"{self._name}: key {_shown(keys[wrong])} is of no id by the key codec {source.key!r}; "
-            "name another codec or prefix, or have the keys as they are: "
+            f"{self._name}: key {shown_key(keys[wrong])} is of no id by the key codec "
+            f"{source.key!r}; name another codec or prefix, or have the keys as they are: "
             "Rows(source, keys='bytes')"
         )
 
@@ -170,8 +169,3 @@ class EngineRows(RowSource):
             f"{self._name}: {self.rows} rows with ids up to {int(ordered[-1])}, and none of id "
             f"{first}; `migrate` fills such with zeros, and Rows(source, keys='int64') asks by them"
         )
-
-
-def _shown(key: bytes) -> str:
-    more = "..." if len(key) > _SHOWN_KEY_BYTES else ""
-    return f"{key[:_SHOWN_KEY_BYTES].hex()}{more} ({key[:_SHOWN_KEY_BYTES]!r}{more})"

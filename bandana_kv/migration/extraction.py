@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv.adapters.containers import container_of
-from bandana_kv.adapters.rows import KeyedRows
+from bandana_kv.adapters.rows import KeyedRows, shown_key
 from bandana_kv.errors import InputError
 from bandana_kv.kernels.checksum import xxh64
 from bandana_kv.kernels.compile import copy_bytes, kernel
@@ -19,7 +19,6 @@ __all__ = ["Batch", "Reading", "digest", "digests"]
 
 # As many as a table may have.
 _MOST_ROWS = (1 << 31) - 1
-_SHOWN_KEY_BYTES = 64
 
 
 class Batch(NamedTuple):
@@ -101,7 +100,7 @@ class Reading:
         if not self.skip_others:
             at = int(np.flatnonzero(~is_id)[0])
             raise InputError(
-                f"table {self.table!r}: key {_shown(keys[at])} is of no id by the key codec "
+                f"table {self.table!r}: key {shown_key(keys[at])} is of no id by the key codec "
                 f"{self.source.key!r}; name another codec or prefix, or skip such keys"
             )
         kept = np.flatnonzero(is_id).tolist()
@@ -111,7 +110,7 @@ class Reading:
         found = container_of(value)
         if found is not None:
             raise InputError(
-                f"table {self.table!r}: the value of key {_shown(key)} is {found}, not the bare "
+                f"table {self.table!r}: the value of key {shown_key(key)} is {found}, not the bare "
                 "numbers of a row; write row.tobytes() under such keys, or read the rows with what "
                 "wrote them and load the array"
             )
@@ -123,21 +122,16 @@ class Reading:
         for at, value in enumerate(values):
             if len(value) != self.row_bytes or not value or len(value) % itemsize:
                 raise InputError(
-                    f"table {self.table!r}: the value of key {_shown(keys[at])} (id {ids[at]}) is "
-                    f"{len(value)} bytes long, not a row of {self.source.dtype} of "
+                    f"table {self.table!r}: the value of key {shown_key(keys[at])} (id {ids[at]}) "
+                    f"is {len(value)} bytes long, not a row of {self.source.dtype} of "
                     f"{self.row_bytes} bytes as the others, or as asked for"
                 )
         if self.rows is not None and ids.size and int(ids.max()) >= self.rows:
             at = int(np.argmax(ids))
             raise InputError(
-                f"table {self.table!r}: key {_shown(keys[at])} is of id {ids[at]}, and the table "
-                f"has {self.rows} rows; is the key codec {self.source.key!r} the right one?"
+                f"table {self.table!r}: key {shown_key(keys[at])} is of id {ids[at]}, and the "
+                f"table has {self.rows} rows; is the key codec {self.source.key!r} the right one?"
             )
-
-
-def _shown(key: bytes) -> str:
-    more = "..." if len(key) > _SHOWN_KEY_BYTES else ""
-    return f"{key[:_SHOWN_KEY_BYTES].hex()}{more} ({key[:_SHOWN_KEY_BYTES]!r}{more})"
 
 
 @kernel

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "addressed",
     "by_number",
-    "distinct_words",
+    "distinct_keys",
     "filler_of",
     "ids_to_prefetch",
     "keys_as_array",
@@ -63,8 +63,10 @@ def by_number(served: ServedTable, asked: ArrayLike | None) -> tuple[Ids, tuple[
     return ids, shape
 
 
-def distinct_words(served: ServedTable, asked: ArrayLike | None) -> NDArray[np.uint64]:
-    """Return the words of keys (n,) that are to change.
+def distinct_keys(
+    served: ServedTable, asked: ArrayLike | None
+) -> tuple[list[Any], NDArray[np.uint64]]:
+    """Return keys (n,) that are to change, and their words.
 
     Raises
     ------
@@ -81,13 +83,14 @@ def distinct_words(served: ServedTable, asked: ArrayLike | None) -> NDArray[np.u
         )
     if asked is None:
         raise InputError(f"table {name!r}: no keys given")
+    refuse_masked(f"table {name!r}: keys", asked, IdError)
     given = keys_as_array(asked)
     words = keys.words_of(name, given)
     _, first = np.unique(words, axis=0, return_index=True)
     if len(first) < len(words):
         again = np.setdiff1d(np.arange(len(words)), first)[0]
         raise InputError(f"table {name!r}: key {given[again]!r} is to be changed twice at once")
-    return words
+    return given.tolist(), words
 
 
 def plain_ids(

@@ -22,9 +22,8 @@ from bandana_kv.progress import Progress
 from bandana_kv.serve.addressing import (
     addressed,
     by_number,
-    distinct_words,
+    distinct_keys,
     ids_to_prefetch,
-    keys_as_array,
     plain_ids,
     texts_of,
 )
@@ -284,24 +283,17 @@ class EmbeddingStore:
         while True:
             if room:
                 self._current.grow(table, room)
-            serving = self._enter()
-            try:
+            with self._inside() as serving:
                 served = named(serving, table)
-                words = distinct_words(served, keys)
-                given = keys_as_array(keys).tolist()
-                texts = texts_of(given, words)
+                given, words = distinct_keys(served, keys)
                 numbers = checked_numbers(table, given, served.dim, served.dtype, rows, "key")
                 if not given:
                     return
-                room = updates.upsert(served, words, raw_of(served, given, numbers, "key"), texts)
+                raw = raw_of(served, given, numbers, "key")
+                room = updates.upsert(served, words, raw, texts_of(given, words))
                 if not room:
                     updates.flush_if_full(serving, self._inside, self._reader)
                     return
-            finally:
-                # By a single step: Ctrl-C at the beginning of a function would leave it inside.
-                serving.inside.pop()
-                if serving.retired:
-                    serving.close_if_empty()
 
     @without_interrupts()
     def delete(self, table: str, keys: ArrayLike) -> int:
@@ -326,18 +318,12 @@ class EmbeddingStore:
         table is loaded again. Cost: as :meth:`upsert`, without rows.
         """
         updates = self._current.updating()
-        serving = self._enter()
-        try:
+        with self._inside() as serving:
             served = named(serving, table)
-            words = distinct_words(served, keys)
-            deleted = updates.delete(served, words) if len(words) else 0
+            given, words = distinct_keys(served, keys)
+            deleted = updates.delete(served, words) if given else 0
             updates.flush_if_full(serving, self._inside, self._reader)
             return deleted
-        finally:
-            # By a single step: Ctrl-C at the beginning of a function would leave it inside.
-            serving.inside.pop()
-            if serving.retired:
-                serving.close_if_empty()
 
     @without_interrupts()
     def flush(self) -> None:
@@ -585,15 +571,7 @@ class EmbeddingStore:
                 return rows_of(serving, self._reader, table, ids, out, dtype, deadline, note)
             if isinstance(table, str):
                 return rows_or_missing(
-                    serving,
-                    self._reader,
-                    table,
-                    ids,
-                    missing,
-                    out,
-                    dtype,
-                    deadline,
-                    note,
+                    serving, self._reader, table, ids, missing, out, dtype, deadline, note
                 )
             others = ids is not None or out is not None or dtype is not None or not error
             if not isinstance(table, Mapping) or others:
@@ -617,17 +595,7 @@ class EmbeddingStore:
         deadline = None if self._deadline_ms is None else Deadline.after(self._deadline_ms)
         note = self._recording.note
         with self._inside() as serving:
-            return rows_of(
-                serving,
-                self._reader,
-                table,
-                ids,
-                out,
-                None,
-                deadline,
-                note,
-                by_number,
-            )
+            return rows_of(serving, self._reader, table, ids, out, None, deadline, note, by_number)
 
     def keys(self, table: str) -> NDArray[Any] | None:
         """Return the keys of a table's rows in their order; None: it is asked by ids.

@@ -535,11 +535,6 @@ class ServedTable:
         """Who serves these rows from now on: this, or its heir."""
         return self if self._heir is None else self._heir.newest
 
-    @property
-    def keys_are_unkept(self) -> bool:
-        """Whether keys came or went since that was last written down."""
-        return self.keys is not None and self.keys.unkept
-
     def take(self, record: Record) -> None:
         """Serve what an update has changed, from now on; the journal has it already.
 

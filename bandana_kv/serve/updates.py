@@ -276,7 +276,7 @@ class Updates:
             self._turns.give_back()
         self._note_journal(serving.number)
         for name, table in tables.items():
-            if table.overlay_bytes or table.keys_are_unkept:
+            if table.overlay_bytes or (table.keys is not None and table.keys.unkept):
                 safe_point()
                 self._flush_table(name, table, serving, reader, upto)
         self._keep_others({table.stored.space for table in tables.values()}, number)
@@ -291,17 +291,11 @@ class Updates:
         try:
             written = table.flush(reader, serving.writable(self._root, name), upto)
             self.block_bytes += written
-            written += self._keep_keys(table, serving.manifest.tables[name])
+            if table.keys is not None and table.keys.unkept:
+                written += keep_keys(self._root, serving.manifest.tables[name], table.keys)
             ledger.note(self._root, meter.entry("flush", serving.number, (name,), written))
         finally:
             self.allowance.give_back(wanted)
-
-    def _keep_keys(self, table: ServedTable, entry: manifest.Table) -> int:
-        """Write down which keys came and went; return the bytes."""
-        keys = table.keys
-        if keys is None or not keys.unkept:
-            return 0
-        return keep_keys(self._root, entry, keys)
 
     def _note_journal(self, version: int | None) -> None:
         """Note what went into the journal since the last time."""

@@ -23,9 +23,8 @@ from bandana_kv.adapters.lmdb import LmdbAdapter
 from bandana_kv.disk import blocks, manifest
 from bandana_kv.disk.journal import Journal
 from bandana_kv.load import loader
-from bandana_kv.serve import replacement
+from bandana_kv.serve import replacement, updates
 from bandana_kv.serve.table import ServedTable
-from bandana_kv.serve.updates import Updates
 from bandana_kv.testing import keyed, torture
 from bandana_kv.testing.torture_actor import Actor
 
@@ -94,7 +93,7 @@ def a_foreign_error() -> None:
 
 def keys_that_are_not_kept() -> None:
     """What keys came and went is gone with the journal."""
-    Updates._keep_keys = lambda *_: 0
+    updates.keep_keys = lambda *_: 0
 
 
 def keys_before_rows() -> None:

@@ -122,10 +122,7 @@ def frames_of(path: Path) -> Iterator[tuple[Frame, int]]:
         return  # a crash came before its header
     magic, version = _HEADER.unpack_from(data)
     if magic == _MAGIC and version > _FORMAT_VERSION:
-        raise FormatError(
-            f"{path}: format {version} is newer than this release reads ({_FORMAT_VERSION}); "
-            "upgrade bandana_kv"
-        )
+        raise FormatError.newer(path, version, _FORMAT_VERSION)
     if data[: _HEADER.size] != FILE_HEADER:
         raise FormatError(f"{path}: not a recording of bandana_kv; move it elsewhere")
     at = _HEADER.size

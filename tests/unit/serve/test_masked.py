@@ -25,7 +25,8 @@ OUT = np.ma.zeros((3, 6), np.float32)
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[bandana_kv.EmbeddingStore]:
     path = tmp_path_factory.mktemp("masked")
-    bandana_kv.load(path, {"t": ROWS, "u": ROWS})
+    keyed = bandana_kv.Rows(ROWS, keys=np.arange(len(ROWS)))
+    bandana_kv.load(path, {"t": ROWS, "u": ROWS, "k": keyed})
     with bandana_kv.open(path) as opened:
         yield opened
 
@@ -54,6 +55,10 @@ TAKES: dict[str, Callable[[Store], Any]] = {
         "t", [1, 2], [0], mode="sum", per_sample_weights=np.ma.array([1.0, 2.0])
     ),
     "out of bags": lambda s: s.embedding_bag("t", [1, 2, 3], [0, 1, 2], out=OUT),
+    "keys": lambda s: s.multi_get("k", IDS),
+    "keys to add": lambda s: s.upsert("k", IDS, ROWS[:3]),
+    "rows to add": lambda s: s.upsert("k", [1, 2], OF_TWO),
+    "keys to delete": lambda s: s.delete("k", IDS),
     "updated ids": lambda s: s.update("t", IDS, ROWS[:3]),
     "updated rows": lambda s: s.update("t", [1, 2], OF_TWO),
     "a list of rows": lambda s: s.update("t", [1, 2], list(OF_TWO)),

@@ -5,7 +5,8 @@
 
 One dense tower, a bag a table (sum), the dot products of all pairs, a tower over them: DLRM's own
 shape. Each sample asks each table for one request of bench/generator.py, `--logs` of which are made
-and dealt to the tables in turn; `--most-ids` cuts requests. Tables are learnt on the first 70 % of
+and dealt to the tables in turn; `--most-ids` cuts requests, and `--width` widens both towers.
+Tables are learnt on the first 70 % of
 their log, by position, and requests served from the rest.
 
 Systems
@@ -82,6 +83,7 @@ class Run:
     depth: int
     threads: int
     seed: int
+    width: int
     group: str | None
 
 
@@ -114,12 +116,12 @@ def tower(sizes: list[int]) -> nn.Sequential:
 class Ranker(nn.Module):
     """DLRM without its tables: of (batch, 13) numbers and a (batch, dim) bag of each table."""
 
-    def __init__(self, tables: int, dim: int) -> None:
+    def __init__(self, tables: int, dim: int, width: int = 1) -> None:
         super().__init__()
-        self.bottom = tower([DENSE, *BOTTOM, dim])
+        self.bottom = tower([DENSE, *(width * each for each in BOTTOM), dim])
         pairs = list(combinations(range(tables + 1), 2))
         self.first, self.second = torch.tensor(pairs).T
-        self.top = tower([dim + len(pairs), *TOP, 1])
+        self.top = tower([dim + len(pairs), *(width * each for each in TOP), 1])
 
     def forward(self, dense: torch.Tensor, bags: torch.Tensor) -> torch.Tensor:
         below = self.bottom(dense)
@@ -242,7 +244,7 @@ def serve(run: Run) -> dict[str, Any]:
     """Run the model on all batches, in this process."""
     torch.set_num_threads(run.threads)
     torch.manual_seed(run.seed)
-    model, batches = Ranker(run.tables, run.dim).eval(), read_batches(run)
+    model, batches = Ranker(run.tables, run.dim, run.width).eval(), read_batches(run)
     loader: Iterable[Any] = batches
     store, ahead, private = None, None, 0
     warm_up(run, model, batches)
@@ -377,6 +379,7 @@ def _ratios(found: dict[str, dict[str, Any]], device_reads: float | None) -> dic
 @click.option("--batch", default=128, show_default=True, help="Samples.")
 @click.option("--batches", default=100, show_default=True)
 @click.option("--most-ids", default=0, show_default=True, help="Of a bag; 0: as generated.")
+@click.option("--width", default=1, show_default=True, help="How many times wider both towers.")
 @click.option("--logs", default=4, show_default=True, help="How many to make.")
 @click.option("--dram-fraction", default=0.05, show_default=True)
 @click.option("--depth", default=2, show_default=True, help="Of the prefetcher.")
@@ -398,6 +401,7 @@ def main(
     batch: int,
     batches: int,
     most_ids: int,
+    width: int,
     logs: int,
     dram_fraction: float,
     depth: int,
@@ -422,7 +426,8 @@ def main(
     threads = threads or len(os.sched_getaffinity(0))
     dram_bytes = int(dram_fraction * tables * rows * dim * 4)
     cache_bytes = max(0, dram_bytes - 8 * words_for(rows) * tables)
-    run = Run("", str(work), tables, rows, dim, batch, cache_bytes, depth, threads, seed, None)
+    sizes = tables, rows, dim, batch, cache_bytes
+    run = Run("", str(work), *sizes, depth, threads, seed, width, None)
     names, kind = systems.split(","), "nothing"
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     try:
@@ -473,6 +478,8 @@ def main(
         "batch": batch,
         "batches": batches,
         "most_ids": most_ids,
+        "width": width,
+        "dram_fraction": dram_fraction,
         "depth": depth,
         "adapter": adapter,
         "load_seconds": round(load_seconds, 1),
@@ -482,7 +489,16 @@ def main(
         **_ratios(medians, device_reads),
         "surroundings": surroundings(seed),
     }
-    report(result, f"torch-dlrm-{tables}x{rows}" if keep else None)
+    unusual = [
+        f"-{name}-{value}"
+        for name, value, usual in (
+            ("dram", dram_fraction, 0.05),
+            ("ids", most_ids, 0),
+            ("width", width, 1),
+        )
+        if value != usual
+    ]
+    report(result, f"torch-dlrm-{tables}x{rows}{''.join(unusual)}" if keep else None)
 
 
 if __name__ == "__main__":

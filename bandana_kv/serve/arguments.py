@@ -16,6 +16,7 @@ __all__ = [
     "checked_ids",
     "checked_numbers",
     "checked_out",
+    "checked_threads",
     "ids_as_given",
     "shaped_ids",
 ]
@@ -107,6 +108,19 @@ def checked_out(
             f"out must be a writeable C-contiguous array of shape {shape} and dtype {dtype}"
         )
     return out
+
+
+def checked_threads(threads: int) -> int:
+    """Return how many threads a request may take.
+
+    Raises
+    ------
+    InputError
+        It is not a number from 1 up.
+    """
+    if not isinstance(threads, (int, np.integer)) or isinstance(threads, bool) or threads < 1:
+        raise InputError(f"threads {threads!r} is not a whole number from 1 up")
+    return int(threads)
 
 
 def check_update_ids(table: str, rows: int, ids: NDArray[np.integer[Any]]) -> None:

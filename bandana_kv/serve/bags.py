@@ -6,6 +6,7 @@ What a bag is, and what its row, is that of PyTorch's ``embedding_bag``.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from bandana_kv.errors import IdError, InputError
 from bandana_kv.kernels.views import refuse_masked
 from bandana_kv.serve.addressing import addressed, keys_as_array
+from bandana_kv.serve.at_once import at_once, shared_out
 from bandana_kv.serve.forms import answers
 from bandana_kv.serve.pooling import (
     DOUBLES,
@@ -263,36 +265,55 @@ def pooled_of_tables(
     outs: Mapping[str, NDArray[Any]],
     deadline: Deadline | None,
     note: Note | None,
+    threads: int,
 ) -> dict[str, NDArray[Any]]:
     """Return one row for each bag by table; what they miss goes to the device together."""
     tables = [named(serving, name) for name in wanted]
     unasked = [name for name in outs if name not in wanted]
     if unasked:
         raise InputError(f"out is for table {unasked[0]!r}, which is not asked")
-    bags = [
-        _bags_of(table, *_parts(name, asked), how, outs.get(name))
+    bags = {
+        name: _bags_of(table, *_parts(name, asked), how, outs.get(name))
         for table, (name, asked) in zip(tables, wanted.items(), strict=True)
-    ]
-    ids = [each.ids for each in bags]
+    }
+    names = list(bags)
+    shares = shared_out([each.ids.size for each in bags.values()], threads)
+    at_once(
+        [
+            partial(_pool, serving, reader, {names[k]: bags[names[k]] for k in share}, deadline)
+            for share in shares
+        ]
+    )
+    if note is not None:
+        for name, each in bags.items():
+            if each.ids.size:
+                note(name, each.ids)
+    return {name: each.end() for name, each in bags.items()}
+
+
+def _pool(
+    serving: ServedVersion,
+    reader: BlockReader,
+    bags: Mapping[str, _Bags],
+    deadline: Deadline | None,
+) -> None:
+    """Have the bags of several tables pooled by one request."""
+    ids = [each.ids for each in bags.values()]
     offsets = np.zeros(len(ids) + 1, np.int64)
     np.cumsum([each.size for each in ids], out=offsets[1:])
-    if offsets[-1]:
-        sizes = [each.size * table.row_bytes for each, table in zip(ids, tables, strict=True)]
-        ends = np.cumsum(sizes, dtype=np.int64)
-        aside = np.empty(int(ends[-1]), np.uint8)
-        serving.together(tuple(wanted)).multi_get(
-            reader,
-            np.concatenate(ids).astype(np.int64, copy=False),
-            offsets,
-            aside.ctypes.data + ends - sizes,
-            deadline,
-            np.array([each.at for each in bags], np.int64),
-        )
-    if note is not None:
-        for name, each in zip(wanted, ids, strict=True):
-            if each.size:
-                note(name, each)
-    return {name: each.end() for name, each in zip(wanted, bags, strict=True)}
+    if not offsets[-1]:
+        return
+    together = serving.together(tuple(bags))
+    ends = np.cumsum(np.diff(offsets) * [table.row_bytes for table in together.tables])
+    aside = np.empty(int(ends[-1]), np.uint8)
+    together.multi_get(
+        reader,
+        np.concatenate(ids).astype(np.int64, copy=False),
+        offsets,
+        aside.ctypes.data + np.concatenate([[0], ends[:-1]]),
+        deadline,
+        np.array([each.at for each in bags.values()], np.int64),
+    )
 
 
 def _parts(name: str, asked: Any) -> tuple[Any, Any, Any]:

@@ -32,6 +32,7 @@ from bandana_kv.serve.arguments import (
     checked_ids,
     checked_numbers,
     checked_out,
+    checked_threads,
 )
 from bandana_kv.serve.bags import Bagged, How, Mode, pooled_of, pooled_of_tables
 from bandana_kv.serve.current import Current
@@ -717,6 +718,7 @@ class EmbeddingStore:
         include_last_offset: bool = False,
         padding_idx: int | None = None,
         out: Mapping[str, NDArray[Any]] | None = None,
+        threads: int = 1,
     ) -> dict[str, NDArray[Any]]: ...
 
     def embedding_bag(
@@ -730,6 +732,7 @@ class EmbeddingStore:
         include_last_offset: bool = False,
         padding_idx: int | None = None,
         out: NDArray[Any] | Mapping[str, NDArray[Any]] | None = None,
+        threads: int = 1,
     ) -> NDArray[Any] | dict[str, NDArray[Any]]:
         """Return rows that are pooled by bags, as PyTorch's ``embedding_bag`` does.
 
@@ -755,6 +758,9 @@ class EmbeddingStore:
         out
             Where to put the rows: (bags, dim), of the table's dtype or another that `dtype` of
             :meth:`multi_get` may be; of several tables, by table name, for as many as you like.
+        threads
+            How many threads may share a request to several tables, if it is large: of tens of
+            thousands of rows.
 
         Returns
         -------
@@ -798,7 +804,9 @@ class EmbeddingStore:
                     "give a table's name, ids and offsets; or (ids, offsets) or (ids, offsets, "
                     "weights) by table name, and out by table name"
                 )
-            return pooled_of_tables(serving, reader, table, how, outs, deadline, note)
+            return pooled_of_tables(
+                serving, reader, table, how, outs, deadline, note, checked_threads(threads)
+            )
         finally:
             # By a single step: Ctrl-C at the beginning of a function would leave it inside.
             serving.inside.pop()

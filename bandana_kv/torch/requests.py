@@ -142,7 +142,11 @@ class BagsAsked:
             for table, joined in ((each, self._joined(at)) for each, at in by_table.items())
         }
         return store_of(self.number).embedding_bag(
-            asked, mode=self.mode, include_last_offset=True, padding_idx=self.padding_idx
+            asked,
+            mode=self.mode,
+            include_last_offset=True,
+            padding_idx=self.padding_idx,
+            threads=torch.get_num_threads(),
         )
 
     def _joined(self, answers: list[int]) -> tuple[Ids, NDArray[np.int64], NDArray[Any] | None]:

@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 from bandana_kv import adapters
 from bandana_kv.cache.allocation import allocate
 from bandana_kv.cache.policy import Admission, Policy
-from bandana_kv.cache.state import capacity_for
+from bandana_kv.cache.state import cache_bytes_of, capacity_for
 from bandana_kv.codecs import codec_named
 from bandana_kv.disk import manifest
 from bandana_kv.disk.arrays import map_array
@@ -321,7 +321,16 @@ def _shares(
 
 
 def _shared_out(tables: Mapping[str, manifest.Table], total: int) -> dict[str, int]:
-    """Share DRAM by the bytes that were looked up; among simulated tables, by what it saves."""
+    """Share DRAM by the bytes that were looked up; among simulated tables, by what it saves.
+
+    Where it holds all tables each has what it takes to be held whole.
+    """
+    whole = {
+        name: cache_bytes_of(_WHOLE, table.rows, table.row_bytes, table.rows)
+        for name, table in tables.items()
+    }
+    if sum(whole.values()) <= total:
+        return whole
     used = {name: table.looked_up_rows * table.row_bytes for name, table in tables.items()}
     everything = max(1, sum(used.values()))
     shares = {name: total * part // everything for name, part in used.items()}
@@ -333,8 +342,8 @@ def _shared_out(tables: Mapping[str, manifest.Table], total: int) -> dict[str, i
     if len(curves) < 2:
         return shares
     # Without DRAM a lookup costs a read at most.
-    whole = {name: [(0, float(tables[name].plan.lookups)), *curves[name]] for name in curves}
-    return shares | allocate(whole, sum(shares[name] for name in curves))
+    saved = {name: [(0, float(tables[name].plan.lookups)), *curves[name]] for name in curves}
+    return shares | allocate(saved, sum(shares[name] for name in curves))
 
 
 def _checked_bytes(cache_bytes: int) -> int:

@@ -34,3 +34,20 @@ def test_a_small_model_scores_the_same_from_every_system(tmp_path: Path) -> None
     reads = found["ours"]["block_reads_per_sample"]
     assert result["device_allows"] == pytest.approx(1e5 / reads, rel=0.01)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_tables_moved_into_a_store_leave_memory(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, BENCH.with_name("externalize.py"), "--dir", tmp_path, "--json"]
+        + ["--tables", "2", "--rows", "100000"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["equal"]
+    assert result["before_bytes"] >= result["table_bytes"] == 2 * 100_000 * 64 * 4
+    assert result["after_bytes"] < result["before_bytes"] / 2
+    assert list(tmp_path.iterdir()) == []

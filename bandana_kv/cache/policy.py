@@ -9,7 +9,7 @@ import msgspec
 from bandana_kv.cache import heat
 from bandana_kv.errors import InputError
 
-__all__ = ["Admission", "Policy", "asked_policy", "parse_admission"]
+__all__ = ["WHOLE", "Admission", "Policy", "asked_policy", "parse_admission"]
 
 Eviction = Literal["lru", "clock", "s3-fifo", "sieve", "tinylfu"]
 Rule = Literal["none", "all", "lower", "shadow", "shadow-lower", "threshold", "online"]
@@ -74,6 +74,11 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.watches_heat and self.seed_weight:
             heat_text += f", seeded {self.seed_weight:g}"
         return f"{self.eviction} + {self.admission}{heat_text}"
+
+
+WHOLE = Policy("clock", Admission("all"))
+"""For a table that DRAM holds whole: nothing leaves, so that a hit costs least where nobody notes
+what is hot, and each block is read once."""
 
 
 def parse_admission(rule: str, threshold: int | None) -> Admission:

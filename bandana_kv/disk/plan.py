@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from bandana_kv.cache.policy import Policy
+from bandana_kv.cache.policy import WHOLE, Policy
 from bandana_kv.cache.state import cache_bytes_of
 from bandana_kv.errors import FormatError, InputError
 from bandana_kv.system.durable import replacing
@@ -127,8 +127,14 @@ class TablePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def policy_for(self, cache_bytes: int, row_bytes: int, rows: int) -> Policy:
         """Return the policy planned for the amount of DRAM nearest to `cache_bytes`.
 
-        Nearest by ratio. For what the choice was made for it is the choice's.
+        Nearest by ratio. For what the choice was made for it is the choice's. Where all rows fit
+        it is :data:`~bandana_kv.cache.policy.WHOLE`, unless a caller chose.
         """
+        chosen = any(each.reads_per_lookup is None for each in self.points) or (
+            self.choice is not None and self.choice.cache_bytes == cache_bytes
+        )
+        if not chosen and cache_bytes_of(WHOLE, rows, row_bytes, rows) <= cache_bytes:
+            return WHOLE
         known = [
             (cache_bytes_of(each.policy, each.capacity_rows, row_bytes, rows), each.policy)
             for each in self.points

@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from bandana_kv import adapters
 from bandana_kv.cache.allocation import allocate
-from bandana_kv.cache.policy import Admission, Policy
+from bandana_kv.cache.policy import WHOLE, Policy
 from bandana_kv.cache.state import cache_bytes_of, capacity_for
 from bandana_kv.codecs import codec_named
 from bandana_kv.disk import manifest
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["Options", "open_current", "open_version"]
 
 DEFAULT_CACHE_BYTES = 64 << 20
-# Nothing ever leaves, so that nobody need know what is hot; and a block is read once.
-_WHOLE = Policy("clock", Admission("all"))
 _CHECKED_ROWS = 1 << 20
 
 
@@ -233,7 +231,7 @@ def _serve(
         read_block_map(options.root, entry),
     )
     mapped = partial(_mapped, options.root, entry)
-    policy = options.policy or _policy(entry, cache_bytes)
+    policy = options.policy or entry.plan.policy_for(cache_bytes, row_bytes, entry.rows)
     served = ServedTable(
         stored,
         dtype,
@@ -256,13 +254,6 @@ def _serve(
     )
     options.totals.follow(name, served.counts, served)
     return served
-
-
-def _policy(entry: manifest.Table, cache_bytes: int) -> Policy:
-    """Return what was planned; where DRAM holds the whole table, what costs a hit least."""
-    if capacity_for(_WHOLE, cache_bytes, entry.row_bytes, entry.rows) >= entry.rows:
-        return _WHOLE
-    return entry.plan.policy_for(cache_bytes, entry.row_bytes, entry.rows)
 
 
 def _index(root: Path, entry: manifest.Table) -> NDArray[np.uint64]:
@@ -326,7 +317,7 @@ def _shared_out(tables: Mapping[str, manifest.Table], total: int) -> dict[str, i
     Where it holds all tables each has what it takes to be held whole.
     """
     whole = {
-        name: cache_bytes_of(_WHOLE, table.rows, table.row_bytes, table.rows)
+        name: cache_bytes_of(WHOLE, table.rows, table.row_bytes, table.rows)
         for name, table in tables.items()
     }
     if sum(whole.values()) <= total:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bandana_kv.cache import heat
-from bandana_kv.cache.policy import Admission, Policy, asked_policy, parse_admission
+from bandana_kv.cache.policy import WHOLE, Admission, Policy, asked_policy, parse_admission
 from bandana_kv.cache.state import cache_bytes_of, capacity_for
 from bandana_kv.disk.plan import PLAN_FORMAT
 from bandana_kv.errors import FormatError, InputError
@@ -56,7 +56,19 @@ def test_the_nearest_amount_of_dram_decides() -> None:
     assert policy(0) == FEW
     assert policy(bytes_of(450)) == FEW  # nearest by ratio: the middle is 500
     assert policy(bytes_of(550)) == MANY
-    assert policy(1 << 40) == MANY
+    assert policy(bytes_of(ROWS, WHOLE) - 1) == MANY
+
+
+def test_where_all_rows_fit_nothing_is_noted_of_them() -> None:
+    points = (PlannedPoint(100, FEW, 0.5), PlannedPoint(2500, MANY, 0.2))
+    all_bytes = bytes_of(ROWS, WHOLE)
+    assert TablePlan(points).policy_for(all_bytes, ROW_BYTES, ROWS) == WHOLE
+    assert TablePlan().policy_for(1 << 40, ROW_BYTES, ROWS) == WHOLE
+    # Unless a caller chose, or the plan did for just this DRAM.
+    by_caller = TablePlan((PlannedPoint(ROWS, MANY, None),))
+    assert by_caller.policy_for(1 << 40, ROW_BYTES, ROWS) == MANY
+    made = choice(ROWS)
+    assert TablePlan(points, 10, made).policy_for(made.cache_bytes, ROW_BYTES, ROWS) == CHOSEN
 
 
 def test_the_choice_is_obeyed_for_just_the_dram_it_was_made_for() -> None:

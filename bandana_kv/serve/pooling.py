@@ -75,7 +75,7 @@ DOUBLES = 15  # in place of the number of a codec: rows of float64
 _FLOAT32 = NUMBERS["float32"]
 
 # How many rows before one is added the processor is told of it.
-_AHEAD = 32
+_AHEAD = 64
 _LINE = 64
 
 

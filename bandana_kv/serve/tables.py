@@ -50,6 +50,7 @@ __all__ = ["Tables"]
 _TABLE, _FLIGHTS, _SCRATCH, _OUT, _MISSED, _STATE, _ENGINE, _BAGS = range(8)
 _COLUMNS = 8
 _FEW_IDS = 512
+_HEADS = np.arange(HEAD)
 
 
 @kernel
@@ -204,7 +205,9 @@ class Tables:
         requests[1:, _SCRATCH] = np.cumsum(words)[:-1]
         requests[:, _OUT] = out
         requests[:, _BAGS] = bags
-        scratch = np.zeros(int(words.sum()), np.int64)
+        scratch = np.empty(int(words.sum()), np.int64)
+        # Also of tables that are not come to: an error looks there.
+        scratch[requests[:, _SCRATCH, None] + _HEADS] = 0
         try:
             missing = _ask_few(requests, offsets, ids, scratch) if ids.size <= _FEW_IDS else BUSY
             if missing <= BUSY:

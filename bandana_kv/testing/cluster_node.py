@@ -79,10 +79,9 @@ def ask(
             socket.create_connection(("127.0.0.1", port), timeout_s) as connection,
             connection.makefile("rb") as replies,
         ):
-            for said in (("AUTH", user, password), words):
-                connection.sendall(_command(said))
-                reply = _reply(replies)
-            return reply
+            connection.sendall(_command(("AUTH", user, password)) + _command(words))
+            _reply(replies)
+            return _reply(replies)
     except (OSError, ValueError) as error:
         raise AdapterError(f"127.0.0.1:{port} did not answer {words[0]}: {error}") from error
 

@@ -32,8 +32,8 @@ __all__ = ["HANDSHAKE", "READER_RIGHTS", "RIGHTS", "RealCluster"]
 HANDSHAKE = ("auth", "ping", "client|setinfo", "client|setname")
 """What a client says before it is of use; auth may always be said."""
 
-READER_RIGHTS = ("get", "mget", "exists", "zadd", "zrem", "zrangebyscore", "readonly", "asking")
-READER_RIGHTS += ("cluster|slots", "cluster|shards")
+_TOPOLOGY = ("readonly", "asking", "cluster|slots", "cluster|shards")
+READER_RIGHTS = ("get", "mget", "exists", "zadd", "zrem", "zrangebyscore", *_TOPOLOGY)
 """What a process that serves may say: it reads, and keeps its lease in a sorted set."""
 
 RIGHTS = (*READER_RIGHTS, "set", "del", "incr", "wait")

@@ -33,8 +33,9 @@ _ASK_SLOTS = command("CLUSTER", "SLOTS")
 _CARE_TIMEOUT_S = 0.5
 # A node that answers the background within this is sound.
 _SOUND_S = 0.1
-# The topology is asked for anew this often while a node is down, and while all are well.
-_REFRESH_DOWN_S, _REFRESH_S = 0.5, 30.0
+# The topology is asked for anew this often while a node is down, or a shard has fewer copies than
+# others (those that are not in step are not listed), and while all are well.
+_REFRESH_DOWN_S, _REFRESH_THIN_S, _REFRESH_S = 0.5, 1.0, 5.0
 # The background ends when there was nothing to do for so long.
 _IDLE_S = 2.0
 _FIRST_TOPOLOGY_S = 5.0
@@ -98,7 +99,9 @@ class Nodes:
         self._process = os.getpid()
         self._wake = threading.Event()
         self._carer: threading.Thread | None = None
-        self._refresh_at = time.monotonic() + _REFRESH_S
+        self._refresh_at = 0.0
+        self._refreshed_at = self._failed_at = 0.0
+        self._looking = threading.Lock()
         self._closed = False
 
     def after_fork_in_child(self) -> None:
@@ -201,6 +204,7 @@ class Nodes:
         """Hear that a node was ``"slow"``, or is ``"down"``: others are asked from now on."""
         with self._lock:
             self.counts[number][COUNTED.index("failures")] += 1
+            self._failed_at = time.monotonic()
             news = self._healths[number].failed(state, time.monotonic())
             if news and self._view is not None:
                 self._look_anew_locked(self._view.topology)
@@ -303,22 +307,38 @@ class Nodes:
                 )
             time.sleep(0.05)
 
+    def seen_anew(self) -> View:
+        """Return how things stand, asking for the topology if a node has failed since it was told.
+
+        A copy that was not in step, and so not listed, may be by now.
+        """
+        with self._looking:
+            if self._failed_at > self._refreshed_at:
+                self._refresh_quietly()
+        return self.view()
+
     def _refresh_quietly(self) -> None:
         if self._refresh([]) is None:
             self._refresh_at = time.monotonic() + _REFRESH_DOWN_S
 
     def _refresh(self, reasons: list[str]) -> View | None:
         for node in self._to_ask():
+            asked_at = time.monotonic()
             topology = self._topology_from(node, reasons)
             if topology is None:
                 continue
             with self._lock:
-                down = any(each.state != "sound" for each in self._healths)
-                self._refresh_at = time.monotonic() + (_REFRESH_DOWN_S if down else _REFRESH_S)
+                self._refreshed_at = asked_at
+                self._refresh_at = time.monotonic() + self._refresh_in_s(topology)
                 if self._view is None or not topology.same_as(self._view.topology):
                     self._look_anew_locked(topology)
                 return self._view
         return None
+
+    def _refresh_in_s(self, topology: Topology) -> float:
+        if any(each.state != "sound" for each in self._healths):
+            return _REFRESH_DOWN_S
+        return _REFRESH_S if len({len(shard) for shard in topology.shards}) == 1 else _REFRESH_THIN_S
 
     def _to_ask(self) -> Iterable[Node]:
         """Return whom to ask for the topology: who is sound first, then whom the address names."""

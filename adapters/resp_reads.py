@@ -151,6 +151,8 @@ class Reading:
         """Ask whoever is first for each slot, and others as needed; return whether all came."""
         nodes = self._nodes
         first = slots_of(nodes.view(), nodes.turn(), self._located.slots)
+        if first.min() < 0:
+            first = slots_of(nodes.seen_anew(), nodes.turn(), self._located.slots)
         self._run(first, self._pace.second_ask_s)
         return bool((self.status == wire.TAKEN).all())
 
@@ -267,20 +269,25 @@ class Reading:
     def _elsewhere(self, number: int, keys: Iterable[int]) -> None:
         """Ask the next copy of each key that has not come; `number` was asked for them."""
         nodes = np.full(len(self.status), -1, np.int64)
-        any_left = False
         for key in keys:
-            if self.status[key] == wire.TAKEN:
-                continue
-            tried = self.tried.setdefault(int(key), set())
-            tried.add(number)
-            copies = self._nodes.copies(int(self._located.slots[key]))
-            left = [copy for copy in copies if copy not in tried]
-            if left:
-                nodes[key] = left[0]
-                tried.add(left[0])
-                any_left = self._second = True
-        if any_left:
+            if self.status[key] != wire.TAKEN:
+                tried = self.tried.setdefault(int(key), set())
+                tried.add(number)
+                nodes[key] = self._next_copy(int(key), tried)
+        if (nodes >= 0).any():
+            self._second = True
             self._ask(nodes, _MOST_KEYS)
+
+    def _next_copy(self, key: int, tried: set[int]) -> int:
+        """Return a copy of a key that was not asked yet, and count it as asked; -1: there is none."""
+        slot = int(self._located.slots[key])
+        for look in (self._nodes.view, self._nodes.seen_anew):
+            look()
+            for copy in self._nodes.copies(slot):
+                if copy not in tried:
+                    tried.add(copy)
+                    return copy
+        return -1
 
     # -- replies --------------------------------------------------------------------------
 

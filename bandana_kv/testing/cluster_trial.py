@@ -191,7 +191,7 @@ class Trial:
             adapter=self.writer,
             placement="shuffled" if self._log is None else "shp",
         )
-        if self.newest > 1 and self.oldest:
+        if self.oldest:
             self.store.refresh()
         self.oldest = self.newest
         self.counts["loads"] += 1

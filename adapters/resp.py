@@ -251,18 +251,14 @@ class RespAdapter(Adapter):
                 errors[at] = NodeError(message, node)
         return errors
 
-    def read_every_copy(
-        self, keys: Keys, check: Callable[[str, Keys, Payloads], None]
-    ) -> int:
+    def read_every_copy(self, keys: Keys, check: Callable[[str, Keys, Payloads], None]) -> int:
         """Have every copy looked at, as :meth:`Adapter.read_every_copy` says."""
         keys = checked_keys(keys)
         if not len(keys):
             return 1
         return self._call(lambda: self._read_every_copy(keys, check))
 
-    def _read_every_copy(
-        self, keys: Keys, check: Callable[[str, Keys, Payloads], None]
-    ) -> int:
+    def _read_every_copy(self, keys: Keys, check: Callable[[str, Keys, Payloads], None]) -> int:
         located = self._spaces.located(keys)
         shards = [self._nodes.shard(slot) for slot in located.slots.tolist()]
         found = np.zeros(len(keys), np.int64)

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv.adapters.resp_address import Address, Node
-from bandana_kv.adapters.resp_slots import SLOTS
 from bandana_kv.adapters.resp_link import Link, LinkError, RefusedError
 from bandana_kv.adapters.resp_protocol import Failed, command
+from bandana_kv.adapters.resp_slots import SLOTS
 from bandana_kv.adapters.resp_topology import Health, Topology, topology_of
 from bandana_kv.errors import AdapterError, ThreadError
 from bandana_kv.system.threads import start
@@ -234,8 +234,11 @@ class Nodes:
             self._wake.wait(self._care_in())
             self._wake.clear()
             now = time.monotonic()
-            due = [n for n, each in enumerate(self._healths)
-                   if each.state != "sound" and each.until <= now]
+            due = [
+                n
+                for n, each in enumerate(self._healths)
+                if each.state != "sound" and each.until <= now
+            ]
             for number in due:
                 self._try_again(number)
             if self._refresh_at <= now:

@@ -287,8 +287,9 @@ class Reading:
     def _step(self, second_ask_s: float, until: float) -> None:
         """Wait until something comes, or is late."""
         now = time.monotonic()
-        soon = min((f.begun + second_ask_s for f in self._flights.values() if not f.late),
-                   default=until)
+        soon = min(
+            (f.begun + second_ask_s for f in self._flights.values() if not f.late), default=until
+        )
         for fd, _ in self._poll.poll(max(0.0, 1000 * (min(soon, until) - now))):
             flight = self._flights.get(fd)
             if flight is not None:

@@ -199,6 +199,10 @@ class Spaces:
 
     def any_stored(self, keys: Keys) -> int | None:
         """Return one of `keys` (n,), which rise, that is stored; None: none is."""
+        of_key = keys >> np.uint64(_BLOCK_BITS)
+        # By primaries, as all that is written: a space that is empty there needs no other word.
+        stored = [s for s in np.unique(of_key).tolist() if self._shape_at_primary(s) is not None]
+        keys = keys[np.isin(of_key, np.array(stored, np.uint64))]
         located = self.located(keys)
         order = np.flatnonzero(located.slots >= 0)
         order = order[np.argsort(located.slots[order], kind="stable")]

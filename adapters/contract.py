@@ -233,14 +233,11 @@ class Adapter(CompiledReads):
         except OF_BLOCKS as error:
             if len(keys) == 1:
                 return {0: error}
-        else:
-            return {}
-        errors: dict[int, Exception] = {}
-        for at in range(len(keys)):
-            # Since nothing says how far the engine came.
-            for error in self.read_each(keys[at : at + 1], out[at : at + 1]).values():
-                errors[at] = error
-        return errors
+            # Singly, since nothing says how far the engine came.
+            each = ((at, slice(at, at + 1)) for at in range(len(keys)))
+            found = ((at, self.read_each(keys[one], out[one])) for at, one in each)
+            return {at: errors[0] for at, errors in found if errors}
+        return {}
 
     def read_every_copy(self, keys: Keys, check: Callable[[str, Keys, Payloads], None]) -> int:
         """Have every copy of blocks looked at, each where it lies.

@@ -34,8 +34,9 @@ from bandana_kv.adapters.gate import Gate
 from bandana_kv.adapters.keys import checked_keys
 from bandana_kv.adapters.payloads import checked_out
 from bandana_kv.adapters.resp_address import Address, parse_address
+from bandana_kv.adapters.resp_flights import Pace
 from bandana_kv.adapters.resp_nodes import COUNTED, Nodes
-from bandana_kv.adapters.resp_reads import Pace, Reading
+from bandana_kv.adapters.resp_reads import Reading
 from bandana_kv.adapters.resp_spaces import Spaces
 from bandana_kv.adapters.resp_writes import Insist, settle
 from bandana_kv.errors import InputError, NodeError, StoreNotFoundError

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from bandana_kv.adapters import resp_kernels as wire
 from bandana_kv.adapters.keys import Keys
 from bandana_kv.adapters.payloads import Payloads
+from bandana_kv.adapters.resp_flights import Located, key_of
 from bandana_kv.adapters.resp_link import LinkError, RefusedError
 from bandana_kv.adapters.resp_nodes import Nodes
 from bandana_kv.adapters.resp_protocol import Failed, command, redirect_of
-from bandana_kv.adapters.resp_reads import Located, key_of
 from bandana_kv.adapters.resp_slots import CRC_TABLE, crc16, slot_of
 from bandana_kv.adapters.resp_writes import Insist, carry_out, packed
 from bandana_kv.errors import AdapterError, NodeError
@@ -128,7 +128,8 @@ class Spaces:
         """Return whether a space of `keys` has another shape than was thought."""
         before = dict(zip(*(each.tolist() for each in self._shapes), strict=True))
         spaces = np.unique(keys >> np.uint64(_BLOCK_BITS)).tolist()
-        return any([self.shape(space) != before.get(space) for space in spaces])
+        changed = [space for space in spaces if self.shape(space) != before.get(space)]
+        return bool(changed)
 
     def _learn(self, space: int, shift: int) -> None:
         with self._lock:
@@ -154,16 +155,17 @@ class Spaces:
             No copy has it, and not all could be asked.
         """
         slot = slot_of(key)
-        numbers, reasons = self.nodes.copies(slot), []
+        numbers = self.nodes.copies(slot)
+        reasons: list[str] = []
         left = list(numbers)
         while left and len(reasons) < _MOST_TRIES:
             number = left.pop(0)
             try:
-                link = self.nodes.link(number, _ASK_S)
+                link = self.nodes.links.of(number, _ASK_S)
                 reply = link.ask(data, _ASK_S)
             except (LinkError, RefusedError) as error:
                 reasons.append(str(error))
-                self.nodes.close_link(number)
+                self.nodes.links.drop(number)
                 self.nodes.failed(number, "slow")
                 continue
             if isinstance(reply, Failed):

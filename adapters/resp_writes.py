@@ -63,10 +63,6 @@ class Insist:
     settle_s: float = 5.0
 
 
-class _Unsettled(Exception):
-    """Fewer copies than asked for have what was written."""
-
-
 def carry_out(nodes: Nodes, slots: NDArray[np.int64], pack: Pack, insist: Insist) -> list[object]:
     """Carry out commands, one an item, and return their replies.
 
@@ -177,7 +173,7 @@ class _Work:
         number, _, once = group
         link = None
         try:
-            link = self._nodes.link(number, self._insist.answer_s)
+            link = self._nodes.links.of(number, self._insist.answer_s)
             if piece is None:
                 wait = command("WAIT", self._insist.copies, int(1000 * self._insist.settle_s))
                 link.send(wait, self._insist.answer_s)

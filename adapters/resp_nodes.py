@@ -32,6 +32,9 @@ _ASK_SLOTS = command("CLUSTER", "SLOTS")
 _CARE_TIMEOUT_S = 0.5
 # A node that answers the background within this is sound.
 _SOUND_S = 0.1
+# Where no copy of a block is up, a request looks whether one has come back: it waits for so long,
+# and looks at a node no oftener than this.
+_LOOK_S, _LOOK_EVERY_S = 0.05, 0.25
 # The topology is asked for anew this often while a node is down, or a shard has fewer copies than
 # others (those that are not in step are not listed), and while all are well.
 _REFRESH_DOWN_S, _REFRESH_THIN_S, _REFRESH_S = 0.5, 1.0, 5.0
@@ -286,15 +289,35 @@ class Nodes:
                 )
             time.sleep(0.05)
 
-    def seen_anew(self) -> View:
+    def seen_anew(self, slots: NDArray[np.int64]) -> View:
         """Return how things stand, asking for the topology if a node has failed since it was told.
 
-        A copy that was not in step, and so not listed, may be by now.
+        A copy that was not in step, and so not listed, may be by now. And where all copies of one
+        of the slots (n,) are down, one may be back: it rested, and then the others died.
         """
         with self._looking:
             if self._failed_at > self._refreshed_at:
                 self._refresh_quietly()
+            topology = self.view().topology
+            for shard in np.unique(topology.shard_of_slot[slots[slots >= 0]]).tolist():
+                copies = [self.number_of(node) for node in topology.shards[shard]]
+                if shard >= 0 and all(self.state_of(each) == "down" for each in copies):
+                    for each in copies:
+                        self._look_at(each)
         return self.view()
+
+    def _look_at(self, number: int) -> None:
+        """See whether a node that is down answers by now."""
+        health = self._healths[number]
+        if time.monotonic() < health.looked_at + _LOOK_EVERY_S:
+            return
+        said = self._topology_from(self.known[number], timeout_s=_LOOK_S)
+        with self._lock:
+            health.looked_at = time.monotonic()
+            if said is not None:
+                health.answered()
+                if self._view is not None:
+                    self._look_anew_locked(self._view.topology)
 
     def _refresh_quietly(self) -> None:
         if self._refresh([]) is None:
@@ -330,12 +353,14 @@ class Nodes:
         down = {each for each in rest if self.state_of(self.number_of(each)) == "down"}
         return dict.fromkeys([*sound, *(each for each in rest if each not in down), *sorted(down)])
 
-    def _topology_from(self, node: Node, reasons: list[str] | None = None) -> Topology | None:
+    def _topology_from(
+        self, node: Node, reasons: list[str] | None = None, timeout_s: float = _CARE_TIMEOUT_S
+    ) -> Topology | None:
         reason = ""
         try:
-            link = Link(node, self.address, _CARE_TIMEOUT_S)
+            link = Link(node, self.address, timeout_s)
             try:
-                said = link.ask(_ASK_SLOTS, _CARE_TIMEOUT_S)
+                said = link.ask(_ASK_SLOTS, timeout_s)
             finally:
                 link.close()
             if isinstance(said, Failed):

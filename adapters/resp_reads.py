@@ -10,6 +10,7 @@ from __future__ import annotations
 import select
 import time
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,9 +80,10 @@ class Reading:
     def any_copy(self) -> bool:
         """Ask whoever is first for each slot, and others as needed; return whether all came."""
         nodes = self._nodes
-        first = slots_of(nodes.view(), nodes.links.turn(), self._located.slots)
+        slots = self._located.slots
+        first = slots_of(nodes.view(), nodes.links.turn(), slots)
         if first.min() < 0:
-            first = slots_of(nodes.seen_anew(), nodes.links.turn(), self._located.slots)
+            first = slots_of(nodes.seen_anew(slots[first < 0]), nodes.links.turn(), slots)
         self._run(first, self._pace.second_ask_s)
         return bool((self.status == wire.TAKEN).all())
 
@@ -209,10 +211,10 @@ class Reading:
 
     def _next_copy(self, key: int, tried: set[int]) -> int:
         """Return a copy of a key that was not asked yet, and count it as asked; -1: none."""
-        slot = int(self._located.slots[key])
-        for look in (self._nodes.view, self._nodes.seen_anew):
+        slots = self._located.slots[key : key + 1]
+        for look in (self._nodes.view, partial(self._nodes.seen_anew, slots)):
             look()
-            for copy in self._nodes.copies(slot):
+            for copy in self._nodes.copies(int(slots[0])):
                 if copy not in tried:
                     tried.add(copy)
                     return copy

@@ -59,6 +59,8 @@ class Trial:
         Open, on the reader.
     counts
         What was done, by what.
+    why
+        What was said of rows that did not come when all were read.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Trial:
         self._log = log
         self.rng = random.Random(seed)
         self.counts: Counter[str] = Counter()
+        self.why: list[str] = []
         self.oldest = self.newest = 0
         self._shards = _shards_of(cluster)
         self._stack = contextlib.ExitStack()
@@ -116,14 +119,15 @@ class Trial:
         return wrong_of(ids, rows, oldest, self.newest)
 
     def wrong_rows(self) -> int:
-        """Return how many of all rows are wrong or do not come, read anew."""
+        """Return how many of all rows are wrong or do not come, read anew; :attr:`why` says more."""
         wrong = 0
         for first in range(0, self.rows, 1000):
             ids = np.arange(first, min(first + 1000, self.rows))
             try:
                 wrong += self.judge(ids, self.ask(ids))
-            except BandanaError:
+            except BandanaError as error:
                 wrong += ids.size
+                self.why.append(f"{type(error).__name__}: {error}")
         return wrong
 
     def nodes_of(self, ids: Ids) -> list[Node]:

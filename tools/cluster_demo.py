@@ -16,7 +16,7 @@ from rich.table import Table
 
 from bandana_kv import AccessLog
 from bandana_kv.testing.cluster_readers import Readers, Stretch
-from bandana_kv.testing.cluster_trial import DIM, Trial
+from bandana_kv.testing.cluster_trial import TABLE, Trial
 from bandana_kv.testing.real_cluster import RealCluster
 from bandana_kv.tools.console import errors_named, json_option, out
 
@@ -24,7 +24,7 @@ __all__ = ["main"]
 
 _REQUESTS, _IDS_A_REQUEST = 40_000, 34
 _COMMUNITY_ROWS = 200
-_CACHED_SHARE = 0.05
+_DIM, _CACHED_SHARE = 32, 0.05
 _WARM_SHARE = 0.25
 
 
@@ -50,16 +50,22 @@ def main(rows: int, threads: int, seconds: float, seed: int, as_json: bool) -> N
         started_s = time.perf_counter() - begun
         log = _log(rows, np.random.default_rng(seed))
         learn, serve = log.split(train=0.7, ordered=True)
-        cache_bytes = int(_CACHED_SHARE * rows * 4 * DIM)
+        cache_bytes = int(_CACHED_SHARE * rows * 4 * _DIM)
         trial = Trial(
-            cluster, Path(directory) / "store", seed, rows=rows, cache_bytes=cache_bytes, log=learn
+            cluster,
+            Path(directory) / "store",
+            seed,
+            rows=rows,
+            dim=_DIM,
+            cache_bytes=cache_bytes,
+            log=learn,
         )
         loaded_s = time.perf_counter() - begun - started_s
         _say(as_json, f"{len(cluster.nodes)} nodes in {started_s:.1f} s: {cluster.address}")
         _say(as_json, f"{rows} rows loaded, settled and open in {loaded_s:.1f} s")
         with trial:
             stretches = _break(trial, _requests(serve), threads, seconds)
-            hit_rate = trial.store.stats()["t"]["hit_rate"]
+            hit_rate = trial.store.stats()[TABLE]["hit_rate"]
     summary = {
         "rows": rows,
         "threads": threads,

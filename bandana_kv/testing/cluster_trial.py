@@ -25,9 +25,9 @@ from bandana_kv.testing.cluster_readers import Ids, rows_of, wrong_of
 from bandana_kv.testing.cluster_slots import seen_by
 from bandana_kv.testing.real_cluster import RealCluster
 
-__all__ = ["DIM", "TABLE", "Trial"]
+__all__ = ["TABLE", "Trial"]
 
-TABLE, DIM = "t", 32
+TABLE = "t"
 _IDS_A_REQUEST = (1, 8, 34, 34, 120)
 
 
@@ -42,8 +42,8 @@ class Trial:
         Where the store keeps what is not in the cluster.
     seed
         Of what is chosen.
-    rows
-        Of the table.
+    rows, dim
+        Of the table, of int32.
     cache_bytes
         Of the store that is open: 0, and every row comes over the network.
     log
@@ -70,11 +70,13 @@ class Trial:
         seed: int = 0,
         *,
         rows: int = 20_000,
+        dim: int = 32,
         cache_bytes: int = 0,
         log: AccessLog | None = None,
         **options: Any,
     ) -> None:
-        self.cluster, self.directory, self.rows = cluster, directory, rows
+        self.cluster, self.directory = cluster, directory
+        self.rows, self.dim = rows, dim
         self._log = log
         self.rng = random.Random(seed)
         self.counts: Counter[str] = Counter()
@@ -213,7 +215,7 @@ class Trial:
             Not loaded; what was served goes on being served.
         """
         self.newest += 1
-        rows = rows_of(self.newest, np.arange(self.rows), DIM)
+        rows = rows_of(self.newest, np.arange(self.rows), self.dim)
         bandana_kv.load(
             self.directory,
             {TABLE: rows},

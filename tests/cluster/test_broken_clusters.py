@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from bandana_kv.errors import AdapterError, BandanaError, DeadlineError
 from bandana_kv.testing.cluster_faults import run
 from bandana_kv.testing.cluster_readers import Readers, Stretch, rows_of
-from bandana_kv.testing.cluster_trial import DIM, TABLE, Trial
+from bandana_kv.testing.cluster_trial import TABLE, Trial
 from bandana_kv.testing.real_cluster import RealCluster
 
 LONGEST_MS = 1000
 DEADLINE_MS = 300
 ROUNDS = 2
 # More than sockets hold of it: the kernel passes on what a dead primary had written to one.
-LOADED_ROWS = 400_000
+LARGE = {"rows": 10_000, "dim": 1000}
 
 
 def assert_right(stretches: list[Stretch]) -> None:
@@ -121,7 +121,7 @@ def test_without_a_copy_the_fallback_answers_for_those_rows_alone(
     def fallback(table: str, ids: NDArray[np.int64]) -> NDArray[np.int32]:
         assert table == TABLE
         asked.append(ids.copy())
-        return rows_of(1, ids, DIM)
+        return rows_of(1, ids, trial.dim)
 
     options = {"fallback": fallback, "deadline_ms": DEADLINE_MS}
     with Trial(cluster, tmp_path / "store", seed, **options) as trial:
@@ -167,7 +167,7 @@ def test_a_primary_that_dies_with_a_load_takes_nothing_along(
     cluster: RealCluster, tmp_path: Path, seed: int
 ) -> None:
     loaded = 0
-    with Trial(cluster, tmp_path / "store", seed, rows=LOADED_ROWS) as trial:
+    with Trial(cluster, tmp_path / "store", seed, **LARGE) as trial:
         for _ in range(ROUNDS):
             loaded += trial.load_and_kill()
             trial.mend()
@@ -179,7 +179,7 @@ def test_a_primary_that_dies_with_a_load_takes_nothing_along(
 def test_without_settling_it_does(cluster: RealCluster, tmp_path: Path, seed: int) -> None:
     """The control: the test above can fail."""
     with (
-        Trial(cluster, tmp_path / "store", seed, rows=LOADED_ROWS) as trial,
+        Trial(cluster, tmp_path / "store", seed, **LARGE) as trial,
         trial.adapter(cluster.user, copies=0) as hasty,
     ):
         frozen = trial.freeze_a_replica()

@@ -161,6 +161,7 @@ class RespAdapter(Adapter):
         if not deleted_per_s > 0:
             raise InputError(f"deleted_per_s must be above 0, not {deleted_per_s!r}")
         where = f"{cls.name} at {address}"
+        wire.ready()
         nodes = Nodes(address, where)
         nodes.view()
         made = cls(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bandana_kv.adapters.resp_slots import SLOTS
+from bandana_kv.adapters.resp_slots import CRC_TABLE, SLOTS
 from bandana_kv.kernels.compile import brief, copy_bytes, inlined, kernel, signed
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "compose_reads",
     "compose_writes",
     "locate",
+    "ready",
     "take_replies",
 ]
 
@@ -387,3 +388,19 @@ def take_replies(
             cursor[MGET] += 1
     cursor[ENDED] = DONE
     return begin
+
+
+def ready() -> None:
+    """Have everything here compiled: to do so while a node's answer is waited for would be late."""
+    keys, ones = np.zeros(1, np.uint64), np.ones(1, np.int64)
+    zeros, shifts, prefix = np.zeros(1, np.int64), np.zeros(1, np.uint8), np.zeros(1, np.uint8)
+    locate(keys, zeros, zeros, CRC_TABLE, 0, np.zeros(1, np.int64), shifts)
+    buffer, out = np.zeros(256, np.uint8), np.zeros((1, 1), np.uint8)
+    parts = np.empty((1, PART_WORDS), np.int64)
+    compose_reads(keys, shifts, zeros, zeros, 1, prefix, buffer, zeros.copy(), ones, parts)
+    compose_writes(keys, shifts, out, zeros, False, prefix, buffer)
+    reply = np.frombuffer(b"*1\r\n$1\r\nx\r\n", np.uint8).copy()
+    cursor = np.array([0, -1, 0, 0, 0, 0, 0])
+    take_replies(
+        reply, 0, len(reply), cursor, ones, zeros, np.zeros(1, np.int8), np.zeros(1, np.int64), out
+    )

@@ -225,29 +225,34 @@ class Reading:
     def _step(self, second_ask_s: float, until: float) -> None:
         """Wait until something comes, or is late."""
         now = time.monotonic()
-        soon = min(
-            (f.begun + second_ask_s for f in self._flights.values() if not f.late), default=until
-        )
-        for fd, _ in self._poll.poll(max(0.0, 1000 * (min(soon, until) - now))):
-            flight = self._flights.get(fd)
+        flights = self._flights
+        soon = min((f.begun + second_ask_s for f in flights.values() if not f.late), default=until)
+        ready = self._poll.poll(max(0.0, 1000 * (min(soon, until) - now)))
+        for fd, _ in ready:
+            flight = flights.get(fd)
             if flight is not None:
                 self._take(flight)
-        now = time.monotonic()
         if now < soon and now < until:
             return
-        for flight in list(self._flights.values()):
+        # By the time before that look: what this process was kept from seeing is not late.
+        came = {fd for fd, _ in ready}
+        for fd, flight in list(flights.items()):
+            if fd in came:
+                continue
             if now >= until:
-                self._end(flight, close=True)
-                silent = SilentError(
-                    f"{flight.link.node} did not answer within {1000 * self._pace.patience_s:g} ms"
-                )
-                self._nodes.failed(flight.number, "down")
-                self._failed(flight.number, self._left_of(flight), silent)
+                self._give_up(flight)
             elif not flight.late and now >= flight.begun + second_ask_s:
                 flight.late = True
                 self._nodes.failed(flight.number, "slow")
                 self._nodes.counts[flight.number][_SECOND] += 1
                 self._elsewhere(flight.number, self._left_of(flight))
+
+    def _give_up(self, flight: Flight) -> None:
+        self._end(flight, close=True)
+        self._nodes.failed(flight.number, "down")
+        limit_ms = 1000 * self._pace.patience_s
+        silent = SilentError(f"{flight.link.node} did not answer within {limit_ms:g} ms")
+        self._failed(flight.number, self._left_of(flight), silent)
 
     def _left_of(self, flight: Flight) -> NDArray[np.int64]:
         left: NDArray[np.int64] = flight.order[self.status[flight.order] != wire.TAKEN]

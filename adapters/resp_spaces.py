@@ -88,6 +88,8 @@ class Spaces:
         AdapterError
             No node tells the shape of a space.
         """
+        if not keys.flags.carray:  # of which kernels are compiled; not read-only ones, for example
+            keys = keys.copy()
         slots, shift_of = np.empty(len(keys), np.int64), np.empty(len(keys), np.uint8)
         spaces, shifts = self._shapes
         empty: list[int] = []
@@ -251,12 +253,13 @@ class Spaces:
         """
         self._begin_spaces(keys, blocks)
         located = self.located(keys)
+        payloads = payloads if payloads.flags.carray else payloads.copy()
         size = len(self.prefix) + wire.KEY_TAIL + payloads.shape[1] + 64
 
         def pack(items: NDArray[np.int64], once: bool) -> memoryview:
             buffer = np.empty(items.size * size, np.uint8)
             end = wire.compose_writes(
-                keys, located.shift_of, payloads, items, once, located.prefix, buffer
+                located.keys, located.shift_of, payloads, items, once, located.prefix, buffer
             )
             return buffer[:end].data
 

@@ -121,7 +121,7 @@ class Trial:
         return wrong_of(ids, rows, oldest, self.newest)
 
     def wrong_rows(self) -> int:
-        """Return how many of all rows are wrong or do not come, read anew; :attr:`why` says more."""
+        """Return how many of all rows are wrong or do not come, read anew; `why` says more."""
         wrong = 0
         for first in range(0, self.rows, 1000):
             ids = np.arange(first, min(first + 1000, self.rows))
@@ -272,7 +272,7 @@ class Trial:
     def _freeze_a_while(self, node: Node, stop: threading.Event) -> None:
         stop.wait(self.rng.uniform(0, 0.3))
         self.cluster.freeze(node)
-        stop.wait(self.rng.uniform(0, 0.8))
+        stop.wait(self.rng.uniform(0, 1.5))
         self.cluster.thaw(node)
 
     def _to_break(self, *, primary: bool = True) -> Node | None:

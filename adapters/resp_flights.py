@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.adapters import resp_kernels as wire
+from bandana_kv.adapters import resp_replies as wire
 from bandana_kv.adapters.keys import Keys
 from bandana_kv.adapters.resp_link import Link
 

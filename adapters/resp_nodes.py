@@ -30,11 +30,10 @@ _log = logging.getLogger("bandana_kv")
 
 _ASK_SLOTS = command("CLUSTER", "SLOTS")
 _CARE_TIMEOUT_S = 0.5
+# A request waits this long for a node that was down, where no other has what it is to read.
+_HOPE_TIMEOUT_S = 0.1
 # A node that answers the background within this is sound.
 _SOUND_S = 0.1
-# Where no copy of a block is up, a request looks whether one has come back: it waits for so long,
-# and looks at a node no oftener than this.
-_LOOK_S, _LOOK_EVERY_S = 0.05, 0.25
 # The topology is asked for anew this often while a node is down, or a shard has fewer copies than
 # others (those that are not in step are not listed), and while all are well.
 _REFRESH_DOWN_S, _REFRESH_THIN_S, _REFRESH_S = 0.5, 1.0, 5.0
@@ -243,9 +242,9 @@ class Nodes:
         rests = [each.until for each in self._healths if each.state != "sound"]
         return max(0.01, min([*rests, self._refresh_at, now + _IDLE_S]) - now)
 
-    def _try_again(self, number: int) -> None:
+    def _try_again(self, number: int, timeout_s: float = _CARE_TIMEOUT_S) -> None:
         begun = time.monotonic()
-        said = self._topology_from(self.known[number])
+        said = self._topology_from(self.known[number], timeout_s=timeout_s)
         quick = time.monotonic() - begun < _SOUND_S
         with self._lock:
             health = self._healths[number]
@@ -289,35 +288,26 @@ class Nodes:
                 )
             time.sleep(0.05)
 
-    def seen_anew(self, slots: NDArray[np.int64]) -> View:
-        """Return how things stand, asking for the topology if a node has failed since it was told.
+    def seen_anew(self) -> View:
+        """Return how things stand, looking anew if a node has failed since the last look.
 
-        A copy that was not in step, and so not listed, may be by now. And where all copies of one
-        of the slots (n,) are down, one may be back: it rested, and then the others died.
+        A copy that was not in step, and so not listed, may be by now; and one that is left alone
+        may be back, where the others of its shard are gone.
         """
         with self._looking:
             if self._failed_at > self._refreshed_at:
                 self._refresh_quietly()
-            topology = self.view().topology
-            for shard in np.unique(topology.shard_of_slot[slots[slots >= 0]]).tolist():
-                copies = [self.number_of(node) for node in topology.shards[shard]]
-                if shard >= 0 and all(self.state_of(each) == "down" for each in copies):
-                    for each in copies:
-                        self._look_at(each)
+                for number in self._only_hopes():
+                    self._try_again(number, _HOPE_TIMEOUT_S)
         return self.view()
 
-    def _look_at(self, number: int) -> None:
-        """See whether a node that is down answers by now."""
-        health = self._healths[number]
-        if time.monotonic() < health.looked_at + _LOOK_EVERY_S:
-            return
-        said = self._topology_from(self.known[number], timeout_s=_LOOK_S)
-        with self._lock:
-            health.looked_at = time.monotonic()
-            if said is not None:
-                health.answered()
-                if self._view is not None:
-                    self._look_anew_locked(self._view.topology)
+    def _only_hopes(self) -> list[int]:
+        """Return who was down before and has the slots of others that are down just now."""
+        shards = [] if self._view is None else self._view.topology.shards
+        numbers = [[self.number_of(node) for node in shard] for shard in shards]
+        gone = [each for each in numbers if all(self.state_of(n) == "down" for n in each)]
+        before = time.monotonic() - _CARE_TIMEOUT_S
+        return [n for each in gone for n in each if self._healths[n].failed_at < before]
 
     def _refresh_quietly(self) -> None:
         if self._refresh([]) is None:

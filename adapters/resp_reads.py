@@ -10,15 +10,15 @@ from __future__ import annotations
 import select
 import time
 from collections.abc import Iterable
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.adapters import resp_kernels as wire
+from bandana_kv.adapters import resp_replies as wire
 from bandana_kv.adapters.payloads import Payloads
+from bandana_kv.adapters.resp_commands import KEY_TAIL, PART_WORDS, compose_reads
 from bandana_kv.adapters.resp_flights import Flight, Located, Pace, key_of
-from bandana_kv.adapters.resp_link import LinkError, RefusedError, SilentError
+from bandana_kv.adapters.resp_link import Link, LinkError, RefusedError, SilentError
 from bandana_kv.adapters.resp_nodes import COUNTED, Nodes, slots_of
 from bandana_kv.adapters.resp_protocol import Failed, command, redirect_of
 
@@ -80,10 +80,9 @@ class Reading:
     def any_copy(self) -> bool:
         """Ask whoever is first for each slot, and others as needed; return whether all came."""
         nodes = self._nodes
-        slots = self._located.slots
-        first = slots_of(nodes.view(), nodes.links.turn(), slots)
+        first = slots_of(nodes.view(), nodes.links.turn(), self._located.slots)
         if first.min() < 0:
-            first = slots_of(nodes.seen_anew(slots[first < 0]), nodes.links.turn(), slots)
+            first = slots_of(nodes.seen_anew(), nodes.links.turn(), self._located.slots)
         self._run(first, self._pace.second_ask_s)
         return bool((self.status == wire.TAKEN).all())
 
@@ -128,11 +127,11 @@ class Reading:
         """Send each node the MGETs for the keys that it is to be asked for."""
         located = self._located
         count = len(located.keys)
-        room = count * (len(located.prefix) + wire.KEY_TAIL + _COMMAND_BYTES)
+        room = count * (len(located.prefix) + KEY_TAIL + _COMMAND_BYTES)
         buffer = np.empty(room, np.uint8)
         order, counts = np.empty(count, np.int64), np.empty(count, np.int64)
-        parts = np.empty((count, wire.PART_WORDS), np.int64)
-        asked = wire.compose_reads(
+        parts = np.empty((count, PART_WORDS), np.int64)
+        asked = compose_reads(
             located.keys,
             located.shift_of,
             located.slots,
@@ -144,16 +143,112 @@ class Reading:
             counts,
             parts,
         )
-        data = buffer.data
-        at = 0
         lost: list[tuple[int, NDArray[np.int64]]] = []
-        for number, get, gets, begin, end in parts[:asked].tolist():
-            of_node = counts[get : get + gets]
-            keys = order[at : (at := at + int(of_node.sum()))]
-            if not self._send(number, keys, of_node, data[begin:end]):
-                lost.append((number, keys))
-        for number, keys in lost:
-            self._elsewhere(number, keys)
+        together: list[tuple[list[int], Link]] = []
+        quickly = not self._flights
+        for part in parts[:asked].tolist():
+            number, get, gets, begin, end, key, keys = part
+            link = self._idle(number, order[key : key + keys]) if quickly else None
+            if link is not None and link.plain:
+                together.append((part, link))
+            elif (quickly and link is None) or not self._send(
+                number, order[key : key + keys], counts[get : get + gets], buffer.data[begin:end]
+            ):
+                lost.append((number, order[key : key + keys]))
+        if together:
+            self._exchange(together, buffer, counts, order)
+        for number, of_node in lost:
+            self._elsewhere(number, of_node)
+
+    def _idle(self, number: int, keys: NDArray[np.int64]) -> Link | None:
+        """Return this thread's connection to a node; None, and it is noted, where there is none."""
+        try:
+            return self._nodes.links.idle(number, self._pace.patience_s / 2)
+        except (LinkError, RefusedError) as error:
+            self._failed(number, keys, error)
+            return None
+
+    def _exchange(
+        self,
+        together: list[tuple[list[int], Link]],
+        buffer: NDArray[np.uint8],
+        counts: NDArray[np.int64],
+        order: NDArray[np.int64],
+    ) -> None:
+        """Do what compiled code can of asking nodes; what it cannot goes on as flights."""
+        calls = np.array(
+            [
+                (
+                    link.fd,
+                    link.address,
+                    link.buffer.size,
+                    0,
+                    0,
+                    begin,
+                    end,
+                    get,
+                    gets,
+                    key,
+                    keys,
+                    0,
+                    0,
+                )
+                for (_, get, gets, begin, end, key, keys), link in together
+            ],
+            np.int64,
+        )
+        cursors = np.zeros((len(together), wire.CURSOR_WORDS), np.int64)
+        cursors[:, wire.ITEM] = -1
+        begun = time.monotonic()
+        for _, link in together:
+            link.owes = True
+        wait_ms = int(1000 * self._pace.second_ask_s)
+        unfinished = wire.exchange(
+            calls, cursors, buffer, counts, order, self.status, self.found, self._out, wait_ms
+        )
+        for call, (part, link) in zip(calls.tolist(), together, strict=True):
+            counted = self._nodes.counts[part[0]]
+            counted[_ROUND_TRIPS] += 1
+            counted[_OUT] += part[4] - part[3]
+            counted[_IN] += call[wire.BYTES]
+            if call[wire.STATE] == wire.FINISHED:
+                link.owes = link.fresh = False
+        if unfinished or cursors[:, wire.UNTAKEN].any():
+            self._go_on(calls, cursors, together, counts, order, begun)
+
+    def _go_on(
+        self,
+        calls: NDArray[np.int64],
+        cursors: NDArray[np.int64],
+        together: list[tuple[list[int], Link]],
+        counts: NDArray[np.int64],
+        order: NDArray[np.int64],
+        begun: float,
+    ) -> None:
+        """Make flights of what was not done by compiled code, and see to each."""
+        flights = []
+        for call, cursor, (part, link) in zip(calls.tolist(), cursors, together, strict=True):
+            number, get, gets, _, _, key, keys = part
+            flight = Flight(
+                number, link, order[key : key + keys], counts[get : get + gets], apart=False
+            )
+            flight.begun, flight.cursor = begun, cursor
+            if call[wire.STATE] != wire.FINISHED:
+                link.begin, link.end, link.fresh = call[wire.BEGIN], call[wire.END], False
+                self._flights[link.fd] = flight
+                self._poll.register(link.fd, select.POLLIN)
+            flights.append((flight, call[wire.STATE]))
+        for flight, state in flights:
+            if state == wire.FINISHED:
+                if flight.cursor[wire.UNTAKEN]:
+                    self._elsewhere(flight.number, self._unfit(flight))
+            elif state == wire.LOST:
+                self._lost(flight, LinkError(f"{flight.link.node} has ended the connection"))
+            elif state == wire.SAID:
+                try:
+                    self._parsed(flight)
+                except LinkError as error:
+                    self._lost(flight, error)
 
     def _send(
         self,
@@ -166,10 +261,7 @@ class Reading:
         while True:
             link, fresh = None, True
             try:
-                link = self._nodes.links.of(number, self._pace.patience_s / 2)
-                apart = link.fd in self._flights  # it owes replies, which would come first
-                if apart:
-                    link = self._nodes.links.new(number, self._pace.patience_s / 2)
+                link, apart = self._link(number)
                 fresh = link.fresh
                 flight = Flight(number, link, keys, counts, apart=apart)
                 link.send(data, self._pace.second_ask_s)
@@ -186,6 +278,14 @@ class Reading:
             self._flights[link.fd] = flight
             self._poll.register(link.fd, select.POLLIN)
             return True
+
+    def _link(self, number: int) -> tuple[Link, bool]:
+        """Return a connection that owes nothing, and whether it is one of this call alone."""
+        timeout_s = self._pace.patience_s / 2
+        link = self._nodes.links.of(number, timeout_s)
+        if link.fd in self._flights:  # replies to it come first
+            return self._nodes.links.new(number, timeout_s), True
+        return self._nodes.links.idle(number, timeout_s), False
 
     def _failed(self, number: int, keys: Iterable[int], error: Exception) -> None:
         if isinstance(error, SilentError):
@@ -211,10 +311,10 @@ class Reading:
 
     def _next_copy(self, key: int, tried: set[int]) -> int:
         """Return a copy of a key that was not asked yet, and count it as asked; -1: none."""
-        slots = self._located.slots[key : key + 1]
-        for look in (self._nodes.view, partial(self._nodes.seen_anew, slots)):
+        slot = int(self._located.slots[key])
+        for look in (self._nodes.view, self._nodes.seen_anew):
             look()
-            for copy in self._nodes.copies(int(slots[0])):
+            for copy in self._nodes.copies(slot):
                 if copy not in tried:
                     tried.add(copy)
                     return copy
@@ -261,52 +361,60 @@ class Reading:
     def _end(self, flight: Flight, *, close: bool) -> None:
         del self._flights[flight.link.fd]
         self._poll.unregister(flight.link.fd)
+        flight.link.owes = False
         if close or flight.apart:
             flight.link.close()
 
     def _take(self, flight: Flight) -> None:
         """Take what has arrived from one node."""
-        link, cursor = flight.link, flight.cursor
+        link = flight.link
         try:
             while True:
                 taken = link.receive()
                 self._nodes.counts[flight.number][_IN] += taken
-                if not taken:
-                    return
-                while True:
-                    link.begin = wire.take_replies(
-                        link.buffer,
-                        link.begin,
-                        link.end,
-                        cursor,
-                        flight.counts,
-                        flight.order,
-                        self.status,
-                        self.found,
-                        self._out,
-                    )
-                    if cursor[wire.ENDED] != wire.LINE:
-                        break
-                    self._take_line(flight)
-                if cursor[wire.ENDED] == wire.DONE:
-                    self._end(flight, close=False)
-                    link.begin = link.end = 0
-                    if cursor[wire.UNTAKEN]:
-                        self._elsewhere(flight.number, self._unfit(flight))
-                    return
-                if cursor[wire.ENDED] == wire.BROKEN:
-                    raise LinkError(f"{link.node} does not answer as the protocol has it")
-                link.make_room(int(cursor[wire.NEED]))
-                if not link.holds_more:
+                if not taken or self._parsed(flight) or not link.holds_more:
                     return
         except LinkError as error:
-            self._end(flight, close=True)
-            if flight.fresh:
-                self._failed(flight.number, self._left_of(flight), error)
-                self._elsewhere(flight.number, self._left_of(flight))
-            else:
-                # The connection was of an earlier time: the node itself may be well.
-                self._at(flight.number, self._left_of(flight), _MOST_KEYS)
+            self._lost(flight, error)
+
+    def _parsed(self, flight: Flight) -> bool:
+        """Take what is in a connection's buffer; return whether that was all."""
+        link, cursor = flight.link, flight.cursor
+        while True:
+            link.begin = wire.take_replies(
+                link.buffer,
+                link.begin,
+                link.end,
+                cursor,
+                flight.counts,
+                flight.order,
+                self.status,
+                self.found,
+                self._out,
+            )
+            if cursor[wire.ENDED] != wire.LINE:
+                break
+            self._take_line(flight)
+        if cursor[wire.ENDED] == wire.BROKEN:
+            raise LinkError(f"{link.node} does not answer as the protocol has it")
+        if cursor[wire.ENDED] == wire.MORE:
+            link.make_room(int(cursor[wire.NEED]))
+            return False
+        self._end(flight, close=False)
+        link.begin = link.end = 0
+        if cursor[wire.UNTAKEN]:
+            self._elsewhere(flight.number, self._unfit(flight))
+        return True
+
+    def _lost(self, flight: Flight, error: LinkError) -> None:
+        """See to the keys of a node whose connection has ended."""
+        self._end(flight, close=True)
+        left = self._left_of(flight)
+        if flight.fresh:
+            self._failed(flight.number, left, error)
+            self._elsewhere(flight.number, left)
+        else:  # the connection was of an earlier time: the node itself may be well
+            self._at(flight.number, left, _MOST_KEYS)
 
     def _unfit(self, flight: Flight) -> NDArray[np.int64]:
         """Return the keys for which it had no value that fits."""

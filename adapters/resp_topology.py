@@ -76,14 +76,13 @@ class Health:
     does, so that none of them waits for it.
     """
 
-    __slots__ = ("failed_at", "looked_at", "rest_s", "state", "until")
+    __slots__ = ("failed_at", "rest_s", "state", "until")
 
     def __init__(self) -> None:
         self.state = "sound"
         self.rest_s = 0.0
         self.until = 0.0
         self.failed_at = 0.0
-        self.looked_at = 0.0
 
     def failed(self, state: str, now: float) -> bool:
         """Hear that the node was slow, or is down; return whether that is news."""

@@ -71,7 +71,7 @@ class ClusterMachine(RuleBasedStateMachine):
 
     @invariant()
     def all_rows_are_right(self) -> None:
-        assert self.trial.wrong_rows() == 0
+        assert self.trial.wrong_rows() == 0, self.trial.why
 
 
 @pytest.mark.slow

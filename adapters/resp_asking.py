@@ -86,10 +86,12 @@ class Asking(ABC):
         )
         lost: list[tuple[int, NDArray[np.int64]]] = []
         together: list[tuple[list[int], Link]] = []
-        quickly = not self._flights
+        quickly, at_hand = not self._flights, self._nodes.links.at_hand
         for part in parts[:asked].tolist():
             number, get, gets, begin, end, key, keys = part
-            link = self._idle(number, order[key : key + keys]) if quickly else None
+            link = at_hand.get(number) if quickly else None
+            if quickly and (link is None or link.owes or link.closed):
+                link = self._idle(number, order[key : key + keys])
             if link is not None and link.plain:
                 together.append((part, link))
             elif (quickly and link is None) or not self._send(
@@ -140,7 +142,7 @@ class Asking(ABC):
             counted[_IN] += call[wire.BYTES]
             if call[wire.STATE] == wire.FINISHED:
                 link.owes = link.fresh = False
-        if unfinished or cursors[:, wire.UNTAKEN].any():
+        if unfinished:
             self._go_on(calls, cursors, together, counts, order, begun)
 
     def _go_on(

@@ -58,12 +58,16 @@ class Reading(Asking):
 
     def any_copy(self) -> bool:
         """Ask whoever is first for each slot, and others as needed; return whether all came."""
-        nodes = self._nodes
-        first = slots_of(nodes.view(), nodes.links.turn(), self._located.slots)
-        if first.min() < 0:
-            first = slots_of(nodes.seen_anew(), nodes.links.turn(), self._located.slots)
+        nodes, located = self._nodes, self._located
+        view, turn = nodes.view(), nodes.links.turn()
+        first = slots_of(view, turn, located.slots)
+        if not (view.whole and located.known) and first.min() < 0:
+            first = slots_of(nodes.seen_anew(), turn, located.slots)
         self._run(first, self._pace.second_ask_s)
-        return bool((self.status == wire.TAKEN).all())
+        return self._all_came()
+
+    def _all_came(self) -> bool:
+        return self.status.tobytes().count(wire.TAKEN) == len(self.status)
 
     def of_nodes(self, numbers: NDArray[np.int64]) -> bool:
         """Ask just these nodes, int64 (n,), for each key; return whether all came."""
@@ -72,7 +76,7 @@ class Reading(Asking):
             shard = self._nodes.shard(int(self._located.slots[at]))
             self.tried[at] = set(shard) - {number}
         self._run(numbers, self._pace.patience_s)
-        return bool((self.status == wire.TAKEN).all())
+        return self._all_came()
 
     def lacks(self, at: int) -> bool:
         """Return whether all copies of a key's slot said that they have no value for it."""
@@ -94,7 +98,7 @@ class Reading(Asking):
             self._ask(first, MOST_KEYS)
             while self._flights:
                 self._step(second_ask_s, until)
-                if self._second and (self.status == wire.TAKEN).all():
+                if self._second and self._all_came():
                     return
         finally:
             for flight in self._flights.values():

@@ -194,7 +194,7 @@ def test_without_settling_it_does(cluster: RealCluster, tmp_path: Path, seed: in
 
 @pytest.mark.slow
 def test_the_harness_finds_nothing_and_counts(seed: int) -> None:
-    found = run(10, seed)
+    found = run(6, seed)
     assert (found["wrong_rows"], found["errors"], found["lost_rows"]) == (0, 0, 0), found
     assert found["rounds"] > 0
     assert found["rows"] > 1000

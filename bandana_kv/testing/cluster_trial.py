@@ -48,6 +48,8 @@ class Trial:
         Of the store that is open: 0, and every row comes over the network.
     log
         Of which rows are looked up together; without one they are shuffled.
+    patience_ms
+        How long a read waits for a block before it is an error.
     options
         More of what :func:`bandana_kv.open` takes.
 
@@ -73,6 +75,7 @@ class Trial:
         dim: int = 32,
         cache_bytes: int = 0,
         log: AccessLog | None = None,
+        patience_ms: float = 500.0,
         **options: Any,
     ) -> None:
         self.cluster, self.directory = cluster, directory
@@ -86,7 +89,9 @@ class Trial:
         self._stack = contextlib.ExitStack()
         self.writer = self._stack.enter_context(self.adapter(cluster.user))
         self.load()
-        self.reader = self._stack.enter_context(self.adapter(cluster.reader, read_only=True))
+        self.reader = self._stack.enter_context(
+            self.adapter(cluster.reader, read_only=True, patience_ms=patience_ms)
+        )
         self.store = bandana_kv.open(directory, cache_bytes, adapter=self.reader, **options)
         self._stack.callback(self.store.close)
 

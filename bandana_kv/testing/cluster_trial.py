@@ -140,7 +140,7 @@ class Trial:
     def nodes_of(self, ids: Ids) -> list[Node]:
         """Return which primary has the block of each id."""
         placement = self.store.placement(TABLE)
-        blocks = placement.position_of_id[ids] // placement.rows_per_block
+        blocks = placement.position_of_id[ids].astype(np.int64) // placement.rows_per_block
         keys = self.store._tables[TABLE].stored.keys(blocks)
         owners: dict[int, Node] = {}
         for node in self.cluster.primaries():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -190,6 +191,30 @@ def test_without_settling_it_does(cluster: RealCluster, tmp_path: Path, seed: in
         cluster.thaw(frozen)
         cluster.wait_whole()
         assert trial.wrong_rows() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs Debian's redis-server")
+def test_another_server_is_killed_frozen_and_moved_too(tmp_path: Path, seed: int) -> None:
+    server = Path(shutil.which("redis-server") or "")
+    with (
+        RealCluster(server=server) as cluster,
+        Trial(cluster, tmp_path / "store", seed) as trial,
+    ):
+        with Readers(trial.ask, trial.judge, trial.requests(2000)) as readers:
+            time.sleep(0.5)
+            trial.kill()
+            readers.begin("killed")
+            time.sleep(1.5)
+            trial.freeze()
+            readers.begin("frozen")
+            time.sleep(1.5)
+            trial.mend()
+            readers.begin("moved")
+            moved = trial.move(0.003)  # it has no migration of its own: key by key
+        assert trial.wrong_rows() == 0, trial.why
+    assert moved > 0
+    assert_right(readers.stretches())
 
 
 @pytest.mark.slow

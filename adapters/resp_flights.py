@@ -45,12 +45,15 @@ class Located:
         uint8 (n,): how many bits of the block are its place in its chunk.
     prefix : ndarray
         uint8: what all keys begin with.
+    known : bool
+        All have a slot.
     """
 
     keys: Keys
     slots: NDArray[np.int64]
     shift_of: NDArray[np.uint8]
     prefix: NDArray[np.uint8]
+    known: bool
 
 
 def key_of(prefix: bytes, key: int, shift: int) -> bytes:

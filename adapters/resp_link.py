@@ -176,9 +176,9 @@ class Link:
         return taken
 
     @property
-    def address(self) -> int:
-        """Where the buffer is; it moves where a reply is longer than it."""
-        return self._buffer_at
+    def room(self) -> tuple[int, int, int]:
+        """Its socket, and where its buffer is and how long, which change for longer replies."""
+        return self.fd, self._buffer_at, self.buffer.size
 
     @property
     def holds_more(self) -> bool:

@@ -57,6 +57,11 @@ class Links:
                 self._turns += 1
         return own.turn
 
+    @property
+    def at_hand(self) -> dict[int, Link]:
+        """The connections of this thread by the number of a node, closed ones too."""
+        return self._own.links
+
     def of(self, number: int, timeout_s: float) -> Link:
         """Return this thread's connection to a node, new or not.
 

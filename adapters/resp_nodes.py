@@ -54,11 +54,14 @@ class View:
     first : list of ndarray
         For each turn, int64 (SLOTS + 1,): the number of the node that is asked first; -1: none is
         up, or there is no slot.
+    whole : bool
+        For each slot some node is up.
     """
 
     def __init__(self, topology: Topology, first: list[NDArray[np.int64]]) -> None:
         self.topology = topology
         self.first = first
+        self.whole = bool((first[0][:SLOTS] >= 0).all())
 
 
 class Nodes:

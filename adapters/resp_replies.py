@@ -243,7 +243,7 @@ def exchange(
     Returns
     -------
     int
-        How many nodes are not FINISHED.
+        How many nodes are not FINISHED, or had no value that fits for some key.
     """
     waiting = np.zeros((calls.shape[0], 2), np.int32)
     left = 0
@@ -279,7 +279,7 @@ def exchange(
             left -= call[STATE] != OWES
     unfinished = 0
     for p in range(calls.shape[0]):
-        unfinished += calls[p, STATE] != FINISHED
+        unfinished += calls[p, STATE] != FINISHED or cursors[p, UNTAKEN] > 0
     return unfinished
 
 

@@ -106,7 +106,7 @@ class Spaces:
                 spaces, shifts = np.append(spaces, space), np.append(shifts, shift)
         if empty:
             slots[np.isin(keys >> np.uint64(_BLOCK_BITS), np.array(empty, np.uint64))] = -1
-        return Located(keys, slots, shift_of, self._prefix)
+        return Located(keys, slots, shift_of, self._prefix, not empty)
 
     def shape(self, space: int) -> int | None:
         """Return the shift of a space, as its nodes have it now; None: it is empty."""

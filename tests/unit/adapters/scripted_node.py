@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable
@@ -57,10 +58,8 @@ class ScriptedCluster:
             each.shutdown(socket.SHUT_RDWR)
             each.close()
         for each in list(self._open):
-            try:
+            with contextlib.suppress(OSError):  # the other side was first
                 each.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # the other side was first
         for thread in self._threads:
             thread.join(5)
             assert not thread.is_alive()

@@ -44,8 +44,19 @@ def test_user_and_password_are_read_and_never_shown() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "h1:7000", "http://h1", "redis://", "redis://h1:port", "redis://h1:0", "redis://h1,,h2"]
-    + ["redis://h1:70000", "redis://h1/2", "redis://h1?x=1", "unix:///tmp/x"],
+    [
+        "",
+        "h1:7000",
+        "http://h1",
+        "redis://",
+        "redis://h1:port",
+        "redis://h1:0",
+        "redis://h1,,h2",
+        "redis://h1:70000",
+        "redis://h1/2",
+        "redis://h1?x=1",
+        "unix:///tmp/x",
+    ],
 )
 def test_what_is_no_address_is_refused_without_the_password(text: str) -> None:
     text = text.replace("://", f"://me:{SECRET}@", 1)

@@ -44,7 +44,7 @@ def check(adapter: RespAdapter, blocks: list[int]) -> None:
 def once(first: Answer, then: Answer = holds) -> Answer:
     """Answer in one way, and from then on in another."""
     left = [first]
-    return lambda words: (left.pop() if left else then)(words)
+    return left.pop() if left else then
 
 
 def test_one_command_a_slot_and_all_of_them_at_once() -> None:

@@ -34,7 +34,10 @@ def located(keys: Keys, shift: int) -> tuple[np.ndarray, np.ndarray]:
 def random_keys(count: int) -> Keys:
     rng = np.random.default_rng(SEED)
     blocks = np.append(rng.integers(0, MAX_BLOCK, count - 2), [0, MAX_BLOCK])
-    keys = [block_keys(space, block) for space, block in zip([0, MAX_SPACE, 7] * count, blocks)]
+    keys = [
+        block_keys(space, block)
+        for space, block in zip([0, MAX_SPACE, 7] * count, blocks, strict=False)
+    ]
     return np.array(keys, np.uint64)
 
 
@@ -148,8 +151,17 @@ def test_replies_are_taken_in_whatever_pieces_they_come() -> None:
 
 @pytest.mark.parametrize(
     "raw",
-    [b"*3\r\n", b"$4\r\nabcd\r\n", b":1\r\n", b"*2\r\n*1\r\n", b"*2\r\n$x\r\n", b"*2\r\n$\r\n"]
-    + [b"\r\n", b"*2\r\n$9999999999999999999999\r\n", b"*\r\n"],
+    [
+        b"*3\r\n",
+        b"$4\r\nabcd\r\n",
+        b":1\r\n",
+        b"*2\r\n*1\r\n",
+        b"*2\r\n$x\r\n",
+        b"*2\r\n$\r\n",
+        b"\r\n",
+        b"*2\r\n$9999999999999999999999\r\n",
+        b"*\r\n",
+    ],
 )
 def test_what_is_no_such_reply_is_not_taken(raw: bytes) -> None:
     cursor, status, _, _ = take(raw, [], [2], 4)

@@ -48,6 +48,8 @@ class Trial:
         Of the store that is open: 0, and every row comes over the network.
     log
         Of which rows are looked up together; without one they are shuffled.
+    patience_ms
+        How long a read waits for a block before it is an error.
     options
         More of what :func:`bandana_kv.open` takes.
 
@@ -73,6 +75,7 @@ class Trial:
         dim: int = 32,
         cache_bytes: int = 0,
         log: AccessLog | None = None,
+        patience_ms: float = 500.0,
         **options: Any,
     ) -> None:
         self.cluster, self.directory = cluster, directory
@@ -86,7 +89,9 @@ class Trial:
         self._stack = contextlib.ExitStack()
         self.writer = self._stack.enter_context(self.adapter(cluster.user))
         self.load()
-        self.reader = self._stack.enter_context(self.adapter(cluster.reader, read_only=True))
+        self.reader = self._stack.enter_context(
+            self.adapter(cluster.reader, read_only=True, patience_ms=patience_ms)
+        )
         self.store = bandana_kv.open(directory, cache_bytes, adapter=self.reader, **options)
         self._stack.callback(self.store.close)
 
@@ -135,7 +140,7 @@ class Trial:
     def nodes_of(self, ids: Ids) -> list[Node]:
         """Return which primary has the block of each id."""
         placement = self.store.placement(TABLE)
-        blocks = placement.position_of_id[ids] // placement.rows_per_block
+        blocks = placement.position_of_id[ids].astype(np.int64) // placement.rows_per_block
         keys = self.store._tables[TABLE].stored.keys(blocks)
         owners: dict[int, Node] = {}
         for node in self.cluster.primaries():

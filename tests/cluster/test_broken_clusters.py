@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -193,8 +194,32 @@ def test_without_settling_it_does(cluster: RealCluster, tmp_path: Path, seed: in
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs Debian's redis-server")
+def test_another_server_is_killed_frozen_and_moved_too(tmp_path: Path, seed: int) -> None:
+    server = Path(shutil.which("redis-server") or "")
+    with (
+        RealCluster(server=server) as cluster,
+        Trial(cluster, tmp_path / "store", seed) as trial,
+    ):
+        with Readers(trial.ask, trial.judge, trial.requests(2000)) as readers:
+            time.sleep(0.5)
+            trial.kill()
+            readers.begin("killed")
+            time.sleep(1.5)
+            trial.freeze()
+            readers.begin("frozen")
+            time.sleep(1.5)
+            trial.mend()
+            readers.begin("moved")
+            moved = trial.move(0.003)  # it has no migration of its own: key by key
+        assert trial.wrong_rows() == 0, trial.why
+    assert moved > 0
+    assert_right(readers.stretches())
+
+
+@pytest.mark.slow
 def test_the_harness_finds_nothing_and_counts(seed: int) -> None:
-    found = run(10, seed)
+    found = run(6, seed)
     assert (found["wrong_rows"], found["errors"], found["lost_rows"]) == (0, 0, 0), found
     assert found["rounds"] > 0
     assert found["rows"] > 1000

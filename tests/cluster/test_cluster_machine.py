@@ -16,7 +16,7 @@ from bandana_kv.testing.cluster_trial import Trial
 from bandana_kv.testing.real_cluster import RealCluster
 
 ROWS, SHARDS = 3000, 3
-EXAMPLES, STEPS = 3, 10
+EXAMPLES, STEPS = 3, 8
 SHARES = st.sampled_from([0.01, 0.1, 0.25])
 IDS = st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=60)
 

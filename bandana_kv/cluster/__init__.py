@@ -1,1 +1,9 @@
-"""A store that lies in a cluster: its versions, who serves them, who may write them."""
+"""A store that lies in a cluster: its versions, who serves them, who may write them.
+
+Blocks, and the files of each version, are values in the cluster (``adapters/resp.py``); a few small
+keys in one slot of it (``adapters/resp_catalogue.py``) say which version is current, who writes and
+who reads. Everything else is today's machinery on a directory: a load writes into one that is
+thrown away, a process that serves keeps the index of its versions in one.
+
+Imports load and serve, and all below; nothing imports it but the top level.
+"""

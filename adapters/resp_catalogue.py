@@ -14,7 +14,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from redis import Connection, SSLConnection
 from redis.crc import key_slot
@@ -28,6 +28,7 @@ from redis.exceptions import (
     TimeoutError,
 )
 
+from bandana_kv.adapters.resp_address import parse_address
 from bandana_kv.errors import AdapterError, DurabilityError
 
 __all__ = ["Catalogue"]
@@ -37,6 +38,8 @@ Word = str | bytes | int
 T = TypeVar("T")
 
 _PAUSE_S = 0.05
+# Where no node of an address has ever answered, it is likely to be wrong.
+_FIRST_PATIENCE_S = 2.0
 _WAIT_MS = 200
 # What says "not here" or "not now" rather than "no".
 _ELSEWHERE = ("MOVED", "ASK", "READONLY")
@@ -83,11 +86,33 @@ class Catalogue:
         self._slot = key_slot(self.key("fence"))
         self._begin()
 
+    @classmethod
+    def at(
+        cls,
+        address: str,
+        prefix: str,
+        *,
+        user: str | None = None,
+        password: str | None = None,
+        tls: bool | Mapping[str, str | os.PathLike[str]] | None = None,
+    ) -> Self:
+        """Return the catalogue of a store at ``redis://host:port,...``; nothing is asked yet.
+
+        Raises
+        ------
+        InputError
+            The address is wrong.
+        """
+        said = parse_address(address, user=user, password=password, tls=tls)
+        login = {"username": said.user, "password": said.password, **(said.tls or {})}
+        return cls(said.nodes, prefix, login, tls=said.tls is not None)
+
     def _begin(self) -> None:
         self._process = os.getpid()
         self._turn = threading.Lock()
         self._known: tuple[Node, ...] = self._seeds
         self._held: Connection | None = None
+        self._met = False
 
     @property
     def where(self) -> str:
@@ -176,7 +201,7 @@ class Catalogue:
         if self._process != os.getpid():
             self._begin()
         with self._turn:
-            until = time.monotonic() + self._patience_s
+            begun = time.monotonic()
             while True:
                 try:
                     return talk(self._connection())
@@ -192,7 +217,8 @@ class Catalogue:
                     elif not _may_pass(error):
                         raise AdapterError(f"{self.where}: {error}") from error
                     self._let_go()
-                    if time.monotonic() > until:
+                    patience_s = self._patience_s if self._met else _FIRST_PATIENCE_S
+                    if time.monotonic() > begun + patience_s:
                         raise AdapterError(
                             f"{self.where}: no node answers for it ({_short(error)}); see that the "
                             "cluster is up and the address is right"
@@ -249,6 +275,7 @@ class Catalogue:
             except RedisError as error:
                 failure = error
                 continue
+            self._met = True
             known = _nodes_of(slots, node[0])
             # Others first the next time: this one may be what is cut off from the rest.
             self._known = tuple(each for nodes in known.values() for each in nodes if each != node)

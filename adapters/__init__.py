@@ -44,6 +44,7 @@ _BUILT_IN = {
     "blockfile": ("bandana_kv.adapters.blockfile", "BlockfileAdapter", ""),
     "lmdb": ("bandana_kv.adapters.lmdb", "LmdbAdapter", "lmdb"),
     "memory": ("bandana_kv.adapters.memory", "MemoryAdapter", ""),
+    "resp": ("bandana_kv.adapters.resp", "RespAdapter", "'bandana-kv[cluster]'"),
     "rocksdb": ("bandana_kv.adapters.rocksdb", "RocksdbAdapter", "rocksdict"),
 }
 
@@ -72,6 +73,8 @@ def adapter_class(name: str) -> type[Adapter]:
         module, attribute, package = _BUILT_IN[name]
         try:
             found = getattr(importlib.import_module(module), attribute)
+        except MissingExtraError:
+            raise
         except ImportError as error:
             raise MissingExtraError(
                 f"the adapter {name!r} needs a package that cannot be imported: "

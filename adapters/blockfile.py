@@ -37,7 +37,6 @@ from bandana_kv.adapters.blockfile_io import ABSENT, BlockReads
 from bandana_kv.adapters.blockfile_queue import load_functions, new_queue
 from bandana_kv.adapters.blockfile_slots import Slots, Writer
 from bandana_kv.adapters.contract import (
-    MAX_BLOCK,
     PAGE_BYTES,
     Adapter,
     BulkWriter,
@@ -47,14 +46,14 @@ from bandana_kv.adapters.contract import (
     Queue,
     Standing,
     describe_key,
+    space_bounds,
 )
 from bandana_kv.adapters.gate import Gate
+from bandana_kv.adapters.keys import any_of
 from bandana_kv.errors import AdapterError, BandanaError, StoreNotFoundError
 from bandana_kv.system.durable import sync_directory
 
 __all__ = ["BlockfileAdapter"]
-
-_BLOCK_BITS = MAX_BLOCK.bit_length()
 
 
 class BlockfileAdapter(Adapter):
@@ -179,7 +178,14 @@ class BlockfileAdapter(Adapter):
             return self._translate(OSError(-found, os.strerror(-found), describe_key(key)))
         return self._wrong_length(key, found)
 
+    def _any_stored(self, keys: Keys) -> int | None:
+        return any_of(keys, self._first_key)
+
+    def _space_is_empty(self, space: int) -> bool:
+        return self._first_key(*space_bounds(space)) is None
+
     def _first_key(self, first: int, last: int) -> int | None:
+        """Return the lowest key stored within first..last, or None."""
         runs = self._view.runs
         at = int(np.searchsorted(runs[:, 0], np.uint64(first), side="right"))
         if at and first - int(runs[at - 1, 0]) < int(runs[at - 1, 1]):
@@ -219,7 +225,8 @@ class BlockfileAdapter(Adapter):
             writer.abort()
             raise
 
-    def _bulk_writer(self) -> BulkWriter:
+    def _bulk_writer(self, count: int) -> BulkWriter:
+        del count
         return Writer(self._slots, self._check_process, replaces=False)
 
     def _check_process(self) -> None:
@@ -229,10 +236,9 @@ class BlockfileAdapter(Adapter):
                 "open it again in the child"
             )
 
-    def _delete_range(self, first: int, last: int) -> None:
-        del last  # the contract deletes whole spaces
+    def _delete_space(self, space: int) -> None:
         self._check_process()
-        self._slots.delete(first >> _BLOCK_BITS)
+        self._slots.delete(space)
 
     def _close(self) -> None:
         self._slots.close()

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 
+from bandana_kv.adapters.capabilities import BulkWriter, Capabilities
 from bandana_kv.adapters.gate import Gate
 from bandana_kv.adapters.keys import (
     MAX_BLOCK,
@@ -44,10 +44,12 @@ from bandana_kv.errors import (
     AdapterError,
     BandanaError,
     BlockCorruptError,
+    BlockMissingError,
     InputError,
 )
 
 __all__ = [
+    "OF_BLOCKS",
     "MAX_BLOCK",
     "MAX_SPACE",
     "PAGE_BYTES",
@@ -67,47 +69,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Capabilities:
-    """What one opened adapter can do.
-
-    Attributes
-    ----------
-    persistent
-        Blocks outlive the process.
-    read_only_media
-        Opens for reading on a file system mounted read-only.
-    shared_by_processes
-        Several processes may have the same path open for reading at once.
-    survives_fork
-        A child process may go on reading with the adapter that its parent opened.
-    queue_depth
-        How reads reach the device's queue depth: ``"threads"`` when each thread keeps
-        one read in flight, ``"call"`` when one call keeps many, ``"none"`` when there is
-        no device.
-    """
-
-    persistent: bool
-    read_only_media: bool
-    shared_by_processes: bool
-    survives_fork: bool
-    queue_depth: str
-
-
-class BulkWriter(Protocol):
-    """What :meth:`Adapter._bulk_writer` returns: takes one load's chunks in key order.
-
-    The arrays of a chunk are reused for the next one.
-    """
-
-    def write(self, keys: Keys, payloads: Payloads) -> None:
-        """Take the next chunk; keys (n,) rise, payloads are (n, payload_bytes)."""
-
-    def finish(self) -> None:
-        """Make everything durable and visible."""
-
-    def abort(self) -> None:
-        """Remove what can be removed; must not raise."""
+OF_BLOCKS = (AdapterError, BlockCorruptError, BlockMissingError, OSError)
+"""What concerns single blocks: the others of the same read may be sound."""
 
 
 class Adapter(OpenEngine):
@@ -170,19 +133,26 @@ class Adapter(OpenEngine):
 
     @abstractmethod
     def _write(self, keys: Keys, payloads: Payloads) -> None:
-        """Write all pairs durably, replacing old values, or none of them."""
+        """Write all pairs durably, replacing old values, or none of them.
+
+        Where ``capabilities.atomic_writes`` is False some may be written when it raises.
+        """
 
     @abstractmethod
-    def _bulk_writer(self) -> BulkWriter:
-        """Begin a bulk load of new blocks."""
+    def _bulk_writer(self, count: int) -> BulkWriter:
+        """Begin a bulk load of `count` new blocks."""
 
     @abstractmethod
-    def _first_key(self, first: int, last: int) -> int | None:
-        """Return the lowest 8-byte key stored within first..last, or None."""
+    def _any_stored(self, keys: Keys) -> int | None:
+        """Return one of `keys` (n,), which rise, that is stored, or None."""
 
     @abstractmethod
-    def _delete_range(self, first: int, last: int) -> None:
-        """Delete all 8-byte keys within first..last durably, and no others."""
+    def _space_is_empty(self, space: int) -> bool:
+        """Return whether no block of a space is stored."""
+
+    @abstractmethod
+    def _delete_space(self, space: int) -> None:
+        """Delete all blocks of a space durably, and nothing else."""
 
     # -- reading ------------------------------------------------------------------------
 
@@ -243,6 +213,68 @@ class Adapter(OpenEngine):
             self._call(lambda: None)
         return out
 
+    def read_each(self, keys: Keys, out: Payloads) -> dict[int, Exception]:
+        """Read what can be read, as :meth:`multi_get`; return what is wrong with the others.
+
+        Returns
+        -------
+        dict of int to Exception
+            By place in `keys`: what :meth:`multi_get` would raise for that block alone. `out` has
+            all others.
+
+        Raises
+        ------
+        InputError
+            As :meth:`multi_get`.
+
+        Notes
+        -----
+        *Cost*: as :meth:`multi_get`; once more, one after the other, where that fails without
+        saying which block is to blame. Remote engines say so, and nothing is read again.
+        """
+        try:
+            self.multi_get(keys, out)
+        except OF_BLOCKS as error:
+            if len(keys) == 1:
+                return {0: error}
+        else:
+            return {}
+        errors: dict[int, Exception] = {}
+        for at in range(len(keys)):
+            errors |= {at: each for each in self.read_each(keys[at : at + 1], out[at : at + 1]).values()}
+        return errors
+
+    def read_every_copy(
+        self, keys: Keys, check: Callable[[str, Keys, Payloads], None]
+    ) -> int:
+        """Have every copy of blocks looked at, each where it lies.
+
+        Parameters
+        ----------
+        keys
+            uint64 (n,); some hundreds at a time.
+        check
+            Called with a copy's place, keys that it has and their payloads, uint8 (n,
+            payload_bytes), good until it returns. What it raises comes through.
+
+        Returns
+        -------
+        int
+            How many copies there are of the block that has fewest. A copy that has not got the
+            block, or does not answer, is none.
+
+        Raises
+        ------
+        BlockMissingError, BlockCorruptError, AdapterError
+            No copy has a block; or it is of another length.
+
+        Notes
+        -----
+        *Cost*: a read for each copy of each block.
+        """
+        check(self._where, keys, self.multi_get(keys))
+        return 1
+
     def standing(self) -> Standing | None:
         """Return what compiled code can read this engine with, at any time and without the GIL.
 
@@ -287,13 +319,16 @@ class Adapter(OpenEngine):
 
     def space_is_empty(self, space: int) -> bool:
         """Return whether no key of a space is stored. *Cost*: one seek."""
-        first, last = space_bounds(space)
-        return self._call(lambda: self._first_key(first, last)) is None
+        space_bounds(space)
+        return self._call(lambda: self._space_is_empty(space))
 
     # -- writing ------------------------------------------------------------------------
 
     def put_many(self, keys: Keys, payloads: Payloads) -> None:
         """Write blocks, new or not, all or none of them; durable on return.
+
+        Where ``capabilities.atomic_writes`` is False some may be written when it raises; to
+        write them again is safe.
 
         Parameters
         ----------
@@ -307,7 +342,7 @@ class Adapter(OpenEngine):
         InputError
             Wrong shape or type, or a key twice.
         DiskFullError, AdapterError
-            Nothing was written.
+            Nothing was written, if writes are atomic.
 
         Notes
         -----
@@ -353,7 +388,7 @@ class Adapter(OpenEngine):
         *Cost*: the payloads once in sequential device writes; a few dozen MiB of memory.
         """
         self._check_writable()
-        writer = self._call(self._bulk_writer)
+        writer = self._call(lambda: self._bulk_writer(count))
         try:
             written = 0
             for keys, payloads in chunks(batches, self.payload_bytes):
@@ -370,24 +405,36 @@ class Adapter(OpenEngine):
     def delete_space(self, space: int) -> None:
         """Delete all blocks of one space, and nothing else; durable on return."""
         self._check_writable()
-        first, last = space_bounds(space)
-        self._call(lambda: self._delete_range(first, last))
+        space_bounds(space)
+        self._call(lambda: self._delete_space(space))
+
+    def settle(self, copies: int) -> None:
+        """Wait until as many copies as asked for have all that was written before, by anyone.
+
+        Parameters
+        ----------
+        copies
+            Beside the one that was written to. Engines of this machine have none.
+
+        Raises
+        ------
+        AdapterError
+            There are fewer, or they do not have it in time: to switch to it now could lose it.
+        """
+        self._call(lambda: None)
+        if copies > 0:
+            raise AdapterError(
+                f"{self.name} at {self._where} keeps one copy; ask for copies=0, or load into a "
+                "cluster"
+            )
 
     def _refuse_existing(self, keys: Keys) -> None:
-        """Raise when any of the rising `keys` is stored; leaps over both sides' gaps."""
-        last = int(keys[-1])
-        at = 0
-        while at < len(keys):
-            low = int(keys[at])
-            found = self._call(lambda low=low: self._first_key(low, last))  # type: ignore[misc]
-            if found is None:
-                return
-            at = int(np.searchsorted(keys, np.uint64(found)))
-            if at < len(keys) and int(keys[at]) == found:
-                raise AdapterError(
-                    f"{self.name} at {self._where} already has {describe_key(found)}; "
-                    "a bulk load takes new keys only"
-                )
+        found = self._call(lambda: self._any_stored(keys))
+        if found is not None:
+            raise AdapterError(
+                f"{self.name} at {self._where} already has {describe_key(found)}; "
+                "a bulk load takes new keys only"
+            )
 
     # -- for implementations ------------------------------------------------------------
 

@@ -7,6 +7,8 @@ low ones.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,6 +19,7 @@ __all__ = [
     "MAX_SPACE",
     "Keys",
     "block_keys",
+    "any_of",
     "check_rising",
     "checked_keys",
     "describe_key",
@@ -110,3 +113,27 @@ def check_rising(keys: Keys, newest: int) -> int:
     raise InputError(
         f"keys of a bulk load must rise: {describe_key(after)} came after {describe_key(before)}"
     )
+
+
+def any_of(keys: Keys, first_key: Callable[[int, int], int | None]) -> int | None:
+    """Return the lowest of `keys` that an engine has which orders them; they rise.
+
+    Parameters
+    ----------
+    first_key
+        Returns the lowest key within first..last that the engine has, or None.
+
+    Notes
+    -----
+    *Cost*: a seek, where neither side has keys between the other's: it leaps over gaps of both.
+    """
+    last = int(keys[-1])
+    at = 0
+    while at < len(keys):
+        found = first_key(int(keys[at]), last)
+        if found is None:
+            return None
+        at = int(np.searchsorted(keys, np.uint64(found)))
+        if at < len(keys) and int(keys[at]) == found:
+            return found
+    return None

@@ -27,7 +27,9 @@ from bandana_kv.adapters.contract import (
     Payloads,
     Words,
     key_bytes,
+    space_bounds,
 )
+from bandana_kv.adapters.keys import any_of
 from bandana_kv.adapters.lmdb_environment import (
     DATA_FILE,
     MAP_STEP,
@@ -259,12 +261,23 @@ class LmdbAdapter(Adapter):
             for key, row in zip(key_bytes(keys), payloads, strict=True):
                 txn.put(key, row.data)
 
-    def _bulk_writer(self) -> BulkWriter:
+    def _bulk_writer(self, count: int) -> BulkWriter:
+        del count
         return _Writer(self)
 
+    def _any_stored(self, keys: Keys) -> int | None:
+        return any_of(keys, self._first_key)
+
+    def _space_is_empty(self, space: int) -> bool:
+        return self._first_key(*space_bounds(space)) is None
+
     def _first_key(self, first: int, last: int) -> int | None:
+        """Return the lowest 8-byte key stored within first..last, or None."""
         with self._begin() as txn, txn.cursor() as cursor:
             return _seek(cursor, first, last)
+
+    def _delete_space(self, space: int) -> None:
+        self._delete_range(*space_bounds(space))
 
     def _delete_range(self, first: int, last: int) -> None:
         # In pieces: a transaction keeps every page that it changes in memory.

@@ -16,6 +16,7 @@ from bandana_kv.adapters.contract import (
     Capabilities,
     Keys,
     Payloads,
+    space_bounds,
 )
 from bandana_kv.errors import InputError, StoreNotFoundError
 
@@ -123,17 +124,25 @@ class MemoryAdapter(Adapter):
         with self._blocks.lock:
             self._blocks.of_key.update(new)
 
-    def _bulk_writer(self) -> BulkWriter:
+    def _bulk_writer(self, count: int) -> BulkWriter:
+        del count
         return _Writer(self)
 
-    def _first_key(self, first: int, last: int) -> int | None:
-        with self._blocks.lock:
-            return min((key for key in self._blocks.of_key if first <= key <= last), default=None)
+    def _any_stored(self, keys: Keys) -> int | None:
+        of_key = self._blocks.of_key
+        return next((key for key in keys.tolist() if key in of_key), None)
 
-    def _delete_range(self, first: int, last: int) -> None:
+    def _space_is_empty(self, space: int) -> bool:
+        return not self._keys_of(space)
+
+    def _delete_space(self, space: int) -> None:
         with self._blocks.lock:
-            for key in [key for key in self._blocks.of_key if first <= key <= last]:
+            for key in self._keys_of(space):
                 del self._blocks.of_key[key]
+
+    def _keys_of(self, space: int) -> list[int]:
+        first, last = space_bounds(space)
+        return [key for key in list(self._blocks.of_key) if first <= key <= last]
 
     def _close(self) -> None:
         self._blocks = _Blocks(self.pages)

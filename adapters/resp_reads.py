@@ -163,6 +163,20 @@ class Reading:
         self._run(numbers, self._pace.patience_s)
         return bool((self.status == wire.TAKEN).all())
 
+    def lacks(self, at: int) -> bool:
+        """Return whether all copies of a key's slot said that they have no value for it."""
+        slot = int(self._located.slots[at])
+        if slot < 0:
+            return True
+        asked = self.tried.get(at, set())
+        copies = self._nodes.shard(slot)
+        return at not in self.why and bool(copies) and asked.issuperset(copies)
+
+    def reason(self, at: int) -> tuple[str, str]:
+        """Return the node that failed a key, empty where it is none alone, and how."""
+        said = self.why.get(at)
+        return said or ("", self._nodes.describe(int(self._located.slots[at])))
+
     def _run(self, first: NDArray[np.int64], second_ask_s: float) -> None:
         until = time.monotonic() + self._pace.patience_s
         try:

@@ -19,11 +19,11 @@ from bandana_kv.adapters.keys import Keys
 from bandana_kv.adapters.payloads import Payloads
 from bandana_kv.adapters.resp_link import LinkError, RefusedError
 from bandana_kv.adapters.resp_nodes import Nodes
-from bandana_kv.adapters.resp_protocol import Failed, command
+from bandana_kv.adapters.resp_protocol import Failed, command, redirect_of
 from bandana_kv.adapters.resp_reads import Located, key_of
 from bandana_kv.adapters.resp_slots import CRC_TABLE, crc16, slot_of
 from bandana_kv.adapters.resp_writes import Insist, carry_out, packed
-from bandana_kv.errors import AdapterError
+from bandana_kv.errors import AdapterError, NodeError
 
 __all__ = ["Spaces", "shift_for"]
 
@@ -32,6 +32,8 @@ _CHUNKS_A_SHARD = 128
 _BLOCK_BITS = 40
 _LISTED = 256  # chunks that are listed, or deleted, at once
 _KEYS_OF_EXISTS = 64
+_ASK_S = 0.5
+_MOST_TRIES = 8
 
 
 def shift_for(blocks: int, shards: int) -> int:
@@ -107,7 +109,13 @@ class Spaces:
     def shape(self, space: int) -> int | None:
         """Return the shift of a space, as its nodes have it now; None: it is empty."""
         key = self._key(space, "shape")
-        said = self._asked(key, command("GET", key))
+        return self._learnt(space, self._asked(key, command("GET", key)))
+
+    def _shape_at_primary(self, space: int) -> int | None:
+        key = self._key(space, "shape")
+        return self._learnt(space, self._of_primary(key, command("GET", key)))
+
+    def _learnt(self, space: int, said: object) -> int | None:
         if said is None:
             self._forget(space)
             return None
@@ -138,41 +146,53 @@ class Spaces:
         return self.prefix + f"{space:06x}}}{what}".encode()
 
     def _asked(self, key: bytes, data: bytes) -> object:
-        """Return what the primary of a key's slot says; another copy, where it does not answer.
+        """Return what a copy says that is up; None: all have nothing.
 
-        A copy's word that there is nothing is not taken while the primary is away.
+        Raises
+        ------
+        NodeError
+            No copy has it, and not all could be asked.
         """
         slot = slot_of(key)
-        reasons = []
-        for attempt in range(3):
-            for number in self.nodes.shard(slot):
-                try:
-                    said = self.nodes.link(number, self.insist.answer_s / 5)
-                    reply = said.ask(data, self.insist.answer_s / 5)
-                except (LinkError, RefusedError) as error:
-                    reasons.append(str(error))
-                    self.nodes.close_link(number)
-                    self.nodes.failed(number, "slow")
-                    continue
-                if isinstance(reply, Failed):
-                    reasons.append(f"{self.nodes.known[number]}: {reply}")
-                elif reply not in (None, [], 0) or not reasons:
-                    return reply
-            if attempt < 2:
-                self.nodes.refreshed(self.insist.answer_s)
-        why = "; ".join(dict.fromkeys(reasons)) or f"no node serves slot {slot}"
-        raise AdapterError(f"{self.nodes.where}: {why}")
+        numbers, reasons = self.nodes.copies(slot), []
+        left = list(numbers)
+        while left and len(reasons) < _MOST_TRIES:
+            number = left.pop(0)
+            try:
+                link = self.nodes.link(number, _ASK_S)
+                reply = link.ask(data, _ASK_S)
+            except (LinkError, RefusedError) as error:
+                reasons.append(str(error))
+                self.nodes.close_link(number)
+                self.nodes.failed(number, "slow")
+                continue
+            if isinstance(reply, Failed):
+                reasons.append(f"{self.nodes.known[number]}: {reply}")
+                redirect = redirect_of(reply, self.nodes.known[number])
+                if redirect is not None:
+                    self.nodes.care(refresh=True)
+                    left.insert(0, self.nodes.number_of(redirect.node))
+            elif reply is not None:
+                return reply
+        if not reasons and len(numbers) == len(self.nodes.shard(slot)) and numbers:
+            return None
+        why = "; ".join(dict.fromkeys(reasons)) or self.nodes.describe(slot)
+        raise NodeError(f"{self.nodes.where}: {why}")
+
+    def _of_primary(self, key: bytes, data: bytes) -> object:
+        """Return what the primary of a key's slot says."""
+        return carry_out(self.nodes, np.array([slot_of(key)]), packed([data]), self._unsettled)[0]
 
     # -- what is there --------------------------------------------------------------------
 
     def is_empty(self, space: int) -> bool:
         """Return whether a space has no chunks, and no shape."""
-        return self.shape(space) is None and not self._chunks(space, 1)
+        return self._shape_at_primary(space) is None and not self._chunks(space, 1)
 
     def _chunks(self, space: int, most: int) -> list[int]:
         key = self._key(space, "chunks")
         data = command("ZRANGEBYSCORE", key, "-inf", "+inf", "LIMIT", 0, most)
-        said = self._asked(key, data)
+        said = self._of_primary(key, data)
         return [int(each, 16) for each in said] if isinstance(said, list) else []
 
     def any_stored(self, keys: Keys) -> int | None:
@@ -254,21 +274,21 @@ class Spaces:
     def _shape_begun(self, space: int, blocks: int) -> int:
         spaces, shifts = self._shapes
         known = np.flatnonzero(spaces == space)
-        shift = int(shifts[known[0]]) if known.size else self.shape(space)
+        shift = int(shifts[known[0]]) if known.size else self._shape_at_primary(space)
         if shift is not None:
             return shift
         shards = len(self.nodes.view().topology.shards)
         key = self._key(space, "shape")
         words = command("SET", key, shift_for(blocks, shards), "NX")
         carry_out(self.nodes, np.array([slot_of(key)]), packed([words]), self.insist)
-        begun = self.shape(space)
+        begun = self._shape_at_primary(space)
         if begun is None:
             raise AdapterError(f"{self.nodes.where}: space {space} was deleted during a write")
         return begun
 
     def deleted(self, space: int) -> Iterator[int]:
         """Delete a space piece by piece, giving how many blocks each may have had."""
-        shift = self.shape(space)
+        shift = self._shape_at_primary(space)
         chunks_key = self._key(space, "chunks")
         slot = slot_of(chunks_key)
         while shift is not None and (chunks := self._chunks(space, _LISTED)):

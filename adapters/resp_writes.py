@@ -117,12 +117,18 @@ class _Work:
         turns = [(each, self._pieces(*each)) for each in groups]
         done: list[NDArray[np.int64]] = []
         while turns:
-            sent = [(each, pieces, self._send(each, next(pieces, None))) for each, pieces in turns]
+            sent = []
+            for each, pieces in turns:
+                piece = next(pieces, None)
+                if piece is None and not self._insist.copies:
+                    done.append(each[1])
+                else:
+                    sent.append((each, pieces, self._send(each, piece)))
             turns = []
-            for each, pieces, piece in sent:
-                if piece is None:
+            for each, pieces, under_way in sent:
+                if under_way is None:
                     continue
-                said = self._hear(each, piece)
+                said = self._hear(each, under_way)
                 if said is None:
                     continue
                 if said:

@@ -29,8 +29,10 @@ from bandana_kv.adapters.contract import (
     Payloads,
     describe_key,
     key_bytes,
+    space_bounds,
 )
 from bandana_kv.adapters.gate import Gate, StaleHandleError
+from bandana_kv.adapters.keys import any_of
 from bandana_kv.adapters.rocksdb_bulk import SortedFiles
 from bandana_kv.adapters.rocksdb_files import newest_options
 from bandana_kv.adapters.rocksdb_links import Links
@@ -253,10 +255,18 @@ class RocksdbAdapter(Adapter):
         self._handle.write(batch, durable)
         self._unflushed = True
 
-    def _bulk_writer(self) -> BulkWriter:
+    def _bulk_writer(self, count: int) -> BulkWriter:
+        del count
         return SortedFiles(self._handle, self._path, self.payload_bytes)
 
+    def _any_stored(self, keys: Keys) -> int | None:
+        return any_of(keys, self._first_key)
+
+    def _space_is_empty(self, space: int) -> bool:
+        return self._first_key(*space_bounds(space)) is None
+
     def _first_key(self, first: int, last: int) -> int | None:
+        """Return the lowest 8-byte key stored within first..last, or None."""
         cursor = self._handle.iter()
         cursor.seek(first.to_bytes(_KEY_BYTES, "big"))
         end = last.to_bytes(_KEY_BYTES, "big")
@@ -270,7 +280,8 @@ class RocksdbAdapter(Adapter):
         cursor.status()
         return None
 
-    def _delete_range(self, first: int, last: int) -> None:
+    def _delete_space(self, space: int) -> None:
+        first, last = space_bounds(space)
         if self._is_users:
             self._delete_singly(first, last)
             return

@@ -24,6 +24,7 @@ __all__ = [
     "MigrationError",
     "MissingExtraError",
     "NoPermissionError",
+    "NodeError",
     "PartitionerError",
     "RolloutError",
     "RowMissingError",
@@ -125,6 +126,24 @@ class WriteBudgetError(BandanaError, RuntimeError):
 
 class AdapterError(BandanaError, RuntimeError):
     """The engine failed, or refuses what was asked of it."""
+
+
+class NodeError(AdapterError):
+    """Nodes of a cluster do not answer for a block; others may be well.
+
+    Attributes
+    ----------
+    node : str
+        Which one, ``host:port``; empty where none is to blame alone.
+    """
+
+    def __init__(self, message: str, node: str = "") -> None:
+        super().__init__(message)
+        self.node = node
+
+    def __reduce__(self) -> tuple[type[NodeError], tuple[str, str]]:
+        """Keep the node where the error is sent to another process."""
+        return type(self), (str(self), self.node)
 
 
 class MigrationError(BandanaError, RuntimeError):

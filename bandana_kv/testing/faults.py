@@ -173,19 +173,29 @@ class FaultyAdapter(Adapter):
                 self._before[int(keys[at])] = block
 
     def _has(self, key: int) -> bool:
-        return self._inner._call(lambda: self._inner._first_key(key, key)) is not None
+        return self._inner._call(
+            lambda: self._inner._any_stored(np.array([key], np.uint64))
+        ) is not None
 
-    def _bulk_writer(self) -> BulkWriter:
+    def _bulk_writer(self, count: int) -> BulkWriter:
         self._faults.next(WRITE_FAULTS)
-        return _FaultyWriter(self._inner, self._faults)
+        return _FaultyWriter(self._inner, self._faults, count)
 
-    def _first_key(self, first: int, last: int) -> int | None:
+    def _any_stored(self, keys: Keys) -> int | None:
         self._faults.next(("error", "slow"))
-        return self._inner._call(lambda: self._inner._first_key(first, last))
+        return self._inner._call(lambda: self._inner._any_stored(keys))
 
-    def _delete_range(self, first: int, last: int) -> None:
+    def _space_is_empty(self, space: int) -> bool:
+        self._faults.next(("error", "slow"))
+        return self._inner.space_is_empty(space)
+
+    def _delete_space(self, space: int) -> None:
         self._faults.next(WRITE_FAULTS)
-        self._inner._call(lambda: self._inner._delete_range(first, last))
+        self._inner.delete_space(space)
+
+    def settle(self, copies: int) -> None:
+        """Wait for the other's copies."""
+        self._inner.settle(copies)
 
     def _close(self) -> None:
         self._inner.close()
@@ -194,10 +204,10 @@ class FaultyAdapter(Adapter):
 class _FaultyWriter:
     """A bulk load of the other adapter, with faults."""
 
-    def __init__(self, inner: Adapter, faults: Faults) -> None:
+    def __init__(self, inner: Adapter, faults: Faults, count: int) -> None:
         self._inner = inner
         self._faults = faults
-        self._writer = inner._call(inner._bulk_writer)
+        self._writer = inner._call(lambda: inner._bulk_writer(count))
 
     def write(self, keys: Keys, payloads: Payloads) -> None:
         self._faults.next(WRITE_FAULTS)

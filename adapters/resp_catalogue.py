@@ -29,7 +29,7 @@ from redis.exceptions import (
 )
 
 from bandana_kv.adapters.resp_address import parse_address
-from bandana_kv.errors import AdapterError, DurabilityError
+from bandana_kv.errors import AdapterError
 
 __all__ = ["Catalogue"]
 
@@ -168,7 +168,7 @@ class Catalogue:
 
         Raises
         ------
-        DurabilityError
+        AdapterError
             They have not within the time: what was written may be lost with its node.
         """
         if not copies:
@@ -181,7 +181,7 @@ class Catalogue:
             if reached >= copies:
                 return
             if time.monotonic() > until:
-                raise DurabilityError(
+                raise AdapterError(
                     f"{self.where}: {reached} of {copies} copies have what was written, after "
                     f"{patience_s:g} s; bring replicas up, or ask for fewer copies"
                 )

@@ -136,13 +136,11 @@ def load(
     LeaseLostError
         This process was paused, or cut off, for longer than its lease; its version is not served.
     DurabilityError
-        There are not as many copies, or they do not follow. If it says so the version is served
-        already, and a fail-over may undo that; else nothing has changed.
+        The version is current, and not as many copies as asked for know: a fail-over may undo it.
     BlockMissingError, BlockCorruptError
         A copy has not what was written. Nothing has changed.
     AdapterError
-        The cluster fails. Nothing has changed, unless it was the last answer that was lost:
-        :func:`bandana_kv.cluster.versions` says.
+        The cluster fails, or has not as many copies; nothing has changed.
 
     Notes
     -----
@@ -159,7 +157,7 @@ def load(
             raise InputError(f"{name} {seconds!r} is not a number of seconds")
     with contextlib.ExitStack() as stack:
         catalogue = stack.enter_context(contextlib.closing(catalogue_of(place)))
-        adapter = stack.enter_context(adapter_on(place))
+        adapter = stack.enter_context(adapter_on(place, copies=copies))
         writer = stack.enter_context(writer_of(catalogue, lease_seconds, copies))
         root = stack.enter_context(_staging(local_dir))
         sweeping.sweep(writer, adapter, writer.base.version, keep)
@@ -209,9 +207,9 @@ def _publish(
     )
     made = manifest.read_version(root, version)
     writer.check()
-    adapter.settle(writer.copies)  # type: ignore[attr-defined]
+    adapter.settle(writer.copies)
     progress = options.get("progress") or Progress()
-    check_copies(adapter, made, progress)
+    check_copies(adapter, made, 1 + writer.copies, progress)
     files = _write_files(writer, adapter, root, made)
     segments = {} if base is None else base.segments
     record = records.new_record(
@@ -257,8 +255,8 @@ def _write_files(
     space = sweeping.announce_space(writer, made.version)
     files = write_files(adapter, space, sorted(directory.iterdir()))
     writer.check()
-    adapter.settle(writer.copies)  # type: ignore[attr-defined]
-    check_copies_of_files(adapter, files)
+    adapter.settle(writer.copies)
+    check_copies_of_files(adapter, files, 1 + writer.copies)
     return files
 
 

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 from bandana_kv.errors import InputError, MissingExtraError
+from bandana_kv.system.addresses import is_address
 
 if TYPE_CHECKING:
     from bandana_kv.adapters.contract import Adapter
     from bandana_kv.adapters.resp_catalogue import Catalogue
 
-__all__ = ["DEFAULT_PREFIX", "Place", "adapter_on", "catalogue_of", "is_address", "place_of"]
+__all__ = ["DEFAULT_PREFIX", "Place", "adapter_on", "catalogue_of", "place_of"]
 
 DEFAULT_PREFIX = "bandana"
-_SCHEMES = ("redis://", "rediss://")
+_MOST_PREFIX = 64
 
 Tls = bool | Mapping[str, str | PathLike[str]] | None
 
@@ -47,11 +48,6 @@ class Place:
         return f"<store {self.prefix!r} of a cluster>"
 
 
-def is_address(path: object) -> bool:
-    """Return whether a store is said to lie in a cluster rather than at a path."""
-    return isinstance(path, str) and path.startswith(_SCHEMES)
-
-
 def place_of(
     address: str, prefix: str | None, user: str | None, password: str | None, tls: Tls
 ) -> Place:
@@ -72,9 +68,10 @@ def place_of(
     if prefix is not None and named is not None and prefix != named:
         raise InputError(f"the address says prefix {named!r}, and the argument {prefix!r}")
     wanted = prefix or named or DEFAULT_PREFIX
-    if not wanted.isprintable() or not wanted.isascii() or set("{}:. ") & set(wanted):
+    if len(wanted) > _MOST_PREFIX or not all("!" <= each <= "~" and each not in "{}" for each in wanted):
         raise InputError(
-            f"prefix {wanted!r}: use letters, digits, - and _, which keys of the cluster begin with"
+            f"prefix {wanted!r} cannot begin keys: use 1 to {_MOST_PREFIX} printable ASCII characters "
+            "without spaces and braces"
         )
     return Place(nodes.rstrip("/"), wanted, user, password, tls)
 
@@ -109,7 +106,7 @@ def catalogue_of(place: Place) -> Catalogue:
     return found
 
 
-def adapter_on(place: Place) -> Adapter:
+def adapter_on(place: Place, *, copies: int = 0, read_only: bool = False) -> Adapter:
     """Return the blocks of a store, open; raises as :func:`catalogue_of`, and AdapterError."""
     with _needing_redis():
         module = import_module("bandana_kv.adapters.resp")
@@ -119,5 +116,7 @@ def adapter_on(place: Place) -> Adapter:
         user=place.user,
         password=place.password,
         tls=place.tls,
+        copies=copies,
+        read_only=read_only,
     )
     return found

@@ -302,7 +302,7 @@ def _in_cluster(place: Place, local_dir: Path, lease_s: float) -> InCluster:
             raise StoreNotFoundError(
                 f"{catalogue.where} holds no store; make one with bandana_kv.load"
             )
-        adapter = stack.enter_context(adapter_on(place))
+        adapter = stack.enter_context(adapter_on(place, read_only=True))
         found = InCluster(catalogue, adapter, local_dir, lease_s)
         stack.pop_all()
         return found

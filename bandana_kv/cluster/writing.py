@@ -13,6 +13,7 @@ gives the number out a second time.
 from __future__ import annotations
 
 import contextlib
+import errno
 import random
 import time
 from collections.abc import Iterator
@@ -21,7 +22,13 @@ from typing import TYPE_CHECKING
 from bandana_kv.cluster import epochs
 from bandana_kv.cluster.epochs import Epoch
 from bandana_kv.cluster.renewal import Renewal
-from bandana_kv.errors import BandanaError, LeaseLostError, LoadInProgressError
+from bandana_kv.errors import (
+    AdapterError,
+    BandanaError,
+    DurabilityError,
+    LeaseLostError,
+    LoadInProgressError,
+)
 
 if TYPE_CHECKING:
     from bandana_kv.adapters.resp_catalogue import Catalogue
@@ -103,7 +110,13 @@ class Writer:
                 raise self._lost()
             time.sleep(_JITTER_S)
         epochs.prune(self.catalogue, found)
-        self.settle()
+        try:
+            self.settle()
+        except AdapterError as error:
+            raise DurabilityError(
+                errno.EIO,
+                f"version {version} is current, and may not be so any more after a fail-over: {error}",
+            ) from error
 
     def give_back(self) -> None:
         """Let others write; whatever fails, the lease runs out by itself."""
@@ -156,10 +169,8 @@ def writer_of(catalogue: Catalogue, seconds: float, copies: int) -> Iterator[Wri
     ------
     LoadInProgressError
         Another process writes.
-    DurabilityError
-        There are not so many copies.
     AdapterError
-        The cluster does not answer.
+        There are not so many copies, or the cluster does not answer.
     """
     fence = _fence_of(catalogue, max(1, int(seconds * 1000)))
     writer = None
@@ -177,10 +188,9 @@ def writer_of(catalogue: Catalogue, seconds: float, copies: int) -> Iterator[Wri
 def _fence_of(catalogue: Catalogue, lasting_ms: int) -> int:
     """Take the lease, and return a number above all before it."""
     for attempt in range(_TRIES):
-        fence = catalogue.increment("fence")
         current = epochs.now(catalogue).fence
-        if fence <= current:
-            continue  # the count was lost, and what was counted was not
+        while (fence := catalogue.increment("fence")) <= current:
+            pass  # the count was lost, and what was counted was not
         catalogue.put(_key_of(fence), b"", lasting_ms)
         catalogue.add(_WRITERS, fence, fence)
         others = [int(each) for each in catalogue.members(_WRITERS) if int(each) != fence]

@@ -38,6 +38,7 @@ from bandana_kv.placement.replication import replicate as add_copies
 from bandana_kv.plan.points import best_points, capacities_of, judged, split
 from bandana_kv.progress import Progress
 from bandana_kv.rows.given import Rows
+from bandana_kv.system.addresses import by_address
 from bandana_kv.system.durable import disk_full_named, make_directory, sync_directory
 from bandana_kv.system.permission import permission_named
 from bandana_kv.system.threads import threads_named
@@ -62,6 +63,7 @@ class _Load:
     progress: Progress
 
 
+@by_address()
 @permission_named()
 @threads_named()
 def load(
@@ -90,7 +92,9 @@ def load(
     Parameters
     ----------
     path
-        The store's directory; made if it is not there.
+        The store's directory; made if it is not there. Or the address of a cluster, such as
+        ``redis://host:port,host:port/?prefix=shop``: :func:`bandana_kv.cluster.load` is called
+        then, and says what it takes.
     tables
         Rows by table name: an array (rows, dim), or the path of a ``.npy`` file of any size.
         An array that is mapped from a file, or any slice of one, is read as a file is; masked

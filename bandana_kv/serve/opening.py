@@ -20,6 +20,7 @@ from bandana_kv.serve.failsafe import checked_deadline
 from bandana_kv.serve.opener import Options
 from bandana_kv.serve.store import EmbeddingStore
 from bandana_kv.serve.versions import Versions
+from bandana_kv.system.addresses import by_address
 from bandana_kv.system.permission import permission_named
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ Fallback = Callable[[str, NDArray[np.int64]], NDArray[Any]]
 """A function of a table's name and ids (n,) that returns rows (n, dim)."""
 
 
+@by_address()
 @permission_named()
 def open(
     path: str | os.PathLike[str],
@@ -52,7 +54,9 @@ def open(
     Parameters
     ----------
     path
-        A directory that :func:`bandana_kv.load` made.
+        A directory that :func:`bandana_kv.load` made. Or the address of a cluster, such as
+        ``redis://host:port,host:port/?prefix=shop``: :func:`bandana_kv.cluster.open` is called
+        then, and says what it takes.
     cache_bytes
         DRAM for cached rows and their bookkeeping. One number is shared out among the
         tables where it saves most block reads, as their logs' simulations say; by the bytes of

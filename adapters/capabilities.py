@@ -7,8 +7,12 @@ from typing import Protocol
 
 from bandana_kv.adapters.keys import Keys
 from bandana_kv.adapters.payloads import Payloads
+from bandana_kv.errors import AdapterError, BlockCorruptError, BlockMissingError
 
-__all__ = ["BulkWriter", "Capabilities"]
+__all__ = ["OF_BLOCKS", "BulkWriter", "Capabilities"]
+
+OF_BLOCKS = (AdapterError, BlockCorruptError, BlockMissingError, OSError)
+"""What concerns single blocks: the others of the same read may be sound."""
 
 
 @dataclass(frozen=True)

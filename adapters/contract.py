@@ -5,7 +5,8 @@ write one, derive from :class:`Adapter`, implement the methods marked abstract, 
 class under the entry point group ``bandana_kv.adapters``, and run
 ``bandana_kv.testing.AdapterConformance`` on it. The public methods are complete here, so
 that every adapter checks its arguments alike and raises the same errors in the same words;
-what an engine's handle needs is in :class:`~bandana_kv.adapters.open_engine.OpenEngine`.
+what an engine's handle needs is in :class:`~bandana_kv.adapters.open_engine.OpenEngine`, and
+how compiled code reads in :class:`~bandana_kv.adapters.compiled_reads.CompiledReads`.
 Whatever an adapter imports is here, wherever it is made.
 """
 
@@ -18,7 +19,8 @@ from typing import Self
 
 import numpy as np
 
-from bandana_kv.adapters.capabilities import BulkWriter, Capabilities
+from bandana_kv.adapters.capabilities import OF_BLOCKS, BulkWriter, Capabilities
+from bandana_kv.adapters.compiled_reads import CompiledReads
 from bandana_kv.adapters.gate import Gate
 from bandana_kv.adapters.keys import (
     MAX_BLOCK,
@@ -30,7 +32,6 @@ from bandana_kv.adapters.keys import (
     key_bytes,
     space_bounds,
 )
-from bandana_kv.adapters.open_engine import OpenEngine
 from bandana_kv.adapters.payloads import (
     PAGE_BYTES,
     Payloads,
@@ -44,14 +45,13 @@ from bandana_kv.errors import (
     AdapterError,
     BandanaError,
     BlockCorruptError,
-    BlockMissingError,
     InputError,
 )
 
 __all__ = [
-    "OF_BLOCKS",
     "MAX_BLOCK",
     "MAX_SPACE",
+    "OF_BLOCKS",
     "PAGE_BYTES",
     "Adapter",
     "BulkWriter",
@@ -69,11 +69,7 @@ __all__ = [
 ]
 
 
-OF_BLOCKS = (AdapterError, BlockCorruptError, BlockMissingError, OSError)
-"""What concerns single blocks: the others of the same read may be sound."""
-
-
-class Adapter(OpenEngine):
+class Adapter(CompiledReads):
     """Blocks of one fixed length in an engine.
 
     All methods may be called from many threads at once. Reading never blocks reading.
@@ -237,16 +233,13 @@ class Adapter(OpenEngine):
         except OF_BLOCKS as error:
             if len(keys) == 1:
                 return {0: error}
-        else:
-            return {}
-        errors: dict[int, Exception] = {}
-        for at in range(len(keys)):
-            errors |= {at: each for each in self.read_each(keys[at : at + 1], out[at : at + 1]).values()}
-        return errors
+            # Singly, since nothing says how far the engine came.
+            each = ((at, slice(at, at + 1)) for at in range(len(keys)))
+            found = ((at, self.read_each(keys[one], out[one])) for at, one in each)
+            return {at: errors[0] for at, errors in found if errors}
+        return {}
 
-    def read_every_copy(
-        self, keys: Keys, check: Callable[[str, Keys, Payloads], None]
-    ) -> int:
+    def read_every_copy(self, keys: Keys, check: Callable[[str, Keys, Payloads], None]) -> int:
         """Have every copy of blocks looked at, each where it lies.
 
         Parameters
@@ -274,44 +267,6 @@ class Adapter(OpenEngine):
         """
         check(self._where, keys, self.multi_get(keys))
         return 1
-
-    def standing(self) -> Standing | None:
-        """Return what compiled code can read this engine with, at any time and without the GIL.
-
-        Returns
-        -------
-        Standing or None
-            Good while it is referenced; what is written later, another one knows. None: only
-            :meth:`reading` can say, or only :meth:`multi_get` can read. *Cost*: next to nothing.
-        """
-        return None
-
-    def reading(self, count: int, use: Callable[[Words], int]) -> int | None:
-        """Have compiled code read `count` blocks of this engine.
-
-        Parameters
-        ----------
-        use
-            Called once with the words that such code needs, which are good until it returns.
-
-        Returns
-        -------
-        int or None
-            What `use` returned. None, and it was not called: only :meth:`multi_get` can read.
-
-        Raises
-        ------
-        AdapterError
-            The engine failed, or the adapter is closed.
-        """
-        del count
-        standing = self.standing()
-        return None if standing is None else use(standing.words)
-
-    @classmethod
-    def queue(cls) -> Queue | None:
-        """Return a new queue for adapters of this class; None: each read must be waited for."""
-        return None
 
     def why_unread(self, key: int, found: int) -> BandanaError:
         """Return the error for a block that was not found whole by compiled code."""

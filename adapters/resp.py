@@ -34,8 +34,9 @@ from bandana_kv.adapters.gate import Gate
 from bandana_kv.adapters.keys import checked_keys
 from bandana_kv.adapters.payloads import checked_out
 from bandana_kv.adapters.resp_address import Address, parse_address
+from bandana_kv.adapters.resp_flights import Pace
 from bandana_kv.adapters.resp_nodes import COUNTED, Nodes
-from bandana_kv.adapters.resp_reads import Pace, Reading
+from bandana_kv.adapters.resp_reads import Reading
 from bandana_kv.adapters.resp_spaces import Spaces
 from bandana_kv.adapters.resp_writes import Insist, settle
 from bandana_kv.errors import InputError, NodeError, StoreNotFoundError
@@ -160,6 +161,7 @@ class RespAdapter(Adapter):
         if not deleted_per_s > 0:
             raise InputError(f"deleted_per_s must be above 0, not {deleted_per_s!r}")
         where = f"{cls.name} at {address}"
+        wire.ready()
         nodes = Nodes(address, where)
         nodes.view()
         made = cls(
@@ -251,18 +253,14 @@ class RespAdapter(Adapter):
                 errors[at] = NodeError(message, node)
         return errors
 
-    def read_every_copy(
-        self, keys: Keys, check: Callable[[str, Keys, Payloads], None]
-    ) -> int:
+    def read_every_copy(self, keys: Keys, check: Callable[[str, Keys, Payloads], None]) -> int:
         """Have every copy looked at, as :meth:`Adapter.read_every_copy` says."""
         keys = checked_keys(keys)
         if not len(keys):
             return 1
         return self._call(lambda: self._read_every_copy(keys, check))
 
-    def _read_every_copy(
-        self, keys: Keys, check: Callable[[str, Keys, Payloads], None]
-    ) -> int:
+    def _read_every_copy(self, keys: Keys, check: Callable[[str, Keys, Payloads], None]) -> int:
         located = self._spaces.located(keys)
         shards = [self._nodes.shard(slot) for slot in located.slots.tolist()]
         found = np.zeros(len(keys), np.int64)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bandana_kv.adapters.resp_slots import SLOTS
-from bandana_kv.kernels.compile import brief, copy_bytes, inlined, kernel
+from bandana_kv.adapters.resp_slots import CRC_TABLE, SLOTS
+from bandana_kv.kernels.compile import brief, copy_bytes, inlined, kernel, signed
 
 __all__ = [
     "AT",
@@ -35,6 +35,7 @@ __all__ = [
     "compose_reads",
     "compose_writes",
     "locate",
+    "ready",
     "take_replies",
 ]
 
@@ -101,8 +102,8 @@ def _put_key(buffer: np.ndarray, at: int, prefix: np.ndarray, key: np.uint64, sh
     at = _put_end(buffer, _put_number(buffer, at + 1, size + KEY_TAIL))
     for place in range(size):
         buffer[at + place] = prefix[place]
-    block = np.int64(key & np.uint64((1 << _BLOCK_BITS) - 1))
-    at = _put_hex(buffer, at + size, np.int64(key >> np.uint64(_BLOCK_BITS)), _SPACE_DIGITS)
+    block = signed(key & np.uint64((1 << _BLOCK_BITS) - 1))
+    at = _put_hex(buffer, at + size, signed(key >> np.uint64(_BLOCK_BITS)), _SPACE_DIGITS)
     at = _put_hex(buffer, at, block >> shift, _CHUNK_DIGITS)
     buffer[at] = 125
     at = _put_hex(buffer, at + 1, block & ((1 << shift) - 1), _REST_DIGITS)
@@ -136,7 +137,7 @@ def locate(
     known = -1
     digits = np.empty(TAG_TAIL, np.uint8)
     for i in range(keys.shape[0]):
-        space = np.int64(keys[i] >> np.uint64(_BLOCK_BITS))
+        space = signed(keys[i] >> np.uint64(_BLOCK_BITS))
         if known < 0 or spaces[known] != space:
             known = -1
             for k in range(spaces.shape[0]):
@@ -145,12 +146,12 @@ def locate(
             if known < 0:
                 return i
         shift = shifts[known]
-        block = np.int64(keys[i] & np.uint64((1 << _BLOCK_BITS) - 1))
+        block = signed(keys[i] & np.uint64((1 << _BLOCK_BITS) - 1))
         at = _put_hex(digits, 0, space, _SPACE_DIGITS)
         _put_hex(digits, at, block >> shift, _CHUNK_DIGITS)
         crc = crc_before
         for place in range(TAG_TAIL):
-            crc = ((crc << 8) & 0xFFFF) ^ np.int64(table[(crc >> 8) ^ np.int64(digits[place])])
+            crc = ((crc << 8) & 0xFFFF) ^ signed(table[(crc >> 8) ^ signed(digits[place])])
         slots[i] = crc & (SLOTS - 1)
         shift_of[i] = shift
     return -1
@@ -230,7 +231,7 @@ def compose_reads(
         for k in range(i, end):
             key = rank[k] & 0xFFFFFFFF
             order[k] = key
-            at = _put_key(buffer, at, prefix, keys[key], np.int64(shift_of[key]))
+            at = _put_key(buffer, at, prefix, keys[key], signed(shift_of[key]))
         counts[gets] = end - i
         gets += 1
         parts[number, 2] += 1
@@ -260,7 +261,7 @@ def compose_writes(
         for byte in (42, 51, 13, 10, 36, 51, 13, 10, 83, 69, 84, 13, 10):  # *3 $3 SET
             buffer[at] = byte
             at += 1
-        at = _put_key(buffer, at, prefix, keys[i], np.int64(shift_of[i]))
+        at = _put_key(buffer, at, prefix, keys[i], signed(shift_of[i]))
         buffer[at] = _DOLLAR
         at = _put_end(buffer, _put_number(buffer, at + 1, size))
         copy_bytes(payloads, i * size, buffer, at, size)
@@ -286,11 +287,37 @@ def _number(buffer: np.ndarray, begin: int, end: int) -> int:
         return -1
     value = 0
     for at in range(begin, end):
-        digit = np.int64(buffer[at]) - 48
+        digit = signed(buffer[at]) - 48
         if digit < 0 or digit > 9 or value > 1 << 40:
             return -2
         value = 10 * value + digit
     return value
+
+
+@inlined
+def _take_value(
+    buffer: np.ndarray,
+    begin: int,
+    length: int,
+    key: int,
+    cursor: np.ndarray,
+    status: np.ndarray,
+    found: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    size = out.shape[1]
+    if length != size:
+        cursor[UNTAKEN] += 1
+    if status[key] == TAKEN:  # another copy was quicker
+        return
+    if length == size:
+        copy_bytes(buffer, begin, out, key * size, size)
+        status[key] = TAKEN
+    elif length >= 0:
+        status[key] = LENGTH
+        found[key] = length
+    elif status[key] == LEFT:
+        status[key] = NIL
 
 
 @brief
@@ -322,7 +349,6 @@ def take_replies(
     out
         uint8 (n, payload_bytes).
     """
-    size = out.shape[1]
     cursor[NEED] = 0
     while cursor[MGET] < counts.shape[0]:
         line = _line_end(buffer, begin, end)
@@ -348,28 +374,13 @@ def take_replies(
         if sign != _DOLLAR or number == -2:
             cursor[ENDED] = BROKEN
             return begin
-        key = order[cursor[AT]]
-        if number == -1:
-            begin = line + 2
-            cursor[UNTAKEN] += 1
-            if status[key] == LEFT:
-                status[key] = NIL
-        else:
-            next_line = line + 2 + number + 2
-            if next_line > end:
-                cursor[NEED] = next_line - begin
-                cursor[ENDED] = MORE
-                return begin
-            if number == size:
-                if status[key] != TAKEN:
-                    copy_bytes(buffer, line + 2, out, key * size, size)
-                    status[key] = TAKEN
-            else:
-                cursor[UNTAKEN] += 1
-                if status[key] != TAKEN:
-                    status[key] = LENGTH
-                    found[key] = number
-            begin = next_line
+        after = line + 2 if number == -1 else line + 2 + number + 2
+        if after > end:
+            cursor[NEED] = after - begin
+            cursor[ENDED] = MORE
+            return begin
+        _take_value(buffer, line + 2, number, order[cursor[AT]], cursor, status, found, out)
+        begin = after
         cursor[AT] += 1
         cursor[ITEM] += 1
         if cursor[ITEM] == counts[cursor[MGET]]:
@@ -377,3 +388,19 @@ def take_replies(
             cursor[MGET] += 1
     cursor[ENDED] = DONE
     return begin
+
+
+def ready() -> None:
+    """Have everything here compiled: to do so while a node's answer is waited for would be late."""
+    keys, ones = np.zeros(1, np.uint64), np.ones(1, np.int64)
+    zeros, shifts, prefix = np.zeros(1, np.int64), np.zeros(1, np.uint8), np.zeros(1, np.uint8)
+    locate(keys, zeros, zeros, CRC_TABLE, 0, np.zeros(1, np.int64), shifts)
+    buffer, out = np.zeros(256, np.uint8), np.zeros((1, 1), np.uint8)
+    parts = np.empty((1, PART_WORDS), np.int64)
+    compose_reads(keys, shifts, zeros, zeros, 1, prefix, buffer, zeros.copy(), ones, parts)
+    compose_writes(keys, shifts, out, zeros, False, prefix, buffer)
+    reply = np.frombuffer(b"*1\r\n$1\r\nx\r\n", np.uint8).copy()
+    cursor = np.array([0, -1, 0, 0, 0, 0, 0])
+    take_replies(
+        reply, 0, len(reply), cursor, ones, zeros, np.zeros(1, np.int8), np.zeros(1, np.int64), out
+    )

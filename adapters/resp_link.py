@@ -78,7 +78,17 @@ class Link:
         Nothing has been asked yet.
     """
 
-    __slots__ = ("__weakref__", "_connection", "_sock", "begin", "buffer", "end", "fd", "fresh", "node")
+    __slots__ = (
+        "__weakref__",
+        "_connection",
+        "_sock",
+        "begin",
+        "buffer",
+        "end",
+        "fd",
+        "fresh",
+        "node",
+    )
 
     def __init__(self, node: Node, address: Address, timeout_s: float) -> None:
         self.node = node

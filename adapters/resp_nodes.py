@@ -8,19 +8,18 @@ something to do.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
-import weakref
 from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv.adapters.resp_address import Address, Node
-from bandana_kv.adapters.resp_slots import SLOTS
 from bandana_kv.adapters.resp_link import Link, LinkError, RefusedError
+from bandana_kv.adapters.resp_links import Links
 from bandana_kv.adapters.resp_protocol import Failed, command
+from bandana_kv.adapters.resp_slots import SLOTS
 from bandana_kv.adapters.resp_topology import Health, Topology, topology_of
 from bandana_kv.errors import AdapterError, ThreadError
 from bandana_kv.system.threads import start
@@ -33,8 +32,9 @@ _ASK_SLOTS = command("CLUSTER", "SLOTS")
 _CARE_TIMEOUT_S = 0.5
 # A node that answers the background within this is sound.
 _SOUND_S = 0.1
-# The topology is asked for anew this often while a node is down, and while all are well.
-_REFRESH_DOWN_S, _REFRESH_S = 0.5, 30.0
+# The topology is asked for anew this often while a node is down, or a shard has fewer copies than
+# others (those that are not in step are not listed), and while all are well.
+_REFRESH_DOWN_S, _REFRESH_THIN_S, _REFRESH_S = 0.5, 1.0, 5.0
 # The background ends when there was nothing to do for so long.
 _IDLE_S = 2.0
 _FIRST_TOPOLOGY_S = 5.0
@@ -59,14 +59,6 @@ class View:
         self.first = first
 
 
-class _Own(threading.local):
-    """What each thread has for itself: connections by the number of a node, and its turn."""
-
-    def __init__(self) -> None:
-        self.links: dict[int, Link] = {}
-        self.turn = -1
-
-
 class Nodes:
     """All that is known of a cluster's nodes; safe to use from many threads, and over a fork.
 
@@ -88,23 +80,22 @@ class Nodes:
         self._numbers: dict[Node, int] = {}
         self._healths: list[Health] = []
         self._view: View | None = None
+        self.links = Links(address, self.known)
+        """The connections of each thread."""
         self._begin()
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
-        self._own = _Own()
-        self._links: weakref.WeakSet[Link] = weakref.WeakSet()
-        self._turns = 0
-        self._process = os.getpid()
         self._wake = threading.Event()
         self._carer: threading.Thread | None = None
-        self._refresh_at = time.monotonic() + _REFRESH_S
+        self._refresh_at = 0.0
+        self._refreshed_at = self._failed_at = 0.0
+        self._looking = threading.Lock()
         self._closed = False
 
     def after_fork_in_child(self) -> None:
         """Go on without the connections and the thread of the parent."""
-        for link in list(self._links):
-            link.close()  # in this process only: the parent's goes on
+        self.links.after_fork_in_child()
         self._begin()
 
     # -- what is known --------------------------------------------------------------------
@@ -146,15 +137,6 @@ class Nodes:
             self.care()
         return view
 
-    def turn(self) -> int:
-        """Return the turn of this thread: which copy it asks first, where several are sound."""
-        own = self._own
-        if own.turn < 0:
-            with self._lock:
-                own.turn = self._turns
-                self._turns += 1
-        return own.turn
-
     def shard(self, slot: int) -> list[int]:
         """Return the numbers of all nodes that have a slot, its primary first."""
         topology = self.view().topology
@@ -164,7 +146,7 @@ class Nodes:
     def copies(self, slot: int) -> list[int]:
         """Return the numbers of the nodes that are up and have a slot, whom to ask first first."""
         numbers = self.shard(slot)
-        return self._by_health(numbers, self.turn()) if numbers else []
+        return self._by_health(numbers, self.links.turn()) if numbers else []
 
     def _by_health(self, numbers: list[int], turn: int) -> list[int]:
         at = turn % len(numbers)
@@ -201,6 +183,7 @@ class Nodes:
         """Hear that a node was ``"slow"``, or is ``"down"``: others are asked from now on."""
         with self._lock:
             self.counts[number][COUNTED.index("failures")] += 1
+            self._failed_at = time.monotonic()
             news = self._healths[number].failed(state, time.monotonic())
             if news and self._view is not None:
                 self._look_anew_locked(self._view.topology)
@@ -234,8 +217,11 @@ class Nodes:
             self._wake.wait(self._care_in())
             self._wake.clear()
             now = time.monotonic()
-            due = [n for n, each in enumerate(self._healths)
-                   if each.state != "sound" and each.until <= now]
+            due = [
+                n
+                for n, each in enumerate(self._healths)
+                if each.state != "sound" and each.until <= now
+            ]
             for number in due:
                 self._try_again(number)
             if self._refresh_at <= now:
@@ -300,22 +286,40 @@ class Nodes:
                 )
             time.sleep(0.05)
 
+    def seen_anew(self) -> View:
+        """Return how things stand, asking for the topology if a node has failed since it was told.
+
+        A copy that was not in step, and so not listed, may be by now.
+        """
+        with self._looking:
+            if self._failed_at > self._refreshed_at:
+                self._refresh_quietly()
+        return self.view()
+
     def _refresh_quietly(self) -> None:
         if self._refresh([]) is None:
             self._refresh_at = time.monotonic() + _REFRESH_DOWN_S
 
     def _refresh(self, reasons: list[str]) -> View | None:
         for node in self._to_ask():
+            asked_at = time.monotonic()
             topology = self._topology_from(node, reasons)
             if topology is None:
                 continue
             with self._lock:
-                down = any(each.state != "sound" for each in self._healths)
-                self._refresh_at = time.monotonic() + (_REFRESH_DOWN_S if down else _REFRESH_S)
+                self._refreshed_at = asked_at
+                self._refresh_at = time.monotonic() + self._refresh_in_s(topology)
                 if self._view is None or not topology.same_as(self._view.topology):
                     self._look_anew_locked(topology)
                 return self._view
         return None
+
+    def _refresh_in_s(self, topology: Topology) -> float:
+        if any(each.state != "sound" for each in self._healths):
+            return _REFRESH_DOWN_S
+        return (
+            _REFRESH_S if len({len(shard) for shard in topology.shards}) == 1 else _REFRESH_THIN_S
+        )
 
     def _to_ask(self) -> Iterable[Node]:
         """Return whom to ask for the topology: who is sound first, then whom the address names."""
@@ -348,48 +352,13 @@ class Nodes:
             reasons.append(reason)
         return None
 
-    # -- connections ----------------------------------------------------------------------
-
-    def link(self, number: int, timeout_s: float) -> Link:
-        """Return this thread's connection to a node, new or not.
-
-        Raises
-        ------
-        LinkError, RefusedError
-            As :class:`~bandana_kv.adapters.resp_link.Link`.
-        """
-        links = self._own.links
-        link = links.get(number)
-        if link is None or link.closed:
-            link = links[number] = self.new_link(number, timeout_s)
-        return link
-
-    def close_link(self, number: int) -> None:
-        """End this thread's connection to a node: what it owes is not waited for."""
-        link = self._own.links.pop(number, None)
-        if link is not None:
-            link.close()
-
-    def new_link(self, number: int, timeout_s: float) -> Link:
-        """Return a connection of the caller's own, as :meth:`link` does."""
-        link = Link(self.known[number], self.address, timeout_s)
-        try:
-            link.read_here(timeout_s)
-        except BaseException:
-            link.close()
-            raise
-        with self._lock:
-            self._links.add(link)
-        return link
-
     def close(self) -> None:
         """End all connections, and the background; no call may be running."""
         with self._lock:
             self._closed = True
-            links, carer = list(self._links), self._carer
+            carer = self._carer
             self._wake.set()
-        for link in links:
-            link.close()
+        self.links.close()
         if carer is not None and carer is not threading.current_thread():
             carer.join(4 * _CARE_TIMEOUT_S)
 

@@ -10,19 +10,18 @@ from __future__ import annotations
 import select
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv.adapters import resp_kernels as wire
-from bandana_kv.adapters.keys import Keys
 from bandana_kv.adapters.payloads import Payloads
-from bandana_kv.adapters.resp_link import Link, LinkError, RefusedError, SilentError
+from bandana_kv.adapters.resp_flights import Flight, Located, Pace, key_of
+from bandana_kv.adapters.resp_link import LinkError, RefusedError, SilentError
 from bandana_kv.adapters.resp_nodes import COUNTED, Nodes, slots_of
 from bandana_kv.adapters.resp_protocol import Failed, command, redirect_of
 
-__all__ = ["Located", "Pace", "Reading", "key_of"]
+__all__ = ["Reading"]
 
 _ROUND_TRIPS, _IN, _OUT, _SECOND, _REDIRECTS = (
     COUNTED.index(name)
@@ -34,76 +33,6 @@ _MOST_REDIRECTS = 8
 _ASKING = command("ASKING")
 # Who says so has the slot, and does not answer for it just now.
 _FOR_NOW = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY")
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How long reads wait.
-
-    Attributes
-    ----------
-    second_ask_s
-        Past this another copy is asked as well.
-    patience_s
-        Past this a block is given up.
-    """
-
-    second_ask_s: float = 0.05
-    patience_s: float = 0.5
-
-
-@dataclass(frozen=True, eq=False)
-class Located:
-    """Keys, and where they are.
-
-    Attributes
-    ----------
-    keys : ndarray
-        uint64 (n,).
-    slots : ndarray
-        int64 (n,); -1: their space is empty.
-    shift_of : ndarray
-        uint8 (n,): how many bits of the block are its place in its chunk.
-    prefix : ndarray
-        uint8: what all keys begin with.
-    """
-
-    keys: Keys
-    slots: NDArray[np.int64]
-    shift_of: NDArray[np.uint8]
-    prefix: NDArray[np.uint8]
-
-
-def key_of(prefix: bytes, key: int, shift: int) -> bytes:
-    """Return the key of a block as engines have it."""
-    space, block = key >> 40, key & ((1 << 40) - 1)
-    return prefix + b"%06x%010x}%02x" % (space, block >> shift, block & ((1 << shift) - 1))
-
-
-class _Flight:
-    """What one node was asked for, and how much of it has come."""
-
-    __slots__ = ("apart", "begun", "counts", "cursor", "fresh", "late", "link", "number", "order")
-
-    def __init__(
-        self,
-        number: int,
-        link: Link,
-        order: NDArray[np.int64],
-        counts: NDArray[np.int64],
-        *,
-        apart: bool,
-    ) -> None:
-        self.apart = apart
-        self.number = number
-        self.link = link
-        self.order = order
-        self.counts = counts
-        self.cursor = np.zeros(wire.CURSOR_WORDS, np.int64)
-        self.cursor[wire.ITEM] = -1
-        self.fresh = link.fresh
-        self.begun = time.monotonic()
-        self.late = False
 
 
 class Reading:
@@ -142,7 +71,7 @@ class Reading:
         self.found = np.zeros(count, np.int64)
         self.why: dict[int, tuple[str, str]] = {}
         self.tried: dict[int, set[int]] = {}
-        self._flights: dict[int, _Flight] = {}  # by file descriptor
+        self._flights: dict[int, Flight] = {}  # by file descriptor
         self._poll = select.poll()
         self._redirects = 0
         self._second = False
@@ -150,7 +79,9 @@ class Reading:
     def any_copy(self) -> bool:
         """Ask whoever is first for each slot, and others as needed; return whether all came."""
         nodes = self._nodes
-        first = slots_of(nodes.view(), nodes.turn(), self._located.slots)
+        first = slots_of(nodes.view(), nodes.links.turn(), self._located.slots)
+        if first.min() < 0:
+            first = slots_of(nodes.seen_anew(), nodes.links.turn(), self._located.slots)
         self._run(first, self._pace.second_ask_s)
         return bool((self.status == wire.TAKEN).all())
 
@@ -233,12 +164,12 @@ class Reading:
         while True:
             link, fresh = None, True
             try:
-                link = self._nodes.link(number, self._pace.patience_s / 2)
+                link = self._nodes.links.of(number, self._pace.patience_s / 2)
                 apart = link.fd in self._flights  # it owes replies, which would come first
                 if apart:
-                    link = self._nodes.new_link(number, self._pace.patience_s / 2)
+                    link = self._nodes.links.new(number, self._pace.patience_s / 2)
                 fresh = link.fresh
-                flight = _Flight(number, link, keys, counts, apart=apart)
+                flight = Flight(number, link, keys, counts, apart=apart)
                 link.send(data, self._pace.second_ask_s)
             except (LinkError, RefusedError) as error:
                 if link is not None:
@@ -267,59 +198,71 @@ class Reading:
     def _elsewhere(self, number: int, keys: Iterable[int]) -> None:
         """Ask the next copy of each key that has not come; `number` was asked for them."""
         nodes = np.full(len(self.status), -1, np.int64)
-        any_left = False
         for key in keys:
-            if self.status[key] == wire.TAKEN:
-                continue
-            tried = self.tried.setdefault(int(key), set())
-            tried.add(number)
-            copies = self._nodes.copies(int(self._located.slots[key]))
-            left = [copy for copy in copies if copy not in tried]
-            if left:
-                nodes[key] = left[0]
-                tried.add(left[0])
-                any_left = self._second = True
-        if any_left:
+            if self.status[key] != wire.TAKEN:
+                tried = self.tried.setdefault(int(key), set())
+                tried.add(number)
+                nodes[key] = self._next_copy(int(key), tried)
+        if (nodes >= 0).any():
+            self._second = True
             self._ask(nodes, _MOST_KEYS)
+
+    def _next_copy(self, key: int, tried: set[int]) -> int:
+        """Return a copy of a key that was not asked yet, and count it as asked; -1: none."""
+        slot = int(self._located.slots[key])
+        for look in (self._nodes.view, self._nodes.seen_anew):
+            look()
+            for copy in self._nodes.copies(slot):
+                if copy not in tried:
+                    tried.add(copy)
+                    return copy
+        return -1
 
     # -- replies --------------------------------------------------------------------------
 
     def _step(self, second_ask_s: float, until: float) -> None:
         """Wait until something comes, or is late."""
         now = time.monotonic()
-        soon = min((f.begun + second_ask_s for f in self._flights.values() if not f.late),
-                   default=until)
-        for fd, _ in self._poll.poll(max(0.0, 1000 * (min(soon, until) - now))):
-            flight = self._flights.get(fd)
+        flights = self._flights
+        soon = min((f.begun + second_ask_s for f in flights.values() if not f.late), default=until)
+        ready = self._poll.poll(max(0.0, 1000 * (min(soon, until) - now)))
+        for fd, _ in ready:
+            flight = flights.get(fd)
             if flight is not None:
                 self._take(flight)
-        now = time.monotonic()
         if now < soon and now < until:
             return
-        for flight in list(self._flights.values()):
+        # By the time before that look: what this process was kept from seeing is not late.
+        came = {fd for fd, _ in ready}
+        for fd, flight in list(flights.items()):
+            if fd in came:
+                continue
             if now >= until:
-                self._end(flight, close=True)
-                silent = SilentError(
-                    f"{flight.link.node} did not answer within {1000 * self._pace.patience_s:g} ms"
-                )
-                self._nodes.failed(flight.number, "down")
-                self._failed(flight.number, self._left_of(flight), silent)
+                self._give_up(flight)
             elif not flight.late and now >= flight.begun + second_ask_s:
                 flight.late = True
                 self._nodes.failed(flight.number, "slow")
                 self._nodes.counts[flight.number][_SECOND] += 1
                 self._elsewhere(flight.number, self._left_of(flight))
 
-    def _left_of(self, flight: _Flight) -> NDArray[np.int64]:
-        return flight.order[self.status[flight.order] != wire.TAKEN]
+    def _give_up(self, flight: Flight) -> None:
+        self._end(flight, close=True)
+        self._nodes.failed(flight.number, "down")
+        limit_ms = 1000 * self._pace.patience_s
+        silent = SilentError(f"{flight.link.node} did not answer within {limit_ms:g} ms")
+        self._failed(flight.number, self._left_of(flight), silent)
 
-    def _end(self, flight: _Flight, *, close: bool) -> None:
+    def _left_of(self, flight: Flight) -> NDArray[np.int64]:
+        left: NDArray[np.int64] = flight.order[self.status[flight.order] != wire.TAKEN]
+        return left
+
+    def _end(self, flight: Flight, *, close: bool) -> None:
         del self._flights[flight.link.fd]
         self._poll.unregister(flight.link.fd)
         if close or flight.apart:
             flight.link.close()
 
-    def _take(self, flight: _Flight) -> None:
+    def _take(self, flight: Flight) -> None:
         """Take what has arrived from one node."""
         link, cursor = flight.link, flight.cursor
         try:
@@ -363,12 +306,13 @@ class Reading:
                 # The connection was of an earlier time: the node itself may be well.
                 self._at(flight.number, self._left_of(flight), _MOST_KEYS)
 
-    def _unfit(self, flight: _Flight) -> NDArray[np.int64]:
+    def _unfit(self, flight: Flight) -> NDArray[np.int64]:
         """Return the keys for which it had no value that fits."""
         status = self.status[flight.order]
-        return flight.order[(status == wire.NIL) | (status == wire.LENGTH)]
+        unfit: NDArray[np.int64] = flight.order[(status == wire.NIL) | (status == wire.LENGTH)]
+        return unfit
 
-    def _take_line(self, flight: _Flight) -> None:
+    def _take_line(self, flight: Flight) -> None:
         """Take a line that a node says instead of the values of one MGET."""
         link, cursor = flight.link, flight.cursor
         end = int(cursor[wire.LINE_END])

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from bandana_kv.adapters import resp_kernels as wire
 from bandana_kv.adapters.keys import Keys
 from bandana_kv.adapters.payloads import Payloads
+from bandana_kv.adapters.resp_flights import Located, key_of
 from bandana_kv.adapters.resp_link import LinkError, RefusedError
 from bandana_kv.adapters.resp_nodes import Nodes
 from bandana_kv.adapters.resp_protocol import Failed, command, redirect_of
-from bandana_kv.adapters.resp_reads import Located, key_of
 from bandana_kv.adapters.resp_slots import CRC_TABLE, crc16, slot_of
 from bandana_kv.adapters.resp_writes import Insist, carry_out, packed
 from bandana_kv.errors import AdapterError, NodeError
@@ -88,6 +88,8 @@ class Spaces:
         AdapterError
             No node tells the shape of a space.
         """
+        if not keys.flags.carray:  # of which kernels are compiled; not read-only ones, for example
+            keys = keys.copy()
         slots, shift_of = np.empty(len(keys), np.int64), np.empty(len(keys), np.uint8)
         spaces, shifts = self._shapes
         empty: list[int] = []
@@ -128,7 +130,8 @@ class Spaces:
         """Return whether a space of `keys` has another shape than was thought."""
         before = dict(zip(*(each.tolist() for each in self._shapes), strict=True))
         spaces = np.unique(keys >> np.uint64(_BLOCK_BITS)).tolist()
-        return any([self.shape(space) != before.get(space) for space in spaces])
+        changed = [space for space in spaces if self.shape(space) != before.get(space)]
+        return bool(changed)
 
     def _learn(self, space: int, shift: int) -> None:
         with self._lock:
@@ -154,16 +157,17 @@ class Spaces:
             No copy has it, and not all could be asked.
         """
         slot = slot_of(key)
-        numbers, reasons = self.nodes.copies(slot), []
+        numbers = self.nodes.copies(slot)
+        reasons: list[str] = []
         left = list(numbers)
         while left and len(reasons) < _MOST_TRIES:
             number = left.pop(0)
             try:
-                link = self.nodes.link(number, _ASK_S)
+                link = self.nodes.links.of(number, _ASK_S)
                 reply = link.ask(data, _ASK_S)
             except (LinkError, RefusedError) as error:
                 reasons.append(str(error))
-                self.nodes.close_link(number)
+                self.nodes.links.drop(number)
                 self.nodes.failed(number, "slow")
                 continue
             if isinstance(reply, Failed):
@@ -197,6 +201,10 @@ class Spaces:
 
     def any_stored(self, keys: Keys) -> int | None:
         """Return one of `keys` (n,), which rise, that is stored; None: none is."""
+        of_key = keys >> np.uint64(_BLOCK_BITS)
+        # By primaries, as all that is written: a space that is empty there needs no other word.
+        stored = [s for s in np.unique(of_key).tolist() if self._shape_at_primary(s) is not None]
+        keys = keys[np.isin(of_key, np.array(stored, np.uint64))]
         located = self.located(keys)
         order = np.flatnonzero(located.slots >= 0)
         order = order[np.argsort(located.slots[order], kind="stable")]
@@ -245,12 +253,13 @@ class Spaces:
         """
         self._begin_spaces(keys, blocks)
         located = self.located(keys)
+        payloads = payloads if payloads.flags.carray else payloads.copy()
         size = len(self.prefix) + wire.KEY_TAIL + payloads.shape[1] + 64
 
         def pack(items: NDArray[np.int64], once: bool) -> memoryview:
             buffer = np.empty(items.size * size, np.uint8)
             end = wire.compose_writes(
-                keys, located.shift_of, payloads, items, once, located.prefix, buffer
+                located.keys, located.shift_of, payloads, items, once, located.prefix, buffer
             )
             return buffer[:end].data
 

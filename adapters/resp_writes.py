@@ -27,7 +27,14 @@ _AT_ONCE = 128
 _AGAIN_S = 0.05
 # What passes: a slot moves, a replica takes over, a node begins.
 _PASSING = (
-    "MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "LOADING", "READONLY", "MASTERDOWN", "BUSY",
+    "MOVED",
+    "ASK",
+    "TRYAGAIN",
+    "CLUSTERDOWN",
+    "LOADING",
+    "READONLY",
+    "MASTERDOWN",
+    "BUSY",
 )
 
 Pack = Callable[[NDArray[np.int64], bool], "memoryview | bytes"]
@@ -56,13 +63,7 @@ class Insist:
     settle_s: float = 5.0
 
 
-class _Unsettled(Exception):
-    """Fewer copies than asked for have what was written."""
-
-
-def carry_out(
-    nodes: Nodes, slots: NDArray[np.int64], pack: Pack, insist: Insist
-) -> list[object]:
+def carry_out(nodes: Nodes, slots: NDArray[np.int64], pack: Pack, insist: Insist) -> list[object]:
     """Carry out commands, one an item, and return their replies.
 
     Parameters
@@ -99,9 +100,7 @@ def carry_out(
 class _Work:
     """Commands under way: those left, and what was said of the others."""
 
-    def __init__(
-        self, nodes: Nodes, slots: NDArray[np.int64], pack: Pack, insist: Insist
-    ) -> None:
+    def __init__(self, nodes: Nodes, slots: NDArray[np.int64], pack: Pack, insist: Insist) -> None:
         self._nodes = nodes
         self._slots = slots
         self._pack = pack
@@ -174,7 +173,7 @@ class _Work:
         number, _, once = group
         link = None
         try:
-            link = self._nodes.link(number, self._insist.answer_s)
+            link = self._nodes.links.of(number, self._insist.answer_s)
             if piece is None:
                 wait = command("WAIT", self._insist.copies, int(1000 * self._insist.settle_s))
                 link.send(wait, self._insist.answer_s)
@@ -271,8 +270,9 @@ def settle(nodes: Nodes, key_of: Callable[[int], bytes], insist: Insist) -> None
         number += 1
         if number > 64 * SLOTS:
             raise AdapterError(f"{nodes.where}: a shard has no slot")
-    words = [command("SET", key, 1) if not at % 2 else command("DEL", key)
-             for at, key in enumerate(keys)]
+    words = [
+        command("SET", key, 1) if not at % 2 else command("DEL", key) for at, key in enumerate(keys)
+    ]
     carry_out(nodes, np.array(slots, np.int64), packed(words), insist)
 
 

@@ -81,8 +81,7 @@ def _break(
     trial: Trial, requests: list[NDArray[Any]], threads: int, seconds: float
 ) -> list[Stretch]:
     """Serve; kill a primary, freeze another one, let it go on; return what readers saw."""
-    with Readers(trial.ask, trial.judge, requests, threads=threads) as readers:
-        readers.begin("warming")
+    with Readers(trial.ask, trial.judge, requests, threads=threads, first="warming") as readers:
         time.sleep(_WARM_SHARE * seconds)
         readers.begin("steady")
         time.sleep(seconds)
@@ -95,7 +94,7 @@ def _break(
         trial.mend()
         readers.begin("mended")
         time.sleep(seconds)
-    return [each for each in readers.stretches() if each.name != "warming" and each.seconds > 1e-3]
+    return readers.stretches()[1:]
 
 
 def _log(rows: int, rng: np.random.Generator) -> AccessLog:

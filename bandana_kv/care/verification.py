@@ -27,6 +27,7 @@ from bandana_kv.errors import (
     StoreNotFoundError,
 )
 from bandana_kv.progress import Progress
+from bandana_kv.serve.copies import bad_copies
 from bandana_kv.serve.reader import BlockReader, Errors, StoredTable
 from bandana_kv.system.permission import permission_named
 
@@ -271,7 +272,10 @@ def bad_blocks_of(
     chunk = max(1, _CHUNK_BYTES // where.adapter.payload_bytes)
     for first in range(0, blocks, chunk):
         numbers = np.arange(first, min(first + chunk, blocks), dtype=np.int64)
-        yield numbers.size, reader.read_sound(where, numbers)[1]
+        errors = reader.read_sound(where, numbers)[1]
+        if where.adapter.capabilities.remote:
+            errors |= bad_copies(where, np.setdiff1d(numbers, list(errors)))
+        yield numbers.size, errors
         progress.advance(numbers.size)
     progress.finish()
 

@@ -35,6 +35,7 @@ __all__ = [
     "check_seed",
     "checked_jobs",
     "held_adapter",
+    "is_remote",
 ]
 
 _MOST_ROW_BYTES = 1 << 20
@@ -100,14 +101,21 @@ def check_seed(seed: int) -> None:
         raise InputError(f"seed {seed!r} is not a whole number from 0 up")
 
 
-def held_adapter(adapter: str | Adapter) -> Adapter | None:
+def held_adapter(adapter: str | Adapter, profile: object = None) -> Adapter | None:
     """Return the adapter that the caller holds, or None for a name, which is checked."""
     if isinstance(adapter, str):
         adapters.adapter_class(adapter)
         return None
     if not isinstance(adapter, adapters.Adapter):
         raise InputError(f"adapter {adapter!r} is neither a name nor an open adapter")
+    if profile is not None and is_remote(adapter):
+        raise InputError("a profile is of a device of this machine; the blocks go to a cluster")
     return adapter
+
+
+def is_remote(held: Adapter | None) -> bool:
+    """Return whether blocks go to other machines: no device of this one is worn by that."""
+    return held is not None and held.capabilities.remote
 
 
 def checked_jobs(

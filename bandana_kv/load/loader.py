@@ -29,7 +29,7 @@ from bandana_kv.disk.table_files import write_arrays
 from bandana_kv.errors import BandanaError, DiskFullError, InputError
 from bandana_kv.keys import build_index
 from bandana_kv.keys.texts import TEXT_KINDS, TEXTS, write_texts
-from bandana_kv.load.jobs import Job, check_seed, checked_jobs, held_adapter
+from bandana_kv.load.jobs import Job, check_seed, checked_jobs, held_adapter, is_remote
 from bandana_kv.load.numbers import Numbers, first_free_space, first_of_store, with_spaces
 from bandana_kv.load.sealed_blocks import one_ahead, sealed_blocks
 from bandana_kv.load.stored_rows import StoredRows
@@ -180,7 +180,7 @@ def load(
     if not 0 <= spare <= 1:
         raise InputError(f"spare {spare!r} is not a share of the rows from 0 to 1")
     fixed = asked_policy(policy, admission, threshold)
-    held = held_adapter(adapter)
+    held = held_adapter(adapter, profile)
     advice = given_profile(profile)
 
     def forget(segment: int) -> bool:
@@ -194,7 +194,8 @@ def load(
         # Before anything is dropped, so that no number is given twice.
         version, first_space = manifest.next_version(root), first_free_space(root)
         wanted_bytes = int((1 + replicate) * sum(job.device_bytes for job in jobs))
-        budget.check_budget(root, wanted_bytes)
+        if not is_remote(held):
+            budget.check_budget(root, wanted_bytes)
         if manifest.has_store(root):
             manifest.settle_current(root)
         retention.drop_unused(root, keep, forget)
@@ -222,7 +223,7 @@ def load(
                 ledger.note(root, meter.entry("load", None, tables, lost_bytes))
             retention.discard(root, version, forget)
             raise
-        ledger.note(root, meter.entry("load", version, tables, _handed_bytes(root, new)))
+        ledger.note(root, meter.entry("load", version, tables, _handed_bytes(root, new, held)))
         # The new version is served; what cannot be dropped now, the next load drops.
         with contextlib.suppress(OSError, BandanaError):
             retention.drop_unused(root, keep, forget)
@@ -240,14 +241,14 @@ def _check_room(root: Path, need: int, held: Adapter | None) -> None:
         )
 
 
-def _handed_bytes(root: Path, new: manifest.Manifest) -> int:
-    """Return what a load gave to its engines and wrote beside them."""
+def _handed_bytes(root: Path, new: manifest.Manifest, held: Adapter | None) -> int:
+    """Return what a load gave to engines of this machine and wrote beside them."""
     written = new.segments[new.version]
     beside = manifest.segment_path(root, new.version).iterdir()
     return sum(path.stat().st_size for path in beside if path.is_file()) + sum(
         table.blocks * written.payload_bytes[table.pages]
         for table in new.tables.values()
-        if table.segment == new.version
+        if table.segment == new.version and not is_remote(held)
     )
 
 

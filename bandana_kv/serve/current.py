@@ -272,6 +272,7 @@ class Current:
                 return self.updates
         with self._changing:
             self._refuse_if_closed()
+            self._refuse_if_remote()
             if self.updates is None:
                 updates = Updates(self._options.root)
                 try:
@@ -281,6 +282,14 @@ class Current:
                     raise
                 self.updates = updates
             return self.updates
+
+    def _refuse_if_remote(self) -> None:
+        # The journal is a file of this machine: processes on others could not follow it.
+        if any(each.adapter.capabilities.remote for each in self.serving.engines.values()):
+            raise InputError(
+                f"{self._options.root}: its blocks lie in a cluster, which takes versions instead "
+                "of updates; load a new one"
+            )
 
     def _catch_up(self) -> None:
         """Serve all that other processes have updated, in the placement that takes updates."""

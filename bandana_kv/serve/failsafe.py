@@ -71,7 +71,10 @@ class FailSafe:
     """Answers the rows of bad blocks from a fallback, and keeps count; safe to share.
 
     Without a fallback it counts, and there is no circuit breaker: an error is all that a
-    caller could be given instead of a read.
+    caller could be given instead of a read. Nor is there one where blocks are `remote`: that
+    would be of the table, and keep the blocks of all nodes from being read for the sake of one.
+    There the adapter breaks the circuit node by node: it does not ask who is down, so that blocks
+    which only such nodes have fail at once, and it tries now and then whether they are back.
 
     Parameters
     ----------
@@ -81,15 +84,22 @@ class FailSafe:
         The fallback.
     breaker
         Of the table; by default a new one.
+    remote
+        Blocks lie on several machines.
     """
 
     def __init__(
-        self, table: str, source: Source | None = None, breaker: Breaker | None = None
+        self,
+        table: str,
+        source: Source | None = None,
+        breaker: Breaker | None = None,
+        *,
+        remote: bool = False,
     ) -> None:
         self._table = table
         self._source = source
         self._breaker = None
-        if source is not None:
+        if source is not None and not remote:
             self._breaker = breaker or Breaker(f"table {table!r}")
         self._log = QuietLog()
         self._lock = threading.Lock()

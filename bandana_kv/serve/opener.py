@@ -252,7 +252,7 @@ def _serve(
         ),
         capacity_for(policy, cache_bytes, row_bytes, entry.rows),
         policy,
-        fail_safe=FailSafe(name, options.source),
+        fail_safe=FailSafe(name, options.source, remote=stored.adapter.capabilities.remote),
         coalesce=options.coalesce,
         codec=codec_named(entry.codec) if entry.codec else None,
         # Verified: a row of another key would be a wrong row.

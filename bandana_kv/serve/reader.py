@@ -23,9 +23,8 @@ from bandana_kv.disk.block_map import labels_of, numbers_of
 from bandana_kv.errors import (
     AdapterError,
     BandanaError,
-    BlockCorruptError,
-    BlockMissingError,
     InputError,
+    NodeError,
     ThreadError,
 )
 from bandana_kv.system.forks import at_fork
@@ -34,7 +33,7 @@ from bandana_kv.system.threads import start
 if TYPE_CHECKING:
     from bandana_kv.adapters.contract import Adapter
 
-__all__ = ["BlockRead", "BlockReader", "Errors", "StoredTable"]
+__all__ = ["BlockRead", "BlockReader", "Errors", "StoredTable", "bad_payloads", "error_named"]
 
 # A slice should keep its thread busy this long: handing it over costs 50 to 100 us of CPU, as
 # much as five reads, and more where threads wait for the GIL.
@@ -48,8 +47,6 @@ _BLOCKS_OF_CALL, _CALLS_AT_ONCE = 128, 2
 # The estimate falls fast and rises slowly, since waiting for the GIL or for a busy device
 # makes a read look slower than it is, and slicing even finer would make that worse.
 _FALL, _RISE = 0.3, 0.02
-# What concerns single blocks: the others of the same read may be sound.
-_OF_BLOCKS = (AdapterError, BlockCorruptError, BlockMissingError, OSError)
 
 Errors = dict[int, BandanaError]
 """What is wrong, by block number."""
@@ -93,7 +90,7 @@ class StoredTable:
     def unread(self, block: int, found: int) -> BandanaError:
         """Return the error for a block that the engine did not find whole, as it names it."""
         key = int(self.keys(np.array([block], np.int64))[0])
-        return _named(self, block, self.adapter.why_unread(key, found))
+        return error_named(self, block, self.adapter.why_unread(key, found))
 
     def labels(self, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return what the headers of `blocks` (n,) say, int64."""
@@ -323,8 +320,10 @@ class BlockReader:
         with self._change:
             if self._closed:
                 raise InputError("the store was closed during a lookup")
-            calls = batch.table.adapter.capabilities.queue_depth == "call"
-            most = min(self.depth, _CALLS_AT_ONCE) if calls else self.depth
+            able = batch.table.adapter.capabilities
+            # A call to other machines may wait for one of them: that must not keep others.
+            few = able.queue_depth == "call" and not able.remote
+            most = min(self.depth, _CALLS_AT_ONCE) if few else self.depth
             wanted = min(most, len(self._threads) + len(batch.slices))
             while len(self._threads) < wanted:
                 try:
@@ -418,17 +417,20 @@ def _read_slice(
     table: StoredTable, blocks: NDArray[np.int64], payloads: NDArray[np.uint8]
 ) -> Errors:
     """Read and verify blocks; return what is wrong."""
-    try:
-        table.adapter.multi_get(table.keys(blocks), out=payloads)
-    except _OF_BLOCKS as error:
-        if blocks.size == 1:
-            return {int(blocks[0]): _named(table, int(blocks[0]), error)}
-        # The others are read again, since nothing says how far the engine came.
-        errors: Errors = {}
-        for at in range(blocks.size):
-            errors |= _read_slice(table, blocks[at : at + 1], payloads[at : at + 1])
-        return errors
-    bad = block_format.bad_blocks(
+    unread = table.adapter.read_each(table.keys(blocks), payloads)
+    errors = {int(blocks[at]): error_named(table, int(blocks[at]), e) for at, e in unread.items()}
+    bad = bad_payloads(table, blocks, payloads)
+    for at in bad.keys() - unread.keys():
+        block = int(blocks[at])
+        errors[block] = block_format.corrupt_block(table.name, block, bad[at])
+    return errors
+
+
+def bad_payloads(
+    table: StoredTable, blocks: NDArray[np.int64], payloads: NDArray[np.uint8]
+) -> dict[int, str]:
+    """Return what is wrong with payloads of `blocks` (n,), by place."""
+    return block_format.bad_blocks(
         payloads,
         table.space,
         table.labels(blocks),
@@ -437,17 +439,14 @@ def _read_slice(
         table.rows_per_block,
         table.row_bytes,
     )
-    if not bad:
-        return {}
-    return {
-        int(blocks[at]): block_format.corrupt_block(table.name, int(blocks[at]), reason)
-        for at, reason in bad.items()
-    }
 
 
-def _named(table: StoredTable, block: int, error: Exception) -> BandanaError:
+def error_named(table: StoredTable, block: int, error: Exception) -> BandanaError:
+    """Return an error of an engine as one of a table."""
     # Engines know keys; whoever reads the message knows tables.
     kind = type(error) if isinstance(error, BandanaError) else AdapterError
     named = kind(f"table {table.name!r}, block {block}: {error}")
+    if isinstance(error, NodeError) and isinstance(named, NodeError):
+        named.node = error.node
     named.__cause__ = error
     return named

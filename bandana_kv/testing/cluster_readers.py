@@ -84,13 +84,22 @@ class Readers:
         Ids of each request; threads begin at different places and go around.
     threads
         How many.
+    first
+        What the first stretch is called.
     """
 
     def __init__(
-        self, ask: Ask, judge: Judge, requests: Sequence[Ids], *, threads: int = 4
+        self,
+        ask: Ask,
+        judge: Judge,
+        requests: Sequence[Ids],
+        *,
+        threads: int = 4,
+        first: str = "steady",
     ) -> None:
         self._ask, self._judge, self._requests = ask, judge, requests
         self._calls: list[list[_Call]] = [[] for _ in range(threads)]
+        self._first = first
         self._begun: list[tuple[str, float]] = []
         self._ended = threading.Event()
         self._threads = [
@@ -99,7 +108,7 @@ class Readers:
         ]
 
     def __enter__(self) -> Self:
-        self.begin("steady")
+        self.begin(self._first)
         for thread in self._threads:
             thread.start()
         return self
@@ -111,7 +120,7 @@ class Readers:
         self.begin("")
 
     def begin(self, name: str) -> None:
-        """Begin another stretch; the first is called "steady"."""
+        """Begin another stretch."""
         self._begun.append((name, time.perf_counter()))
 
     def stretches(self) -> list[Stretch]:

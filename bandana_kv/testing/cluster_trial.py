@@ -22,6 +22,7 @@ from bandana_kv.errors import BandanaError
 from bandana_kv.logs.access_log import AccessLog
 from bandana_kv.testing.cluster_node import Node
 from bandana_kv.testing.cluster_readers import Ids, rows_of, wrong_of
+from bandana_kv.testing.cluster_slots import seen_by
 from bandana_kv.testing.real_cluster import RealCluster
 
 __all__ = ["DIM", "TABLE", "Trial"]
@@ -52,8 +53,10 @@ class Trial:
 
     Attributes
     ----------
+    writer, reader
+        Adapters on the cluster; the second may only read.
     store
-        Open on the cluster, on an adapter that may only read.
+        Open, on the reader.
     counts
         What was done, by what.
     """
@@ -78,8 +81,8 @@ class Trial:
         self._stack = contextlib.ExitStack()
         self.writer = self._stack.enter_context(self.adapter(cluster.user))
         self.load()
-        reader = self._stack.enter_context(self.adapter(cluster.reader, read_only=True))
-        self.store = bandana_kv.open(directory, cache_bytes, adapter=reader, **options)
+        self.reader = self._stack.enter_context(self.adapter(cluster.reader, read_only=True))
+        self.store = bandana_kv.open(directory, cache_bytes, adapter=self.reader, **options)
         self._stack.callback(self.store.close)
 
     def __enter__(self) -> Self:
@@ -123,6 +126,17 @@ class Trial:
                 wrong += ids.size
         return wrong
 
+    def nodes_of(self, ids: Ids) -> list[Node]:
+        """Return which primary has the block of each id."""
+        placement = self.store.placement(TABLE)
+        blocks = placement.position_of_id[ids] // placement.rows_per_block
+        keys = self.store._tables[TABLE].stored.keys(blocks)
+        owners: dict[int, Node] = {}
+        for node in self.cluster.primaries():
+            for first, last in seen_by(node)[node.id].ranges:
+                owners |= dict.fromkeys(range(first, last + 1), node)
+        return [owners[slot] for slot in self.reader._spaces.located(keys).slots.tolist()]
+
     # -- breaking -----------------------------------------------------------------------
 
     @property
@@ -146,14 +160,21 @@ class Trial:
             self.counts["freezes"] += 1
         return node
 
+    def thaw(self) -> None:
+        """Let one of those that are frozen go on."""
+        node = self.rng.choice([node for node in self.broken if node.frozen])
+        self.cluster.thaw(node)
+        self.counts["thaws"] += 1
+
     def mend(self) -> None:
         """Thaw and restart whoever is broken, and wait until all copies are in step."""
         for node in self.broken:
             if node.frozen:
                 self.cluster.thaw(node)
+                self.counts["thaws"] += 1
             else:
                 self.cluster.restart(node)
-            self.counts["mended"] += 1
+                self.counts["restarts"] += 1
         self.cluster.wait_whole()
 
     def move(self, share: float = 0.05, *, by_key: bool = False) -> int:
@@ -174,8 +195,13 @@ class Trial:
         self.counts["slots_moved"] += self.cluster.migrate_slots(0.25, node)
         return node
 
-    def load(self) -> None:
+    def load(self, writer: RespAdapter | None = None) -> None:
         """Load the next version of all rows, and switch to it.
+
+        Parameters
+        ----------
+        writer
+            In the place of :attr:`writer`.
 
         Raises
         ------
@@ -188,10 +214,10 @@ class Trial:
             self.directory,
             {TABLE: rows},
             None if self._log is None else {TABLE: self._log},
-            adapter=self.writer,
+            adapter=writer or self.writer,
             placement="shuffled" if self._log is None else "shp",
         )
-        if self.newest > 1 and self.oldest:
+        if self.oldest:
             self.store.refresh()
         self.oldest = self.newest
         self.counts["loads"] += 1

@@ -173,9 +173,10 @@ class FaultyAdapter(Adapter):
                 self._before[int(keys[at])] = block
 
     def _has(self, key: int) -> bool:
-        return self._inner._call(
-            lambda: self._inner._any_stored(np.array([key], np.uint64))
-        ) is not None
+        return (
+            self._inner._call(lambda: self._inner._any_stored(np.array([key], np.uint64)))
+            is not None
+        )
 
     def _bulk_writer(self, count: int) -> BulkWriter:
         self._faults.next(WRITE_FAULTS)

@@ -236,9 +236,7 @@ class Catalogue:
         finally:
             connection.disconnect()
 
-    def _reached(
-        self, node: Connection, mark: tuple[Word, ...], copies: int, until: float
-    ) -> int:
+    def _reached(self, node: Connection, mark: tuple[Word, ...], copies: int, until: float) -> int:
         _answer(node, mark)
         while True:
             reached = int(_answer(node, ("WAIT", copies, _WAIT_MS)))

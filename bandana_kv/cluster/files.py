@@ -158,7 +158,8 @@ def _listed(adapter: Adapter, where: FilesOf) -> list[tuple[File, int]]:
     text = b"".join(_parts(adapter, where, 0, at))[: where.listing_bytes]
     if xxhash.xxh3_64_hexdigest(text) != where.digest:
         raise BlockCorruptError(
-            f"space {where.space}: the list of a version's files is not what was written; load again"
+            f"space {where.space}: the list of a version's files is not what was written; load the "
+            "tables again"
         )
     try:
         files = msgspec.json.decode(text, type=list[File])

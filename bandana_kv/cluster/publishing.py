@@ -33,8 +33,8 @@ from numpy.typing import NDArray
 from bandana_kv.cluster import leases, records, sweeping
 from bandana_kv.cluster.checking import check_copies, check_copies_of_files
 from bandana_kv.cluster.files import FilesOf, read_file, write_files
-from bandana_kv.cluster.reach import Place, Tls, adapter_on, catalogue_of, place_of
-from bandana_kv.cluster.writing import Writer, writer_of
+from bandana_kv.cluster.reach import Tls, adapter_on, catalogue_of, place_of
+from bandana_kv.cluster.writing import LEASE_S, Writer, writer_of
 from bandana_kv.disk import manifest
 from bandana_kv.errors import BandanaError, FormatError, InputError
 from bandana_kv.load import loader
@@ -44,7 +44,6 @@ from bandana_kv.system.permission import permission_named
 
 if TYPE_CHECKING:
     from bandana_kv.adapters.contract import Adapter
-    from bandana_kv.adapters.resp_catalogue import Catalogue
     from bandana_kv.adapters.rows import KeyedRows
     from bandana_kv.cache.policy import Policy
     from bandana_kv.disk.placement import Placement
@@ -54,7 +53,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LoadOptions", "load"]
 
-LEASE_S = 30.0
 _LOOK_S = 0.1
 _STAGING = "bandana-kv-loading-"
 _log = logging.getLogger("bandana_kv")
@@ -246,9 +244,7 @@ def _base(writer: Writer, adapter: Adapter, root: Path) -> records.Record | None
     return record
 
 
-def _write_files(
-    writer: Writer, adapter: Adapter, root: Path, made: manifest.Manifest
-) -> FilesOf:
+def _write_files(writer: Writer, adapter: Adapter, root: Path, made: manifest.Manifest) -> FilesOf:
     """Write what lies beside a version's blocks as blocks, and see that every copy has them."""
     directory = manifest.segment_path(root, made.version)
     shutil.copyfile(manifest.manifest_path(root, made.version), directory / records.MANIFEST)

@@ -68,10 +68,12 @@ def place_of(
     if prefix is not None and named is not None and prefix != named:
         raise InputError(f"the address says prefix {named!r}, and the argument {prefix!r}")
     wanted = prefix or named or DEFAULT_PREFIX
-    if len(wanted) > _MOST_PREFIX or not all("!" <= each <= "~" and each not in "{}" for each in wanted):
+    if len(wanted) > _MOST_PREFIX or not all(
+        "!" <= each <= "~" and each not in "{}" for each in wanted
+    ):
         raise InputError(
-            f"prefix {wanted!r} cannot begin keys: use 1 to {_MOST_PREFIX} printable ASCII characters "
-            "without spaces and braces"
+            f"prefix {wanted!r} cannot begin keys: use 1 to {_MOST_PREFIX} printable ASCII "
+            "characters without spaces and braces"
         )
     return Place(nodes.rstrip("/"), wanted, user, password, tls)
 

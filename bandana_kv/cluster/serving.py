@@ -94,6 +94,7 @@ class InCluster:
 
     def hold(self, number: int | None, resources: contextlib.ExitStack) -> manifest.Manifest:
         """Take a lease on a version, and fetch its files if they are not here."""
+        version = 0
         for _ in range(_TRIES):
             version = self.current() if number is None else number
             with contextlib.ExitStack() as stack:
@@ -105,9 +106,7 @@ class InCluster:
                 found = hold_fetched(self.root, self._record(version), self._adapter, stack)
                 resources.push(stack.pop_all())
                 return found
-        raise FormatError(
-            f"{self._catalogue.where}: version {number or version} is not there any more"
-        )
+        raise FormatError(f"{self._catalogue.where}: version {version} is not there any more")
 
     def coming(self) -> int | None:
         """Return the version of the writer who has the lease, once it is whole."""

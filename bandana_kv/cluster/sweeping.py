@@ -78,8 +78,10 @@ def sweep(writer: Writer, adapter: Adapter, current: int, keep: int) -> None:
     for version in kept | {current} - {0}:
         used |= _record(catalogue, version).segments.keys()
     writer.check()
-    catalogue.remove(VERSIONS, *({*whole} - kept - {writer.fence}))
-    writer.settle()
+    dropped = {*whole} - kept - {writer.fence}
+    if dropped:
+        catalogue.remove(VERSIONS, *dropped)
+        writer.settle()
     # Only now: whoever takes a lease looks at the list afterwards.
     for version in set().union(*leases.living(catalogue).values()) - kept:
         held = records.record_of(catalogue, version)

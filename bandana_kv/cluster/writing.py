@@ -33,7 +33,10 @@ from bandana_kv.errors import (
 if TYPE_CHECKING:
     from bandana_kv.adapters.resp_catalogue import Catalogue
 
-__all__ = ["SETTLE_S", "Writer", "writer_of"]
+__all__ = ["LEASE_S", "SETTLE_S", "Writer", "writer_of"]
+
+LEASE_S = 30.0
+"""How long a writer's lease lasts unless it is renewed."""
 
 SETTLE_S = 30.0
 """How long copies may take to have what was written."""
@@ -115,7 +118,7 @@ class Writer:
         except AdapterError as error:
             raise DurabilityError(
                 errno.EIO,
-                f"version {version} is current, and may not be so any more after a fail-over: {error}",
+                f"version {version} is current, and may not be so after a fail-over: {error}",
             ) from error
 
     def give_back(self) -> None:
@@ -202,7 +205,7 @@ def _fence_of(catalogue: Catalogue, lasting_ms: int) -> int:
         if current in living or attempt == _TRIES - 1:
             break
         # It may be about to withdraw for our sake.
-        time.sleep(_JITTER_S * (attempt + random.random()))  # noqa: S311
+        time.sleep(_JITTER_S * (attempt + random.random()))
     raise LoadInProgressError(
         f"{catalogue.where}: another process is loading into it; wait for it or stop it, then its "
         "lease runs out"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bandana_kv.disk import manifest, retention
+from bandana_kv.disk import retention
 from bandana_kv.disk.journal_files import sync_journal
 from bandana_kv.errors import BandanaError, InputError, StoreChangedError
 from bandana_kv.progress import Progress

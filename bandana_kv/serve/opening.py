@@ -183,9 +183,7 @@ def unwatched(
     if deadline_ms is not None and not coalesce:
         raise InputError("coalesce=False goes without a deadline")
     source = None if fallback is None else source_of(fallback)
-    options = Options(
-        root, cache_bytes, adapter, policy, coalesce, source, elsewhere=elsewhere
-    )
+    options = Options(root, cache_bytes, adapter, policy, coalesce, source, elsewhere=elsewhere)
     return EmbeddingStore(options, int(readers), deadline_ms)
 
 

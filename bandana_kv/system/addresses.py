@@ -7,6 +7,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, TypeVar, cast
 
+from bandana_kv.errors import InputError
+
 __all__ = ["by_address", "is_address"]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -32,7 +34,13 @@ def by_address() -> Callable[[F], F]:
         def chosen(path: Any, *arguments: Any, **options: Any) -> Any:
             if is_address(path):
                 room = next(room for scheme, room in _ROOMS.items() if path.startswith(scheme))
-                return getattr(import_module(room), local.__name__)(path, *arguments, **options)
+                there = getattr(import_module(room), local.__name__, None)
+                if there is None:
+                    raise InputError(
+                        f"{local.__name__} takes the path of a store's directory; for a store in a "
+                        "cluster there is no such thing"
+                    )
+                return there(path, *arguments, **options)
             return local(path, *arguments, **options)
 
         return cast(F, chosen)

@@ -2,10 +2,10 @@
 
     python loader_process.py ADDRESS USER PASSWORD
 
-Reads a JSON object a line: ``marker`` (of the rows), ``at`` (the step before which the child is hit;
-0: none), ``how`` (``"kill"`` or ``"stop"``), and options of the load. Answers one: ``steps`` (what
-was done, in order), and ``version``, ``error`` and ``message``, or ``hit``. A child that is stopped is
-answered as ``hit``; ``{"go_on": true}`` lets it go on, and answers how it ended.
+Reads a JSON object a line: ``marker`` (of the rows), ``at`` (the step before which the child is
+hit; 0: none), ``how`` (``"kill"`` or ``"stop"``), and options of the load. Answers one: ``steps``
+(what was done, in order), and ``version``, ``error`` and ``message``, or ``hit``. A child that is
+stopped is answered as ``hit``; ``{"go_on": true}`` lets it go on, and answers how it ended.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python serving_process.py ADDRESS USER PASSWORD LOCAL_DIR LEASE_SECONDS
 
-Prints a JSON object a line: ``marker`` and ``version`` whenever another load is seen, ``wrong`` where
-an answer is of two loads or of none, ``error`` where there was none. Ends when its input does, with
-``calls``.
+Prints a JSON object a line: ``marker`` and ``version`` whenever another load is seen, ``wrong``
+where an answer is of two loads or of none, ``error`` where there was none. Ends when its input
+does, with ``calls``.
 """
 
 from __future__ import annotations

@@ -62,9 +62,9 @@ class Child:
         self._stopped = said.get("pid", 0)
         return said
 
-    def until(self, sign: Callable[[dict[str, Any]], bool], timeout_s: float = 60) -> dict[str, Any]:
+    def until(self, sign: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Return the first line that it says from now on, or has said, of which `sign` is true."""
-        end = time.monotonic() + timeout_s
+        end = time.monotonic() + 60
         for line in self.said:
             if sign(line):
                 return line
@@ -80,7 +80,8 @@ class Child:
         self.process.kill()
         self.process.wait()
         self._listener.join()
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         with contextlib.suppress(OSError):
             self.process.stdin.close()
         self.process.stdout.close()

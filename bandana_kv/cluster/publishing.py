@@ -36,7 +36,7 @@ from bandana_kv.cluster.files import FilesOf, read_file, write_files
 from bandana_kv.cluster.reach import Tls, adapter_on, catalogue_of, place_of
 from bandana_kv.cluster.writing import LEASE_S, Writer, writer_of
 from bandana_kv.disk import manifest
-from bandana_kv.errors import BandanaError, FormatError, InputError
+from bandana_kv.errors import BandanaError, FormatError, InputError, LeaseLostError
 from bandana_kv.load import loader
 from bandana_kv.load.numbers import Numbers
 from bandana_kv.progress import Progress
@@ -164,9 +164,14 @@ def load(
             _publish(writer, adapter, root, tables, logs, options)
             _await_ready(writer, ready_seconds)
             writer.check()
-        except BaseException:
-            with contextlib.suppress(BandanaError):
+        except BaseException as error:
+            try:
                 sweeping.forget_segment(writer, adapter, writer.fence)
+            except LeaseLostError as lost:
+                if isinstance(error, BandanaError):
+                    raise lost from error  # that its blocks are gone, say, came of it
+            except BandanaError:
+                pass  # the next load finds what it has listed
             raise
         finally:
             with contextlib.suppress(BandanaError):

@@ -95,7 +95,7 @@ def warm() -> None:
     address = address.partition("/?")[0]
     tables = {"a": rows_of(0, "a")}
     options = {"placement": "identity", "user": user, "password": password}
-    bandana_kv.load(address, tables, prefix="warm", copies=0, **options)  # type: ignore[call-arg]
+    bandana_kv.load(address, tables, prefix=f"warm-{os.getpid()}", copies=0, **options)  # type: ignore[call-arg]
 
 
 def main() -> None:

@@ -35,6 +35,7 @@ __all__ = ["Catalogue"]
 
 Node = tuple[str, int]
 Word = str | bytes | int
+Link = Any  # a redis.Connection, whose methods have no types
 T = TypeVar("T")
 
 _PAUSE_S = 0.05
@@ -79,7 +80,7 @@ class Catalogue:
     ) -> None:
         self.prefix = prefix
         self._seeds = tuple(nodes)
-        self._kind = SSLConnection if tls else Connection
+        self._kind: Any = SSLConnection if tls else Connection
         self._login = {**(login or {}), "protocol": 2, "socket_timeout": timeout_s}
         self._login |= {"socket_connect_timeout": timeout_s, "driver_info": None}
         self._patience_s = patience_s
@@ -111,7 +112,7 @@ class Catalogue:
         self._process = os.getpid()
         self._turn = threading.Lock()
         self._known: tuple[Node, ...] = self._seeds
-        self._held: Connection | None = None
+        self._held: Link | None = None
         self._met = False
 
     @property
@@ -196,7 +197,7 @@ class Catalogue:
     def _ask(self, *words: Word) -> Any:
         return self._on_the_node(lambda node: _answer(node, words))
 
-    def _on_the_node(self, talk: Callable[[Connection], T]) -> T:
+    def _on_the_node(self, talk: Callable[[Link], T]) -> T:
         """Have `talk` speak to the node that has the keys now; again where that has changed."""
         if self._process != os.getpid():
             self._begin()
@@ -225,7 +226,7 @@ class Catalogue:
                         ) from error
                 time.sleep(_PAUSE_S)
 
-    def _answered_by(self, node: Node, talk: Callable[[Connection], T]) -> tuple[T] | None:
+    def _answered_by(self, node: Node, talk: Callable[[Link], T]) -> tuple[T] | None:
         """Ask the node to which the keys are moving just now."""
         connection = self._connect(node)
         try:
@@ -236,19 +237,19 @@ class Catalogue:
         finally:
             connection.disconnect()
 
-    def _reached(self, node: Connection, mark: tuple[Word, ...], copies: int, until: float) -> int:
+    def _reached(self, node: Link, mark: tuple[Word, ...], copies: int, until: float) -> int:
         _answer(node, mark)
         while True:
             reached = int(_answer(node, ("WAIT", copies, _WAIT_MS)))
             if reached >= copies or time.monotonic() > until:
                 return reached
 
-    def _connection(self) -> Connection:
+    def _connection(self) -> Link:
         if self._held is None:
             self._held = self._connect(self._primary())
         return self._held
 
-    def _connect(self, node: Node) -> Connection:
+    def _connect(self, node: Node) -> Link:
         connection = self._kind(host=node[0], port=node[1], **self._login)
         connection.connect()
         return connection
@@ -284,7 +285,7 @@ class Catalogue:
         raise failure
 
 
-def _answer(node: Connection, words: Sequence[Word]) -> Any:
+def _answer(node: Link, words: Sequence[Word]) -> Any:
     try:
         node.send_command(*words)
         return node.read_response()

@@ -159,23 +159,16 @@ def load(
         writer = stack.enter_context(writer_of(catalogue, lease_seconds, copies))
         root = stack.enter_context(_staging(local_dir))
         sweeping.sweep(writer, adapter, writer.base.version, keep)
+        # Listed until the version is current: who has it open and warm keeps it for that.
+        stack.callback(_withdraw, writer)
         sweeping.list_segment(writer)
         try:
             _publish(writer, adapter, root, tables, logs, options)
             _await_ready(writer, ready_seconds)
             writer.check()
         except BaseException as error:
-            try:
-                sweeping.forget_segment(writer, adapter, writer.fence)
-            except LeaseLostError as lost:
-                if isinstance(error, BandanaError):
-                    raise lost from error  # that its blocks are gone, say, came of it
-            except BandanaError:
-                pass  # the next load finds what it has listed
+            _forget(writer, adapter, error)
             raise
-        finally:
-            with contextlib.suppress(BandanaError):
-                catalogue.remove("next", writer.fence)
         writer.switch(writer.fence)
         _log.info(
             "%s: version %d is current",
@@ -187,6 +180,23 @@ def load(
         with contextlib.suppress(BandanaError):
             sweeping.sweep(writer, adapter, writer.fence, keep)
         return writer.fence
+    raise AssertionError  # an ExitStack does not swallow errors
+
+
+def _withdraw(writer: Writer) -> None:
+    with contextlib.suppress(BandanaError):
+        writer.catalogue.remove("next", writer.fence)
+
+
+def _forget(writer: Writer, adapter: Adapter, error: BaseException) -> None:
+    """Delete what a load that failed has written; a lost lease is told before what came of it."""
+    try:
+        sweeping.forget_segment(writer, adapter, writer.fence)
+    except LeaseLostError as lost:
+        if isinstance(error, BandanaError):
+            raise lost from error
+    except BandanaError:
+        pass  # the next load finds what is listed
 
 
 def _publish(

@@ -18,7 +18,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from bandana_kv.adapters import resp_kernels as wire
+from bandana_kv.adapters import resp_replies as wire
 from bandana_kv.adapters.contract import (
     PAGE_BYTES,
     Adapter,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.adapters import resp_kernels as wire
+from bandana_kv.adapters import resp_replies as wire
 from bandana_kv.adapters.keys import Keys
 from bandana_kv.adapters.resp_link import Link
 
@@ -45,12 +45,15 @@ class Located:
         uint8 (n,): how many bits of the block are its place in its chunk.
     prefix : ndarray
         uint8: what all keys begin with.
+    known : bool
+        All have a slot.
     """
 
     keys: Keys
     slots: NDArray[np.int64]
     shift_of: NDArray[np.uint8]
     prefix: NDArray[np.uint8]
+    known: bool
 
 
 def key_of(prefix: bytes, key: int, shift: int) -> bytes:

@@ -76,10 +76,16 @@ class Link:
         uint8: what has arrived is ``buffer[begin:end]``.
     fresh : bool
         Nothing has been asked yet.
+    owes : bool
+        A reply to something that was sent has not been read. Whoever asks next would take it for
+        theirs: such a connection is to be closed.
+    plain : bool
+        The socket itself has the bytes, so that compiled code can read them.
     """
 
     __slots__ = (
         "__weakref__",
+        "_buffer_at",
         "_connection",
         "_sock",
         "begin",
@@ -88,6 +94,8 @@ class Link:
         "fd",
         "fresh",
         "node",
+        "owes",
+        "plain",
     )
 
     def __init__(self, node: Node, address: Address, timeout_s: float) -> None:
@@ -97,8 +105,11 @@ class Link:
         self._sock.setblocking(False)
         self.fd: int = self._sock.fileno()
         self.buffer: NDArray[np.uint8] = np.empty(_BUFFER_BYTES, np.uint8)
+        self._buffer_at: int = self.buffer.ctypes.data
+        self.plain = not isinstance(self._sock, ssl.SSLSocket)
         self.begin = self.end = 0
         self.fresh = True
+        self.owes = False
 
     @property
     def closed(self) -> bool:
@@ -122,6 +133,7 @@ class Link:
             The node is gone, or did not take it within the time.
         """
         self.fresh = False
+        self.owes = True
         try:
             sent = self._send(data)
             if sent < len(data):
@@ -164,9 +176,14 @@ class Link:
         return taken
 
     @property
+    def room(self) -> tuple[int, int, int]:
+        """Its socket, and where its buffer is and how long, which change for longer replies."""
+        return self.fd, self._buffer_at, self.buffer.size
+
+    @property
     def holds_more(self) -> bool:
         """Whether TLS has bytes that polling the socket does not show."""
-        return isinstance(self._sock, ssl.SSLSocket) and self._sock.pending() > 0
+        return not self.plain and self._sock is not None and self._sock.pending() > 0
 
     def make_room(self, need: int) -> None:
         """Move what has arrived to the buffer's front, and let it hold `need` bytes and more.
@@ -182,7 +199,7 @@ class Link:
         if max(need, held) + 1 > self.buffer.size:
             larger = np.empty(2 * max(need, held), np.uint8)
             larger[:held] = self.buffer[self.begin : self.end]
-            self.buffer = larger
+            self.buffer, self._buffer_at = larger, larger.ctypes.data
         elif self.begin:
             self.buffer[:held] = self.buffer[self.begin : self.end].copy()
         self.begin, self.end = 0, held
@@ -207,6 +224,7 @@ class Link:
                     at = each[1]
                 self.begin += at
                 if len(found) == count:
+                    self.owes = False
                     return found
                 self.make_room(2 * (self.end - self.begin) + 1)
                 while not self.receive():

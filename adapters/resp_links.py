@@ -57,6 +57,11 @@ class Links:
                 self._turns += 1
         return own.turn
 
+    @property
+    def at_hand(self) -> dict[int, Link]:
+        """The connections of this thread by the number of a node, closed ones too."""
+        return self._own.links
+
     def of(self, number: int, timeout_s: float) -> Link:
         """Return this thread's connection to a node, new or not.
 
@@ -70,6 +75,20 @@ class Links:
         if link is None or link.closed:
             link = links[number] = self.new(number, timeout_s)
         return link
+
+    def idle(self, number: int, timeout_s: float) -> Link:
+        """Return this thread's connection to a node, as :meth:`of`, but one that owes nothing.
+
+        One does where whoever asked was interrupted.
+        """
+        self.drop_owing(number)
+        return self.of(number, timeout_s)
+
+    def drop_owing(self, number: int) -> None:
+        """End this thread's connection to a node if it owes something."""
+        link = self._own.links.get(number)
+        if link is not None and link.owes:
+            link.close()
 
     def new(self, number: int, timeout_s: float) -> Link:
         """Return a connection of the caller's own, who closes it; raises as :meth:`of`."""

@@ -30,6 +30,8 @@ _log = logging.getLogger("bandana_kv")
 
 _ASK_SLOTS = command("CLUSTER", "SLOTS")
 _CARE_TIMEOUT_S = 0.5
+# A request waits this long for a node that was down, where no other has what it is to read.
+_HOPE_TIMEOUT_S = 0.1
 # A node that answers the background within this is sound.
 _SOUND_S = 0.1
 # The topology is asked for anew this often while a node is down, or a shard has fewer copies than
@@ -52,11 +54,14 @@ class View:
     first : list of ndarray
         For each turn, int64 (SLOTS + 1,): the number of the node that is asked first; -1: none is
         up, or there is no slot.
+    whole : bool
+        For each slot some node is up.
     """
 
     def __init__(self, topology: Topology, first: list[NDArray[np.int64]]) -> None:
         self.topology = topology
         self.first = first
+        self.whole = bool((first[0][:SLOTS] >= 0).all())
 
 
 class Nodes:
@@ -240,9 +245,9 @@ class Nodes:
         rests = [each.until for each in self._healths if each.state != "sound"]
         return max(0.01, min([*rests, self._refresh_at, now + _IDLE_S]) - now)
 
-    def _try_again(self, number: int) -> None:
+    def _try_again(self, number: int, timeout_s: float = _CARE_TIMEOUT_S) -> None:
         begun = time.monotonic()
-        said = self._topology_from(self.known[number])
+        said = self._topology_from(self.known[number], timeout_s=timeout_s)
         quick = time.monotonic() - begun < _SOUND_S
         with self._lock:
             health = self._healths[number]
@@ -287,14 +292,25 @@ class Nodes:
             time.sleep(0.05)
 
     def seen_anew(self) -> View:
-        """Return how things stand, asking for the topology if a node has failed since it was told.
+        """Return how things stand, looking anew if a node has failed since the last look.
 
-        A copy that was not in step, and so not listed, may be by now.
+        A copy that was not in step, and so not listed, may be by now; and one that is left alone
+        may be back, where the others of its shard are gone.
         """
         with self._looking:
             if self._failed_at > self._refreshed_at:
                 self._refresh_quietly()
+                for number in self._only_hopes():
+                    self._try_again(number, _HOPE_TIMEOUT_S)
         return self.view()
+
+    def _only_hopes(self) -> list[int]:
+        """Return who was down before and has the slots of others that are down just now."""
+        shards = [] if self._view is None else self._view.topology.shards
+        numbers = [[self.number_of(node) for node in shard] for shard in shards]
+        gone = [each for each in numbers if all(self.state_of(n) == "down" for n in each)]
+        before = time.monotonic() - _CARE_TIMEOUT_S
+        return [n for each in gone for n in each if self._healths[n].failed_at < before]
 
     def _refresh_quietly(self) -> None:
         if self._refresh([]) is None:
@@ -330,12 +346,14 @@ class Nodes:
         down = {each for each in rest if self.state_of(self.number_of(each)) == "down"}
         return dict.fromkeys([*sound, *(each for each in rest if each not in down), *sorted(down)])
 
-    def _topology_from(self, node: Node, reasons: list[str] | None = None) -> Topology | None:
+    def _topology_from(
+        self, node: Node, reasons: list[str] | None = None, timeout_s: float = _CARE_TIMEOUT_S
+    ) -> Topology | None:
         reason = ""
         try:
-            link = Link(node, self.address, _CARE_TIMEOUT_S)
+            link = Link(node, self.address, timeout_s)
             try:
-                said = link.ask(_ASK_SLOTS, _CARE_TIMEOUT_S)
+                said = link.ask(_ASK_SLOTS, timeout_s)
             finally:
                 link.close()
             if isinstance(said, Failed):

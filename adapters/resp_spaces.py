@@ -14,9 +14,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from bandana_kv.adapters import resp_kernels as wire
 from bandana_kv.adapters.keys import Keys
 from bandana_kv.adapters.payloads import Payloads
+from bandana_kv.adapters.resp_commands import KEY_TAIL, compose_writes, locate
 from bandana_kv.adapters.resp_flights import Located, key_of
 from bandana_kv.adapters.resp_link import LinkError, RefusedError
 from bandana_kv.adapters.resp_nodes import Nodes
@@ -94,7 +94,7 @@ class Spaces:
         spaces, shifts = self._shapes
         empty: list[int] = []
         while True:
-            unknown = wire.locate(keys, spaces, shifts, CRC_TABLE, self._crc, slots, shift_of)
+            unknown = locate(keys, spaces, shifts, CRC_TABLE, self._crc, slots, shift_of)
             if unknown < 0:
                 break
             space = int(keys[unknown]) >> _BLOCK_BITS
@@ -106,7 +106,7 @@ class Spaces:
                 spaces, shifts = np.append(spaces, space), np.append(shifts, shift)
         if empty:
             slots[np.isin(keys >> np.uint64(_BLOCK_BITS), np.array(empty, np.uint64))] = -1
-        return Located(keys, slots, shift_of, self._prefix)
+        return Located(keys, slots, shift_of, self._prefix, not empty)
 
     def shape(self, space: int) -> int | None:
         """Return the shift of a space, as its nodes have it now; None: it is empty."""
@@ -163,7 +163,7 @@ class Spaces:
         while left and len(reasons) < _MOST_TRIES:
             number = left.pop(0)
             try:
-                link = self.nodes.links.of(number, _ASK_S)
+                link = self.nodes.links.idle(number, _ASK_S)
                 reply = link.ask(data, _ASK_S)
             except (LinkError, RefusedError) as error:
                 reasons.append(str(error))
@@ -254,11 +254,11 @@ class Spaces:
         self._begin_spaces(keys, blocks)
         located = self.located(keys)
         payloads = payloads if payloads.flags.carray else payloads.copy()
-        size = len(self.prefix) + wire.KEY_TAIL + payloads.shape[1] + 64
+        size = len(self.prefix) + KEY_TAIL + payloads.shape[1] + 64
 
         def pack(items: NDArray[np.int64], once: bool) -> memoryview:
             buffer = np.empty(items.size * size, np.uint8)
-            end = wire.compose_writes(
+            end = compose_writes(
                 located.keys, located.shift_of, payloads, items, once, located.prefix, buffer
             )
             return buffer[:end].data

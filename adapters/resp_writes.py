@@ -113,6 +113,8 @@ class _Work:
     def attempt(self) -> None:
         """Try all that is left, at all nodes at once."""
         groups = self._groups()
+        for number in {group[0] for group in groups}:
+            self._nodes.links.drop_owing(number)
         turns = [(each, self._pieces(*each)) for each in groups]
         done: list[NDArray[np.int64]] = []
         while turns:

@@ -27,8 +27,11 @@ serving
     `missed_rows_to_blocks` is the rival's values over ours.
 cpu
     The reader alone, one thread, `batch` values a call: processor time of the client and of the
-    servers, and wall time, a block and a row. `crossover` is their ratio: where requests miss
-    fewer rows than that many times their blocks, a row a key costs less.
+    servers, and wall time, a block and a row.
+crossover
+    Of requests for so many `blocks`: for how many rows a call for a row a key costs as much, by
+    each of these times and by the client's and the servers' together, and `ratio`, that over the
+    blocks. Who misses fewer rows than `ratio` times the blocks is better off with a row a key.
 faults
     4 threads; a primary is killed with SIGKILL, then another frozen with SIGSTOP: p99 and longest
     call before, just after each, and two seconds after each.
@@ -66,7 +69,7 @@ TRAIN = 0.7
 TABLE, SPACE = "t", 1
 CHUNK_ROWS = 1 << 16
 ID_BYTES = 4
-BATCHES = (1, 8, 32, 128)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 AFTER_S = 2.0
 _COUNTED = ("total_net_input_bytes", "total_net_output_bytes", "keyspace_hits", "keyspace_misses")
 _CPU = ("used_cpu_user", "used_cpu_sys")
@@ -107,10 +110,9 @@ class RowStore:
         place = np.minimum(np.searchsorted(self._hot, ids), self._hot.size - 1)
         cached = self._hot[place] == ids
         out[cached] = self._cached[place[cached]]
-        missed, places = np.unique(ids[~cached], return_inverse=True)
+        missed = ids[~cached]
         if missed.size:
-            values = self._adapter.multi_get(block_keys(SPACE, missed))
-            out[~cached] = values.view(np.float32)[places]
+            out[~cached] = self._adapter.multi_get(block_keys(SPACE, missed)).view(np.float32)
         return out
 
 
@@ -269,19 +271,13 @@ def _serving(loaded: Loaded, threads: int, seconds: float, rounds: int) -> list[
 
 def _cpu(loaded: Loaded, seconds: float, seed: int) -> list[dict[str, Any]]:
     """Time the reader alone, on blocks and on rows."""
-    counts = {
-        BLOCKS: -(-len(loaded.rows) // loaded.bench.rows_per_block),
-        ROWS: len(loaded.rows),
-    }
-    spaces = {BLOCKS: _space_of_blocks(loaded), ROWS: SPACE}
+    keys_of = {name: _keys_of(loaded, name) for name in (BLOCKS, ROWS)}
     counters = Counters(loaded.cluster.nodes)
     found = []
     for batch in BATCHES:
         line: dict[str, Any] = {"batch": batch}
-        for name, count in counts.items():
-            rng = np.random.default_rng(seed)
-            keys = block_keys(spaces[name], rng.integers(0, count, (512, batch)).reshape(-1))
-            keys = keys.reshape(512, batch)
+        for name, all_keys in keys_of.items():
+            keys = np.random.default_rng(seed).choice(all_keys, (512, batch))
             with loaded.adapter(name) as adapter:
                 out = np.empty((batch, adapter.payload_bytes), np.uint8)
                 for each in keys:
@@ -298,17 +294,43 @@ def _cpu(loaded: Loaded, seconds: float, seed: int) -> list[dict[str, Any]]:
                 "server_cpu_us": round(1e6 * servers_s / values, 2),
                 "wall_us": round(1e6 * wall_s / values, 2),
             }
-        line["crossover"] = {
-            each: round(line[BLOCKS][each] / line[ROWS][each], 2) for each in line[BLOCKS]
-        }
         found.append(line)
     return found
 
 
-def _space_of_blocks(loaded: Loaded) -> int:
-    """Return the space that the loaded table's blocks are in."""
-    with loaded.adapter(BLOCKS) as adapter:
-        return next(space for space in range(1, 64) if not adapter.space_is_empty(space))
+def _crossover(cpu: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return for how many rows a call costs as much as for some blocks, between what was timed."""
+
+    def costs(name: str) -> dict[str, Rows]:
+        batches = np.array([line["batch"] for line in cpu])
+        kinds = cpu[0][name]
+        of_call = {kind: batches * [line[name][kind] for line in cpu] for kind in kinds}
+        return of_call | {"cpu_us": of_call["client_cpu_us"] + of_call["server_cpu_us"]}
+
+    batches = [line["batch"] for line in cpu]
+    blocks, rows = costs(BLOCKS), costs(ROWS)
+    found = []
+    for at, count in enumerate(batches):
+        # What costs more than the largest batch of rows has no answer here.
+        within = {
+            kind: float(np.interp(each[at], np.maximum.accumulate(rows[kind]), batches)) / count
+            for kind, each in blocks.items()
+            if each[at] <= rows[kind].max()
+        }
+        found.append({"blocks": count, "ratio": {k: round(v, 2) for k, v in within.items()}})
+    return found
+
+
+def _keys_of(loaded: Loaded, name: str) -> NDArray[np.uint64]:
+    """Return the keys of all blocks, or of all rows."""
+    if name == ROWS:
+        return block_keys(SPACE, np.arange(len(loaded.rows)))
+    with (
+        loaded.adapter(name) as adapter,
+        bandana_kv.open(loaded.bench.directory / "store", 0, adapter=adapter) as store,
+    ):
+        stored = store._tables[TABLE].stored
+        return stored.keys(np.arange(-(-len(loaded.rows) // loaded.bench.rows_per_block)))
 
 
 def _faults(loaded: Loaded, name: str, seconds: float) -> list[dict[str, Any]]:
@@ -417,6 +439,7 @@ def main(
             "p99_ratio": round(ours["p99_ms"] / rival["p99_ms"], 3),
             "missed_rows_to_blocks": round(rival["values_a_request"] / ours["values_a_request"], 3),
             "cpu": cpu,
+            "crossover": _crossover(cpu),
             "faults": faults,
             "p99_to_quiet": _p99_ratios(faults),
             "surroundings": surroundings(seed),

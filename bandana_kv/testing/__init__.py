@@ -5,8 +5,8 @@ It needs pytest. A subclass of two lines runs all of it::
     class TestMine(AdapterConformance):
         adapter_name = "mine"
 
-The harnesses beside it (``malformed``, ``torture``, ``crashes``) go without pytest. Imports any
-room; no room imports it.
+The harnesses beside it (``malformed``, ``torture``, ``crashes``, ``cluster_faults``) go without
+pytest. Imports any room; no room but the command lines imports it.
 """
 
 from __future__ import annotations

@@ -122,7 +122,9 @@ class Node:
         Whether it is stopped by SIGSTOP.
     """
 
-    def __init__(self, number: int, directory: Path, password: str, settings: str) -> None:
+    def __init__(
+        self, number: int, directory: Path, password: str, settings: str, server: Path
+    ) -> None:
         self.number = number
         self.directory = directory
         self.port = self.bus_port = 0
@@ -130,6 +132,7 @@ class Node:
         self.frozen = False
         self._password = password
         self._settings = settings
+        self._server = server
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir()
 
@@ -200,7 +203,7 @@ class Node:
         )
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [server_binary(), settings], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [self._server, settings], stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         until = time.monotonic() + _START_S
         while self.running and time.monotonic() < until:

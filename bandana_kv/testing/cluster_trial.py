@@ -25,9 +25,9 @@ from bandana_kv.testing.cluster_readers import Ids, rows_of, wrong_of
 from bandana_kv.testing.cluster_slots import seen_by
 from bandana_kv.testing.real_cluster import RealCluster
 
-__all__ = ["DIM", "TABLE", "Trial"]
+__all__ = ["TABLE", "Trial"]
 
-TABLE, DIM = "t", 32
+TABLE = "t"
 _IDS_A_REQUEST = (1, 8, 34, 34, 120)
 
 
@@ -42,12 +42,14 @@ class Trial:
         Where the store keeps what is not in the cluster.
     seed
         Of what is chosen.
-    rows
-        Of the table.
+    rows, dim
+        Of the table, of int32.
     cache_bytes
         Of the store that is open: 0, and every row comes over the network.
     log
         Of which rows are looked up together; without one they are shuffled.
+    patience_ms
+        How long a read waits for a block before it is an error.
     options
         More of what :func:`bandana_kv.open` takes.
 
@@ -59,6 +61,8 @@ class Trial:
         Open, on the reader.
     counts
         What was done, by what.
+    why
+        What was said of rows that did not come when all were read.
     """
 
     def __init__(
@@ -68,20 +72,26 @@ class Trial:
         seed: int = 0,
         *,
         rows: int = 20_000,
+        dim: int = 32,
         cache_bytes: int = 0,
         log: AccessLog | None = None,
+        patience_ms: float = 500.0,
         **options: Any,
     ) -> None:
-        self.cluster, self.directory, self.rows = cluster, directory, rows
+        self.cluster, self.directory = cluster, directory
+        self.rows, self.dim = rows, dim
         self._log = log
         self.rng = random.Random(seed)
         self.counts: Counter[str] = Counter()
+        self.why: list[str] = []
         self.oldest = self.newest = 0
         self._shards = _shards_of(cluster)
         self._stack = contextlib.ExitStack()
         self.writer = self._stack.enter_context(self.adapter(cluster.user))
         self.load()
-        self.reader = self._stack.enter_context(self.adapter(cluster.reader, read_only=True))
+        self.reader = self._stack.enter_context(
+            self.adapter(cluster.reader, read_only=True, patience_ms=patience_ms)
+        )
         self.store = bandana_kv.open(directory, cache_bytes, adapter=self.reader, **options)
         self._stack.callback(self.store.close)
 
@@ -116,20 +126,21 @@ class Trial:
         return wrong_of(ids, rows, oldest, self.newest)
 
     def wrong_rows(self) -> int:
-        """Return how many of all rows are wrong or do not come, read anew."""
+        """Return how many of all rows are wrong or do not come, read anew; `why` says more."""
         wrong = 0
         for first in range(0, self.rows, 1000):
             ids = np.arange(first, min(first + 1000, self.rows))
             try:
                 wrong += self.judge(ids, self.ask(ids))
-            except BandanaError:
+            except BandanaError as error:
                 wrong += ids.size
+                self.why.append(f"{type(error).__name__}: {error}")
         return wrong
 
     def nodes_of(self, ids: Ids) -> list[Node]:
         """Return which primary has the block of each id."""
         placement = self.store.placement(TABLE)
-        blocks = placement.position_of_id[ids] // placement.rows_per_block
+        blocks = placement.position_of_id[ids].astype(np.int64) // placement.rows_per_block
         keys = self.store._tables[TABLE].stored.keys(blocks)
         owners: dict[int, Node] = {}
         for node in self.cluster.primaries():
@@ -209,7 +220,7 @@ class Trial:
             Not loaded; what was served goes on being served.
         """
         self.newest += 1
-        rows = rows_of(self.newest, np.arange(self.rows), DIM)
+        rows = rows_of(self.newest, np.arange(self.rows), self.dim)
         bandana_kv.load(
             self.directory,
             {TABLE: rows},
@@ -266,7 +277,7 @@ class Trial:
     def _freeze_a_while(self, node: Node, stop: threading.Event) -> None:
         stop.wait(self.rng.uniform(0, 0.3))
         self.cluster.freeze(node)
-        stop.wait(self.rng.uniform(0, 0.8))
+        stop.wait(self.rng.uniform(0, 1.5))
         self.cluster.thaw(node)
 
     def _to_break(self, *, primary: bool = True) -> Node | None:

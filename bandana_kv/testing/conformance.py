@@ -30,13 +30,14 @@ from bandana_kv.testing.conformance_base import (
     load,
     payloads_for,
 )
+from bandana_kv.testing.conformance_copies import CopyConformance
 from bandana_kv.testing.conformance_reads import ReadConformance
 from bandana_kv.testing.conformance_writes import WriteConformance
 
 __all__ = ["AdapterConformance", "in_child", "payloads_for"]
 
 
-class AdapterConformance(ReadConformance, WriteConformance):
+class AdapterConformance(ReadConformance, WriteConformance, CopyConformance):
     """Derive, set :attr:`adapter_name`, and let pytest collect the class.
 
     An adapter that is opened on a handle rather than a path overrides :meth:`create` and
@@ -105,6 +106,8 @@ class AdapterConformance(ReadConformance, WriteConformance):
             lambda: loaded.get(int(keys[0])),
             lambda: loaded.multi_get(keys),
             lambda: loaded.multi_get(keys[:0]),
+            lambda: loaded.settle(0),
+            lambda: loaded.read_every_copy(keys, lambda *_: None),
             lambda: loaded.put_many(keys, payloads),
             lambda: loaded.bulk_load([], 0),
             lambda: loaded.delete_space(3),
@@ -197,4 +200,5 @@ class AdapterConformance(ReadConformance, WriteConformance):
 
     def test_capabilities_say_how_depth_is_reached(self, adapter: Adapter) -> None:
         assert adapter.capabilities.queue_depth
+        assert adapter.capabilities.atomic_writes or adapter.capabilities.remote
         assert adapter.name == self.adapter_name

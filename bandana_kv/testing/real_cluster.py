@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Self
 
 from bandana_kv.errors import AdapterError
-from bandana_kv.testing.cluster_node import ADMIN, Node
+from bandana_kv.testing.cluster_node import ADMIN, Node, server_binary
 from bandana_kv.testing.cluster_slots import SLOTS, Seen, move_by_engine, move_by_key, seen_by
 
 __all__ = ["HANDSHAKE", "READER_RIGHTS", "RIGHTS", "RealCluster"]
 
-HANDSHAKE = ("auth", "ping", "client|setinfo", "client|setname")
-"""What a client says before it is of use; auth may always be said."""
+HANDSHAKE = ("auth",)
+"""What a client says before it is of use."""
 
 _TOPOLOGY = ("readonly", "asking", "cluster|slots", "cluster|shards")
 READER_RIGHTS = ("get", "mget", "exists", "zadd", "zrem", "zrangebyscore", *_TOPOLOGY)
@@ -57,6 +57,8 @@ class RealCluster:
         second later.
     directory
         Where the servers keep their files; a temporary one if None, removed at the end.
+    server
+        The program; by default what :func:`~bandana_kv.testing.cluster_node.server_binary` finds.
 
     Attributes
     ----------
@@ -83,7 +85,9 @@ class RealCluster:
         replicas: int = 1,
         node_timeout_ms: int = 1000,
         directory: Path | None = None,
+        server: Path | None = None,
     ) -> None:
+        self._server = server or server_binary()
         self._owner = os.getpid()
         self._made = Path(tempfile.mkdtemp(prefix="bandana-kv-cluster-")) if not directory else None
         self._directory = directory or self._made or Path()
@@ -233,7 +237,8 @@ class RealCluster:
 
     def _start(self) -> Node:
         number = len(self.nodes)
-        node = Node(number, self._directory / f"node-{number}", self._secret, self._settings)
+        directory = self._directory / f"node-{number}"
+        node = Node(number, directory, self._secret, self._settings, self._server)
         self.nodes.append(node)
         node.start()
         return node

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -15,12 +16,14 @@ from numpy.typing import NDArray
 from bandana_kv.errors import AdapterError, BandanaError, DeadlineError
 from bandana_kv.testing.cluster_faults import run
 from bandana_kv.testing.cluster_readers import Readers, Stretch, rows_of
-from bandana_kv.testing.cluster_trial import DIM, TABLE, Trial
+from bandana_kv.testing.cluster_trial import TABLE, Trial
 from bandana_kv.testing.real_cluster import RealCluster
 
 LONGEST_MS = 1000
 DEADLINE_MS = 300
-MOST_ROUNDS = 3
+ROUNDS = 2
+# More than sockets hold of it: the kernel passes on what a dead primary had written to one.
+LARGE = {"rows": 10_000, "dim": 1000}
 
 
 def assert_right(stretches: list[Stretch]) -> None:
@@ -49,7 +52,7 @@ def test_a_primary_is_killed_and_another_frozen(
             trial.mend()
             readers.begin("mended")
             time.sleep(0.5)
-        assert trial.wrong_rows() == 0
+        assert trial.wrong_rows() == 0, trial.why
     assert not trial.broken
     assert_right(readers.stretches())
 
@@ -64,7 +67,7 @@ def test_a_node_joins_and_slots_move(cluster: RealCluster, tmp_path: Path, seed:
             readers.begin("by key")
             moved = sum(trial.move(0.001, by_key=True) for _ in range(2))
             time.sleep(0.5)
-        assert trial.wrong_rows() == 0
+        assert trial.wrong_rows() == 0, trial.why
         assert joined in set(trial.nodes_of(np.arange(trial.rows)))
     assert moved > 0
     assert_right(readers.stretches())
@@ -119,7 +122,7 @@ def test_without_a_copy_the_fallback_answers_for_those_rows_alone(
     def fallback(table: str, ids: NDArray[np.int64]) -> NDArray[np.int32]:
         assert table == TABLE
         asked.append(ids.copy())
-        return rows_of(1, ids, DIM)
+        return rows_of(1, ids, trial.dim)
 
     options = {"fallback": fallback, "deadline_ms": DEADLINE_MS}
     with Trial(cluster, tmp_path / "store", seed, **options) as trial:
@@ -151,12 +154,12 @@ def test_what_a_replica_missed_while_frozen_is_read_elsewhere(
             assert frozen is not None
             with pytest.raises(AdapterError, match="copies"):
                 trial.load()
-            assert trial.wrong_rows() == 0
+            assert trial.wrong_rows() == 0, trial.why
             readers.begin("loaded")
             trial.load(hasty)
             cluster.thaw(frozen)
             time.sleep(0.5)
-        assert trial.wrong_rows() == 0
+        assert trial.wrong_rows() == 0, trial.why
         assert trial.oldest == trial.newest == 3
     assert_right(readers.stretches())
 
@@ -165,19 +168,19 @@ def test_a_primary_that_dies_with_a_load_takes_nothing_along(
     cluster: RealCluster, tmp_path: Path, seed: int
 ) -> None:
     loaded = 0
-    with Trial(cluster, tmp_path / "store", seed) as trial:
-        for _ in range(MOST_ROUNDS):
+    with Trial(cluster, tmp_path / "store", seed, **LARGE) as trial:
+        for _ in range(ROUNDS):
             loaded += trial.load_and_kill()
             trial.mend()
-        assert trial.counts["lost_rows"] == 0
-        assert trial.wrong_rows() == 0
-    assert loaded + trial.counts["refused_loads"] == MOST_ROUNDS
+        assert trial.counts["lost_rows"] == 0, trial.why
+        assert trial.wrong_rows() == 0, trial.why
+    assert loaded + trial.counts["refused_loads"] == ROUNDS
 
 
 def test_without_settling_it_does(cluster: RealCluster, tmp_path: Path, seed: int) -> None:
     """The control: the test above can fail."""
     with (
-        Trial(cluster, tmp_path / "store", seed) as trial,
+        Trial(cluster, tmp_path / "store", seed, **LARGE) as trial,
         trial.adapter(cluster.user, copies=0) as hasty,
     ):
         frozen = trial.freeze_a_replica()
@@ -191,8 +194,32 @@ def test_without_settling_it_does(cluster: RealCluster, tmp_path: Path, seed: in
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs Debian's redis-server")
+def test_another_server_is_killed_frozen_and_moved_too(tmp_path: Path, seed: int) -> None:
+    server = Path(shutil.which("redis-server") or "")
+    with (
+        RealCluster(server=server) as cluster,
+        Trial(cluster, tmp_path / "store", seed) as trial,
+    ):
+        with Readers(trial.ask, trial.judge, trial.requests(2000)) as readers:
+            time.sleep(0.5)
+            trial.kill()
+            readers.begin("killed")
+            time.sleep(1.5)
+            trial.freeze()
+            readers.begin("frozen")
+            time.sleep(1.5)
+            trial.mend()
+            readers.begin("moved")
+            moved = trial.move(0.003)  # it has no migration of its own: key by key
+        assert trial.wrong_rows() == 0, trial.why
+    assert moved > 0
+    assert_right(readers.stretches())
+
+
+@pytest.mark.slow
 def test_the_harness_finds_nothing_and_counts(seed: int) -> None:
-    found = run(10, seed)
+    found = run(6, seed)
     assert (found["wrong_rows"], found["errors"], found["lost_rows"]) == (0, 0, 0), found
     assert found["rounds"] > 0
     assert found["rows"] > 1000

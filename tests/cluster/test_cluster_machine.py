@@ -16,7 +16,7 @@ from bandana_kv.testing.cluster_trial import Trial
 from bandana_kv.testing.real_cluster import RealCluster
 
 ROWS, SHARDS = 3000, 3
-EXAMPLES, STEPS = 3, 10
+EXAMPLES, STEPS = 3, 8
 SHARES = st.sampled_from([0.01, 0.1, 0.25])
 IDS = st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=60)
 
@@ -71,7 +71,7 @@ class ClusterMachine(RuleBasedStateMachine):
 
     @invariant()
     def all_rows_are_right(self) -> None:
-        assert self.trial.wrong_rows() == 0
+        assert self.trial.wrong_rows() == 0, self.trial.why
 
 
 @pytest.mark.slow

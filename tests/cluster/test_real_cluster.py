@@ -120,7 +120,9 @@ def test_all_processes_end_frozen_ones_too() -> None:
 
 
 def test_what_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    node = Node(0, tmp_path / "node", "password", "no-such-setting yes\n")
+    node = Node(
+        0, tmp_path / "node", "password", "no-such-setting yes\n", cluster_node.server_binary()
+    )
     begun = time.monotonic()
     with pytest.raises(AdapterError, match="no-such-setting"):
         node.start()

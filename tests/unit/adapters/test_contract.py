@@ -63,7 +63,9 @@ def test_the_built_in_names() -> None:
 
 
 def test_an_unknown_name_lists_the_known(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no adapter 'lmbd'; there are .*lmdb, memory, rocksdb"):
+    with pytest.raises(
+        InputError, match=r"no adapter 'lmbd'; there are .*lmdb, memory, resp, rocksdb"
+    ):
         adapters.open_existing("lmbd", tmp_path)
 
 

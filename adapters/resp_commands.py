@@ -1,4 +1,4 @@
-"""Blocks as they go over the wire of a cluster: their slots, commands for many, replies to them.
+"""Commands for many blocks of a cluster, written in one go, and the slots of their keys.
 
 The key of a block is ``{<prefix>.<space><chunk>}<block in chunk>``, 6, 10 and 2 digits of
 hexadecimal. Engines hash what is within the braces only, so a chunk, which is some consecutive
@@ -9,34 +9,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from bandana_kv.adapters.resp_slots import CRC_TABLE, SLOTS
+from bandana_kv.adapters.resp_slots import SLOTS
 from bandana_kv.kernels.compile import brief, copy_bytes, inlined, kernel, signed
 
 __all__ = [
-    "AT",
-    "BROKEN",
-    "CURSOR_WORDS",
-    "DONE",
-    "ENDED",
-    "ITEM",
     "KEY_TAIL",
-    "LEFT",
-    "LENGTH",
-    "LINE",
-    "LINE_END",
-    "MGET",
-    "MORE",
-    "NEED",
-    "NIL",
     "PART_WORDS",
     "TAG_TAIL",
-    "TAKEN",
-    "UNTAKEN",
     "compose_reads",
     "compose_writes",
     "locate",
-    "ready",
-    "take_replies",
 ]
 
 _BLOCK_BITS = 40
@@ -45,21 +27,11 @@ TAG_TAIL = _SPACE_DIGITS + _CHUNK_DIGITS
 KEY_TAIL = TAG_TAIL + 1 + _REST_DIGITS
 """Bytes of a key behind ``{<prefix>.``."""
 
-_CR, _LF, _STAR, _DOLLAR, _PLUS, _MINUS = 13, 10, 42, 36, 43, 45
+_CR, _LF, _STAR, _DOLLAR = 13, 10, 42, 36
 
-# What became of a block that was asked for.
-LEFT, TAKEN, NIL, LENGTH = 0, 1, 2, 3
-
-# Words of a cursor over the replies of one node: which MGET, how many of its values were taken
-# (-1: its first line is to come), which place in the order that is, how many bytes the next value
-# takes, where a line ends, what stopped it, how many keys had no value that fits.
-MGET, ITEM, AT, NEED, LINE_END, ENDED, UNTAKEN = range(7)
-CURSOR_WORDS = 7
-# What stopped it: bytes are missing, all is there, a line that is no value, no such protocol.
-MORE, DONE, LINE, BROKEN = 0, 1, 2, 3
-
-# Of each node asked: its number, its first MGET and how many, where its bytes begin and end.
-PART_WORDS = 5
+# Of each node asked: its number, its first MGET and how many, where its bytes begin and end, its
+# first key in the order and how many.
+PART_WORDS = 7
 
 
 @inlined
@@ -220,6 +192,7 @@ def compose_reads(
             parts[number, 1] = gets
             parts[number, 2] = 0
             parts[number, 3] = at
+            parts[number, 5] = i
         end = i + 1
         while end < asked and end - i < most and rank[end] >> 32 == rank[i] >> 32:
             end += 1
@@ -236,6 +209,7 @@ def compose_reads(
         gets += 1
         parts[number, 2] += 1
         parts[number, 4] = at
+        parts[number, 6] = end - parts[number, 5]
         i = end
     return number + 1
 
@@ -267,140 +241,3 @@ def compose_writes(
         copy_bytes(payloads, i * size, buffer, at, size)
         at = _put_end(buffer, at + size)
     return at
-
-
-@inlined
-def _line_end(buffer: np.ndarray, begin: int, end: int) -> int:
-    """Return where the line that begins there ends, before its CR; -1: it is not all there."""
-    for at in range(begin, end - 1):
-        if buffer[at] == _CR and buffer[at + 1] == _LF:
-            return at
-    return -1
-
-
-@inlined
-def _number(buffer: np.ndarray, begin: int, end: int) -> int:
-    """Return the number that digits are; -1 for what begins with a minus, -2 for what is none."""
-    if begin == end:
-        return -2
-    if buffer[begin] == _MINUS:
-        return -1
-    value = 0
-    for at in range(begin, end):
-        digit = signed(buffer[at]) - 48
-        if digit < 0 or digit > 9 or value > 1 << 40:
-            return -2
-        value = 10 * value + digit
-    return value
-
-
-@inlined
-def _take_value(
-    buffer: np.ndarray,
-    begin: int,
-    length: int,
-    key: int,
-    cursor: np.ndarray,
-    status: np.ndarray,
-    found: np.ndarray,
-    out: np.ndarray,
-) -> None:
-    size = out.shape[1]
-    if length != size:
-        cursor[UNTAKEN] += 1
-    if status[key] == TAKEN:  # another copy was quicker
-        return
-    if length == size:
-        copy_bytes(buffer, begin, out, key * size, size)
-        status[key] = TAKEN
-    elif length >= 0:
-        status[key] = LENGTH
-        found[key] = length
-    elif status[key] == LEFT:
-        status[key] = NIL
-
-
-@brief
-def take_replies(
-    buffer: np.ndarray,
-    begin: int,
-    end: int,
-    cursor: np.ndarray,
-    counts: np.ndarray,
-    order: np.ndarray,
-    status: np.ndarray,
-    found: np.ndarray,
-    out: np.ndarray,
-) -> int:
-    """Put the values that have arrived where they belong; return where the next bytes begin.
-
-    Parameters
-    ----------
-    buffer, begin, end
-        What has arrived: ``buffer[begin:end]``.
-    cursor
-        int64 (CURSOR_WORDS,): how far the replies have been taken; says what stopped it.
-    counts, order
-        As :func:`compose_reads` has them, of one node.
-    status
-        int8 (n,) by key: what was LEFT becomes TAKEN, NIL or LENGTH.
-    found
-        int64 (n,) by key: the length of a value that is not as long as a payload.
-    out
-        uint8 (n, payload_bytes).
-    """
-    cursor[NEED] = 0
-    while cursor[MGET] < counts.shape[0]:
-        line = _line_end(buffer, begin, end)
-        if line < 0:
-            cursor[ENDED] = MORE
-            return begin
-        sign = buffer[begin]
-        if sign == _PLUS:  # to an ASKING
-            begin = line + 2
-            continue
-        if sign == _MINUS and cursor[ITEM] < 0:
-            cursor[LINE_END] = line
-            cursor[ENDED] = LINE
-            return begin
-        number = _number(buffer, begin + 1, line)
-        if cursor[ITEM] < 0:
-            if sign != _STAR or number != counts[cursor[MGET]]:
-                cursor[ENDED] = BROKEN
-                return begin
-            cursor[ITEM] = 0
-            begin = line + 2
-            continue
-        if sign != _DOLLAR or number == -2:
-            cursor[ENDED] = BROKEN
-            return begin
-        after = line + 2 if number == -1 else line + 2 + number + 2
-        if after > end:
-            cursor[NEED] = after - begin
-            cursor[ENDED] = MORE
-            return begin
-        _take_value(buffer, line + 2, number, order[cursor[AT]], cursor, status, found, out)
-        begin = after
-        cursor[AT] += 1
-        cursor[ITEM] += 1
-        if cursor[ITEM] == counts[cursor[MGET]]:
-            cursor[ITEM] = -1
-            cursor[MGET] += 1
-    cursor[ENDED] = DONE
-    return begin
-
-
-def ready() -> None:
-    """Have everything here compiled: to do so while a node's answer is waited for would be late."""
-    keys, ones = np.zeros(1, np.uint64), np.ones(1, np.int64)
-    zeros, shifts, prefix = np.zeros(1, np.int64), np.zeros(1, np.uint8), np.zeros(1, np.uint8)
-    locate(keys, zeros, zeros, CRC_TABLE, 0, np.zeros(1, np.int64), shifts)
-    buffer, out = np.zeros(256, np.uint8), np.zeros((1, 1), np.uint8)
-    parts = np.empty((1, PART_WORDS), np.int64)
-    compose_reads(keys, shifts, zeros, zeros, 1, prefix, buffer, zeros.copy(), ones, parts)
-    compose_writes(keys, shifts, out, zeros, False, prefix, buffer)
-    reply = np.frombuffer(b"*1\r\n$1\r\nx\r\n", np.uint8).copy()
-    cursor = np.array([0, -1, 0, 0, 0, 0, 0])
-    take_replies(
-        reply, 0, len(reply), cursor, ones, zeros, np.zeros(1, np.int8), np.zeros(1, np.int64), out
-    )

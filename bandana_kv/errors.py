@@ -19,6 +19,7 @@ __all__ = [
     "FormatError",
     "IdError",
     "InputError",
+    "LeaseLostError",
     "LoadInProgressError",
     "MigrationError",
     "MissingExtraError",
@@ -105,6 +106,10 @@ class DurabilityError(BandanaError, OSError):
 
 class LoadInProgressError(BandanaError, RuntimeError):
     """Another process is loading into the same store."""
+
+
+class LeaseLostError(BandanaError, RuntimeError):
+    """A process did not renew its lease in time, and another one may have taken its place."""
 
 
 class UpdateInProgressError(BandanaError, RuntimeError):

@@ -23,6 +23,7 @@ from bandana_kv.errors import FallbackError
 from bandana_kv.progress import Progress
 from bandana_kv.rows.source import Source, check_tables, checked_rows, source_of
 from bandana_kv.serve.reader import BlockReader, StoredTable
+from bandana_kv.system.addresses import by_address
 from bandana_kv.system.permission import permission_named
 from bandana_kv.system.threads import threads_named
 
@@ -36,6 +37,7 @@ _COMPARED = 64
 _CHUNK = 256
 
 
+@by_address()
 @permission_named()
 @threads_named()
 def repair(

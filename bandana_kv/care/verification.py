@@ -29,6 +29,7 @@ from bandana_kv.errors import (
 from bandana_kv.progress import Progress
 from bandana_kv.serve.copies import bad_copies
 from bandana_kv.serve.reader import BlockReader, Errors, StoredTable
+from bandana_kv.system.addresses import by_address
 from bandana_kv.system.permission import permission_named
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ class Report:
             self.findings.append(Finding(kind, version, table, block, message))
 
 
+@by_address()
 @permission_named()
 def verify(
     path: str | os.PathLike[str],

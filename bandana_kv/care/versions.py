@@ -12,6 +12,7 @@ from bandana_kv.disk import manifest, retention
 from bandana_kv.disk.journal_files import journal_files, read_records
 from bandana_kv.disk.lock import writer_lock
 from bandana_kv.errors import FormatError, InputError, StoreNotFoundError
+from bandana_kv.system.addresses import by_address
 from bandana_kv.system.durable import disk_full_named
 from bandana_kv.system.permission import permission_named
 
@@ -64,6 +65,7 @@ class Details:
     journal: int
 
 
+@by_address()
 @permission_named()
 def versions(path: str | os.PathLike[str]) -> list[Version]:
     """Return the versions that the store at `path` keeps, oldest first.
@@ -89,6 +91,7 @@ def versions(path: str | os.PathLike[str]) -> list[Version]:
     ]
 
 
+@by_address()
 @permission_named()
 def details(path: str | os.PathLike[str]) -> list[Details]:
     """Return the versions that the store at `path` keeps, with what is in them, oldest first.
@@ -136,6 +139,7 @@ def _details(version: Version, found: manifest.Manifest, updated: Counter[int]) 
     )
 
 
+@by_address()
 @permission_named()
 def rollback(path: str | os.PathLike[str], version: int | None = None) -> int:
     """Make an earlier version of the store at `path` the current one again.

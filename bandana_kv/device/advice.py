@@ -82,6 +82,6 @@ def depth_of(root: Path, profile: DeviceProfile | None) -> int:
             f"{root}: its device profile was measured on {profile.mount.mount_point}, another "
             "mount; measure this one with tools/profile_device.py",
             OtherDeviceWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     return profile.queue_depth

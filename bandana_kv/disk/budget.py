@@ -21,6 +21,7 @@ import numpy as np
 from bandana_kv.disk.ledger import DAY_S, Entry, entries, written_in_a_day, written_in_all
 from bandana_kv.disk.manifest import has_store
 from bandana_kv.errors import FormatError, InputError, StoreNotFoundError, WriteBudgetError
+from bandana_kv.system.addresses import by_address
 from bandana_kv.system.durable import disk_full_named, write_durably
 from bandana_kv.system.permission import check_permission, permission_named
 from bandana_kv.units import size_text
@@ -39,6 +40,7 @@ def _budget_path(root: Path) -> Path:
     return root / "write-budget.json"
 
 
+@by_address()
 def set_write_budget(path: str | os.PathLike[str], bytes_per_day: int | None) -> None:
     """Limit what loads and updates may write into the store at `path` in any 24 hours.
 

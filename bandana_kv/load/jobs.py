@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from bandana_kv import adapters
 from bandana_kv.adapters.contract import PAGE_BYTES
 from bandana_kv.adapters.rows import KeyedRows
 from bandana_kv.codecs import Codec, codec_named
-from bandana_kv.disk import blocks, manifest
+from bandana_kv.disk import blocks
 from bandana_kv.disk.plan import Plan, TablePlan
 from bandana_kv.errors import InputError
 from bandana_kv.keys import checked_keys, key_kind
@@ -37,13 +36,11 @@ __all__ = [
     "checked_jobs",
     "held_adapter",
     "is_remote",
-    "with_spaces",
 ]
 
 _MOST_ROW_BYTES = 1 << 20
 # What a block costs beside its rows, at most: our header, and the engine's own.
 _OVERHEAD_BYTES = blocks.HEADER_BYTES + 64
-_FIRST_SPACES = 1 << 23
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,23 +253,3 @@ def _check_row_bytes(job: Job, held: Adapter | None) -> None:
         )
     if held is not None:
         blocks.rows_per_block(held.payload_bytes, job.stored.row_bytes)
-
-
-def with_spaces(
-    jobs: list[Job], old: manifest.Manifest | None, held: Adapter | None, first: int
-) -> list[Job]:
-    """Give each table a key space of its own from `first` on: never used before, and empty.
-
-    A user may hold several engines and mistake one for another. So that the blocks of
-    another store are neither served nor deleted then, a store's first space in such an
-    engine is drawn by lot.
-    """
-    if held is not None and (old is None or all(each.owned for each in old.segments.values())):
-        first = max(first, 1 + secrets.randbelow(_FIRST_SPACES))
-    spaced = []
-    for job in jobs:
-        while held is not None and not held.space_is_empty(first):
-            first += 1
-        spaced.append(replace(job, space=first))
-        first += 1
-    return spaced

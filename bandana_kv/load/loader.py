@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import errno
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -21,15 +22,15 @@ from bandana_kv.cache.policy import Policy, asked_policy
 from bandana_kv.device import DeviceProfile
 from bandana_kv.device.advice import PROFILE_FILE, given_profile, pages_of
 from bandana_kv.disk import blocks, budget, ledger, manifest, retention
-from bandana_kv.disk.journal_files import journal_files, read_records
 from bandana_kv.disk.lock import writer_lock
 from bandana_kv.disk.placement import check_fits, check_permutation
 from bandana_kv.disk.plan import Plan, PlannedPoint, TablePlan
 from bandana_kv.disk.table_files import write_arrays
-from bandana_kv.errors import BandanaError, DiskFullError, FormatError, InputError
+from bandana_kv.errors import BandanaError, DiskFullError, InputError
 from bandana_kv.keys import build_index
 from bandana_kv.keys.texts import TEXT_KINDS, TEXTS, write_texts
-from bandana_kv.load.jobs import Job, check_seed, checked_jobs, held_adapter, is_remote, with_spaces
+from bandana_kv.load.jobs import Job, check_seed, checked_jobs, held_adapter, is_remote
+from bandana_kv.load.numbers import Numbers, first_free_space, first_of_store, with_spaces
 from bandana_kv.load.sealed_blocks import one_ahead, sealed_blocks
 from bandana_kv.load.stored_rows import StoredRows
 from bandana_kv.placement import Placement, place
@@ -37,6 +38,7 @@ from bandana_kv.placement.replication import replicate as add_copies
 from bandana_kv.plan.points import best_points, capacities_of, judged, split
 from bandana_kv.progress import Progress
 from bandana_kv.rows.given import Rows
+from bandana_kv.system.addresses import by_address
 from bandana_kv.system.durable import disk_full_named, make_directory, sync_directory
 from bandana_kv.system.permission import permission_named
 from bandana_kv.system.threads import threads_named
@@ -61,6 +63,7 @@ class _Load:
     progress: Progress
 
 
+@by_address()
 @permission_named()
 @threads_named()
 def load(
@@ -82,13 +85,16 @@ def load(
     keep: int = 2,
     progress: Progress | None = None,
     check: Callable[[manifest.Manifest], None] | None = None,
+    numbers: Numbers | None = None,
 ) -> int:
     """Load tables into the store at `path`, as a new version that then is the one served.
 
     Parameters
     ----------
     path
-        The store's directory; made if it is not there.
+        The store's directory; made if it is not there. Or the address of a cluster, such as
+        ``redis://host:port,host:port/?prefix=shop``: :func:`bandana_kv.cluster.load` is called
+        then, and says what it takes.
     tables
         Rows by table name: an array (rows, dim), or the path of a ``.npy`` file of any size.
         An array that is mapped from a file, or any slice of one, is read as a file is; masked
@@ -137,6 +143,9 @@ def load(
     check
         Called with the new version's manifest when all of it is written, before it is served;
         what it raises ends the load as any failure does.
+    numbers
+        Who gives out the number of the version and key spaces; by default the next ones in
+        the directory.
 
     Returns
     -------
@@ -183,7 +192,7 @@ def load(
         stack.enter_context(disk_full_named(root))
         still_there = stack.enter_context(writer_lock(root))
         # Before anything is dropped, so that no number is given twice.
-        version, first_space = manifest.next_version(root), _next_space(root)
+        version, first_space = manifest.next_version(root), first_free_space(root)
         wanted_bytes = int((1 + replicate) * sum(job.device_bytes for job in jobs))
         if not is_remote(held):
             budget.check_budget(root, wanted_bytes)
@@ -191,7 +200,11 @@ def load(
             manifest.settle_current(root)
         retention.drop_unused(root, keep, forget)
         old = manifest.read_current(root) if manifest.has_store(root) else None
-        jobs = with_spaces(jobs, old, held, first_space)
+        if numbers is None:
+            next_space = itertools.count(first_of_store(old, held, first_space)).__next__
+        else:
+            version, next_space = numbers.version, numbers.next_space
+        jobs = with_spaces(jobs, held, next_space)
         _check_room(root, wanted_bytes, held)
         begun = _Load(root, version, seed, replicate, fixed, progress or Progress())
         meter = ledger.Meter()
@@ -268,7 +281,7 @@ def _write_segment(
         },
     }
     now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-    next_space = 1 + max(job.space for job in jobs)
+    next_space = 1 + max(table.space for table in tables.values())
     return manifest.Manifest(
         manifest.FORMAT_VERSION,
         begun.version,
@@ -377,21 +390,3 @@ def _resident_share(job: Job) -> float | None:
     if job.plan is None or job.plan.choice is None or not job.plan.choice.resident_rows:
         return None
     return min(1.0, job.plan.choice.resident_rows / job.source.rows)
-
-
-def _next_space(root: Path) -> int:
-    """Return a key space above all that a version, or the litter of a load, has used.
-
-    After a rollback the current version does not know of later ones, and their blocks may
-    still lie in an engine that the user holds, and their updates in the journal.
-    """
-    first = 1
-    for version in manifest.numbers_in(root / "manifests"):
-        with contextlib.suppress(FormatError):
-            first = max(first, manifest.read_version(root, version).next_space)
-    for segment in manifest.numbers_in(root / "segments"):
-        first = max([first, *(1 + space for _, space in retention.held_spaces(root, segment))])
-    for path in journal_files(root):
-        with contextlib.suppress(FormatError, FileNotFoundError):
-            first = max([first, *(1 + record.space for record, _ in read_records(path))])
-    return first

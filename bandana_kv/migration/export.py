@@ -28,6 +28,7 @@ from bandana_kv.migration.row_file import HEADER_BYTES, shape_file, write_rows
 from bandana_kv.progress import Progress
 from bandana_kv.serve.opening import open_kept
 from bandana_kv.serve.store import EmbeddingStore
+from bandana_kv.system.addresses import by_address
 from bandana_kv.system.durable import NO_ROOM, replacing, sync_directory, sync_file
 from bandana_kv.system.permission import check_permission, permission_named
 
@@ -67,6 +68,7 @@ class Exported(msgspec.Struct, frozen=True):
     keys: str = ""
 
 
+@by_address()
 @permission_named()
 def export(
     path: str | os.PathLike[str],

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bandana_kv.disk import manifest, retention
+from bandana_kv.disk import retention
 from bandana_kv.disk.journal_files import sync_journal
 from bandana_kv.errors import BandanaError, InputError, StoreChangedError
 from bandana_kv.progress import Progress
@@ -20,7 +20,7 @@ from bandana_kv.serve import replacement
 from bandana_kv.serve.anchor import Anchor
 from bandana_kv.serve.arguments import checked_ids
 from bandana_kv.serve.following import Follower, replay
-from bandana_kv.serve.opener import Options, open_current
+from bandana_kv.serve.opener import Options, open_current, open_version
 from bandana_kv.serve.reader import BlockReader
 from bandana_kv.serve.replacement import Change, PlacedAnew
 from bandana_kv.serve.requests import named
@@ -69,6 +69,8 @@ class Current:
         self.closing = threading.Event()
         self.updates: Updates | None = None
         self._changing = threading.Lock()
+        # Open and warm beside the one that is served, until it is current.
+        self._next: ServedVersion | None = None
         self.serving, self._follower = _opened(options, None)
         try:
             self._anchor = Anchor(options.root)
@@ -120,30 +122,82 @@ class Current:
                 self.updates is None and not self._follower.catch_up(old.tables.values())
             ):
                 before = None  # rows that another process updated are in blocks by now
-            elif manifest.current_number(root) == old.number:
+            elif self._options.versions.current() == old.number:
                 return old.number
             with contextlib.ExitStack() as stack:
                 since = (0, 0)
                 if self.updates is not None:
                     stack.enter_context(self.updates.blocks_held())
                     since = self.updates.bookmark()
-                new, follower = _opened(self._options, before, follower)
+                new, is_warm = self._taken_next(), True
+                if new is None:
+                    new, follower = _opened(self._options, before, follower)
+                    is_warm = False
                 stack.callback(new.retire)
                 self._refuse_other(old, new)
-                warm_up(
-                    new.tables,
-                    old.tables,
-                    self._reader,
-                    {name: _warmed(new, name, ids) for name, ids in warm.items()},
-                    warm_seconds,
-                    self.closing,
-                )
+                if warm or not is_warm:
+                    self._warm(new, old, warm, warm_seconds)
                 self._switch(new, since)
                 stack.pop_all()
                 self._follower = follower
                 self._flush_gone(old, new)
                 old.retire()
             return new.number
+
+    def prepare(self, number: int, warm_seconds: float) -> None:
+        """Open and warm a version beside the one that is served, for :meth:`refresh` to switch to.
+
+        Raises as :meth:`refresh`; what was prepared before is let go.
+        """
+        with self._changing:
+            self._refuse_if_closed()
+            old = self.serving
+            if number == old.number or (self._next is not None and self._next.number == number):
+                return
+            self._drop_next()
+            new = open_version(self._options, number, old)
+            try:
+                self._refuse_other(old, new)
+                self._warm(new, old, {}, warm_seconds)
+            except BaseException:
+                new.retire()
+                raise
+            self._next = new
+
+    def unprepare(self) -> None:
+        """Let go of what was prepared, if something was: it will not be current."""
+        if self._next is not None:
+            with self._changing:
+                self._drop_next()
+
+    def _drop_next(self) -> None:
+        if self._next is not None:
+            self._next.retire()
+            self._next = None
+
+    def _taken_next(self) -> ServedVersion | None:
+        """Return what was prepared if it is current by now; another one is let go."""
+        found, self._next = self._next, None
+        if found is None or found.number == self._options.versions.current():
+            return found
+        found.retire()
+        return None
+
+    def _warm(
+        self,
+        new: ServedVersion,
+        old: ServedVersion,
+        warm: Mapping[str, ArrayLike],
+        warm_seconds: float,
+    ) -> None:
+        warm_up(
+            new.tables,
+            old.tables,
+            self._reader,
+            {name: _warmed(new, name, ids) for name, ids in warm.items()},
+            warm_seconds,
+            self.closing,
+        )
 
     def has_news(self) -> bool:
         """Return whether another process has updated rows since the last :meth:`refresh`."""
@@ -152,7 +206,7 @@ class Current:
     def is_behind(self) -> bool:
         """Return whether another version is current, or rows were updated. A look is small."""
         self._check_anchor()
-        newest = manifest.current_number(self._options.root)
+        newest = self._options.versions.current()
         return newest != self.serving.number or self.has_news()
 
     def _check_anchor(self) -> None:
@@ -241,7 +295,7 @@ class Current:
         """Serve all that other processes have updated, in the placement that takes updates."""
         old = self.serving
         root = self._options.root
-        current = manifest.current_number(root)
+        current = self._options.versions.current()
         if not self._follower.catch_up(old.tables.values()) or old.number in retention.superseded(
             retention.readable(root), current
         ):
@@ -293,6 +347,7 @@ class Current:
         `closing` is set already.
         """
         with self._changing:
+            self._drop_next()
             self.serving.retire()
         end = None if patience_s is None else time.monotonic() + patience_s
         while not self.serving.closed.wait(_LOOK_S):

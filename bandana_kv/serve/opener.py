@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,6 @@ from bandana_kv.codecs import codec_named
 from bandana_kv.disk import manifest
 from bandana_kv.disk.arrays import map_array
 from bandana_kv.disk.block_map import read_block_map
-from bandana_kv.disk.retention import hold_current, hold_version
 from bandana_kv.disk.table_keys import open_keys
 from bandana_kv.errors import AdapterError, BandanaError, FormatError, InputError
 from bandana_kv.kernels.bitpack import unpack, words_for
@@ -31,6 +30,7 @@ from bandana_kv.serve.failsafe import FailSafe
 from bandana_kv.serve.reader import StoredTable
 from bandana_kv.serve.table import ServedTable
 from bandana_kv.serve.version import ServedVersion, SharedEngine
+from bandana_kv.serve.versions import InDirectory, Versions
 from bandana_kv.system.maps import let_go
 from bandana_kv.system.permission import check_permission
 
@@ -60,6 +60,8 @@ class Options:
         The only one to serve; None: whichever is current.
     totals : Totals
         What is counted meanwhile.
+    elsewhere : Versions or None
+        Who says which version is current, and keeps it; None: the directory does.
     """
 
     root: Path
@@ -70,6 +72,12 @@ class Options:
     source: Source | None
     version: int | None = None
     totals: Totals = field(default_factory=Totals)
+    elsewhere: Versions | None = None
+
+    @property
+    def versions(self) -> Versions:
+        """Who says which version is current, and keeps it."""
+        return self.elsewhere or InDirectory(self.root)
 
 
 def open_current(options: Options, before: ServedVersion | None = None) -> ServedVersion:
@@ -88,9 +96,7 @@ def open_current(options: Options, before: ServedVersion | None = None) -> Serve
     BandanaError
         As :func:`bandana_kv.open`; nothing stays open.
     """
-    if options.version is not None:
-        return open_version(options, options.version, before)
-    return _opened_version(options, before, hold_current)
+    return _opened_version(options, options.version, before)
 
 
 def open_version(options: Options, version: int, before: ServedVersion | None) -> ServedVersion:
@@ -99,15 +105,14 @@ def open_version(options: Options, version: int, before: ServedVersion | None) -
     One that is not yet: only with the writer's lock held. Raises as :func:`open_current`, and a
     FormatError where the version has gone.
     """
-    return _opened_version(options, before, lambda root, stack: hold_version(root, version, stack))
+    return _opened_version(options, version, before)
 
 
-_Hold = Callable[[Path, contextlib.ExitStack], manifest.Manifest]
-
-
-def _opened_version(options: Options, before: ServedVersion | None, hold: _Hold) -> ServedVersion:
+def _opened_version(
+    options: Options, version: int | None, before: ServedVersion | None
+) -> ServedVersion:
     try:
-        return _opened_tables(options, before, hold)
+        return _opened_tables(options, version, before)
     except OSError as error:
         check_permission(error, options.root)
         if isinstance(error, BandanaError):
@@ -116,9 +121,11 @@ def _opened_version(options: Options, before: ServedVersion | None, hold: _Hold)
         raise AdapterError(f"{options.root}: cannot be opened for now ({error})") from error
 
 
-def _opened_tables(options: Options, before: ServedVersion | None, hold: _Hold) -> ServedVersion:
+def _opened_tables(
+    options: Options, version: int | None, before: ServedVersion | None
+) -> ServedVersion:
     with contextlib.ExitStack() as stack:
-        current = hold(options.root, stack)
+        current = options.versions.hold(version, stack)
         held = manifest.manifest_path(options.root, current.version).stat()
         check_tables(options.source, current.tables)
         same = {} if before is None else _unchanged(current, before)

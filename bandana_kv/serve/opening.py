@@ -19,17 +19,20 @@ from bandana_kv.rows.source import Source, source_of
 from bandana_kv.serve.failsafe import checked_deadline
 from bandana_kv.serve.opener import Options
 from bandana_kv.serve.store import EmbeddingStore
+from bandana_kv.serve.versions import Versions
+from bandana_kv.system.addresses import by_address
 from bandana_kv.system.permission import permission_named
 
 if TYPE_CHECKING:
     from bandana_kv.adapters.contract import Adapter
 
-__all__ = ["open", "open_kept"]
+__all__ = ["Fallback", "open", "open_kept", "unwatched"]
 
 Fallback = Callable[[str, NDArray[np.int64]], NDArray[Any]]
 """A function of a table's name and ids (n,) that returns rows (n, dim)."""
 
 
+@by_address()
 @permission_named()
 def open(
     path: str | os.PathLike[str],
@@ -51,7 +54,9 @@ def open(
     Parameters
     ----------
     path
-        A directory that :func:`bandana_kv.load` made.
+        A directory that :func:`bandana_kv.load` made. Or the address of a cluster, such as
+        ``redis://host:port,host:port/?prefix=shop``: :func:`bandana_kv.cluster.open` is called
+        then, and says what it takes.
     cache_bytes
         DRAM for cached rows and their bookkeeping. One number is shared out among the
         tables where it saves most block reads, as their logs' simulations say; by the bytes of
@@ -113,16 +118,18 @@ def open(
     advice = given_profile(profile)
     if readers is None:
         readers = depth_of(root, advice) if root.is_dir() else DEFAULT_DEPTH
-    if not isinstance(readers, (int, np.integer)) or readers < 1:
-        raise InputError(f"readers {readers!r} is not a whole number from 1 up")
-    if watch_seconds is not None and not 0 < watch_seconds < threading.TIMEOUT_MAX:
-        raise InputError(f"watch_seconds {watch_seconds!r} is not a number of seconds above 0")
-    deadline_ms = checked_deadline(deadline_ms)
-    if deadline_ms is not None and not coalesce:
-        raise InputError("coalesce=False goes without a deadline")
-    source = None if fallback is None else source_of(fallback)
-    options = Options(root, cache_bytes, adapter, override, coalesce, source)
-    store = EmbeddingStore(options, int(readers), deadline_ms)
+    store = unwatched(
+        root,
+        None,
+        cache_bytes,
+        adapter=adapter,
+        policy=override,
+        readers=readers,
+        fallback=fallback,
+        deadline_ms=deadline_ms,
+        coalesce=coalesce,
+        watch_seconds=watch_seconds,
+    )
     arguments = {
         "path": root,
         "cache_bytes": cache_bytes,
@@ -142,6 +149,42 @@ def open(
         store.close()
         raise
     return store
+
+
+def unwatched(
+    root: Path,
+    elsewhere: Versions | None,
+    cache_bytes: int | Mapping[str, int] | None,
+    *,
+    adapter: Adapter | None,
+    policy: Policy | None,
+    readers: int,
+    fallback: EmbeddingStore | Source | Fallback | Mapping[str, Any] | None,
+    deadline_ms: float | None,
+    coalesce: bool,
+    watch_seconds: float | None,
+) -> EmbeddingStore:
+    """Open a store that nobody watches yet, and that cannot be opened by another process.
+
+    Parameters and errors as of :func:`open`; `policy` overrides the plan.
+
+    Parameters
+    ----------
+    root
+        The directory of its index.
+    elsewhere
+        Who says which version is current, and keeps it; None: the directory does.
+    """
+    if not isinstance(readers, (int, np.integer)) or readers < 1:
+        raise InputError(f"readers {readers!r} is not a whole number from 1 up")
+    if watch_seconds is not None and not 0 < watch_seconds < threading.TIMEOUT_MAX:
+        raise InputError(f"watch_seconds {watch_seconds!r} is not a number of seconds above 0")
+    deadline_ms = checked_deadline(deadline_ms)
+    if deadline_ms is not None and not coalesce:
+        raise InputError("coalesce=False goes without a deadline")
+    source = None if fallback is None else source_of(fallback)
+    options = Options(root, cache_bytes, adapter, policy, coalesce, source, elsewhere=elsewhere)
+    return EmbeddingStore(options, int(readers), deadline_ms)
 
 
 def open_kept(

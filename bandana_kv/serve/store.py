@@ -103,31 +103,45 @@ class EmbeddingStore:
             _stores.add(self)
         end_at_exit(self)
         self._watcher: Watcher | None = None
+        self._watch_seconds: float | None = None
         # What opens it in another process; None: nothing can.
         self._again: Again | None = None
 
     def opened_by(self, again: Again | None, watch_seconds: float | None) -> None:
         """Keep what opens it in another process; and follow other versions."""
         self._again = again
-        if watch_seconds is not None:
+        self._watch_seconds = watch_seconds
+        self._watch()
+
+    def _watch(self) -> None:
+        if self._watch_seconds is not None:
             follow, number = calling(self._follow, None), calling(self._number, 0)
-            self._watcher = Watcher(watch_seconds, self._options.root, follow, number)
+            self._watcher = Watcher(self._watch_seconds, self._options.root, follow, number)
 
     def _number(self) -> int:
         return self.version
 
     def _follow(self) -> None:
-        """Serve the current version, with what other processes updated."""
+        """Serve the current version, with what other processes updated; prepare the next one."""
         if self._current.is_behind():
             self.refresh()
+        coming = self._options.versions.coming()
+        if coming is None:
+            self._current.unprepare()
+        elif coming != self.version:
+            self._current.prepare(coming, WARM_SECONDS)
+            self._options.versions.prepared(coming)
 
     def after_fork_in_child(self) -> None:
         """Begin anew without threads: those of the parent do not exist here."""
         self._current.after_fork_in_child()
         self._recording.after_fork_in_child()
         self._options.totals.after_fork_in_child()
+        self._options.versions.after_fork_in_child()
         self._closing_lock = threading.Lock()
         self._loops = EventLoops(self._reader)
+        if self._options.elsewhere is not None:
+            self._watch()  # there, whoever has a lease is waited for before a switch
 
     @property
     def version(self) -> int:
@@ -1066,6 +1080,7 @@ class EmbeddingStore:
         self._loops.close(patience_s)
         self._recording.close()
         self._current.close(patience_s)
+        self._options.versions.close()
         self._loops.release()
 
     def __enter__(self) -> Self:

@@ -17,7 +17,7 @@ from bandana_kv.adapters.lmdb import LmdbAdapter
 from bandana_kv.adapters.memory import MemoryAdapter
 from bandana_kv.adapters.rocksdb import RocksdbAdapter
 from bandana_kv.errors import AdapterError, BandanaError, InputError
-from bandana_kv.load import jobs
+from bandana_kv.load import numbers
 from bandana_kv.progress import Progress
 
 ROWS = np.random.default_rng(0).random((400, 32), np.float32)
@@ -177,7 +177,7 @@ def test_a_store_in_a_held_engine_asks_for_it(engine: Engine, tmp_path: Path) ->
 def test_spaces_that_hold_keys_of_theirs_are_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs.secrets, "randbelow", lambda _: 4)
+    monkeypatch.setattr(numbers.secrets, "randbelow", lambda _: 4)
     adapter = MemoryAdapter()
     theirs = block_keys(5, [0])
     adapter.put_many(theirs, np.full((1, 4096), 7, np.uint8))

@@ -1,0 +1,237 @@
+"""Where to serve from: what is saved in all, the rate that is lost, the machines that are added."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from bandana_kv.assess.cost import Prices
+from bandana_kv.assess.fleet import Served, Whole, in_cluster, in_copies, in_dram, network_of
+from bandana_kv.assess.fleet_data import Advice, Answer, Layout, Machine, Network
+from bandana_kv.assess.verdict import LEAST_SAVED_SHARE
+from bandana_kv.units import size_text
+
+__all__ = ["PROCESSOR_GIB", "Sizes", "advise", "kept", "machine_of"]
+
+# A processor with its part of board, power and network is taken to cost as much as so much DRAM.
+PROCESSOR_GIB = 8
+_GIB = 1 << 30
+
+
+class Sizes(NamedTuple):
+    """What a machine has; taken where nothing is said."""
+
+    dram_bytes: int = 256 << 30
+    nvm_bytes: int = 4 << 40
+    network_bits_per_second: float = 25e9
+
+
+def machine_of(sizes: Sizes, processors: int, prices: Prices) -> Machine:
+    """Return one machine like this one, at the price that is given or taken."""
+    price = prices.machine
+    if price is None:
+        price = processors * PROCESSOR_GIB * prices.dram
+    return Machine(processors, *sizes, price)
+
+
+def advise(
+    whole: Whole,
+    served: Served,
+    machine: Machine,
+    prices: Prices,
+    *,
+    scale: float,
+    crossover: float | None,
+) -> Advice:
+    """Weigh the layouts by what they cost.
+
+    Parameters
+    ----------
+    whole, served, machine
+        As :mod:`~bandana_kv.assess.fleet` takes them.
+    prices
+        Of memory; `machine` and `least_saving`, where they are given.
+    scale
+        Of how many times the log's table and traffic `whole` is.
+    crossover
+        Missed rows a block, above which blocks cost less on a network; None: as measured.
+
+    Returns
+    -------
+    Advice
+        The cheapest layout that fits, if it saves at least what is worth the trouble; else
+        everything stays in DRAM. Of two that cost the same the one with fewer machines is taken.
+    """
+    dram = in_dram(whole, served, machine, prices)
+    copies = in_copies(whole, served, machine, prices)
+    cluster = in_cluster(whole, served, machine, prices)
+    network = network_of(whole, served, machine, crossover)
+    fitting = [each for each in (copies, cluster) if each.fits] or [cluster]
+    best = min(fitting, key=lambda each: each.cost)
+    least = prices.least_saving
+    if least is None:
+        least = LEAST_SAVED_SHARE * dram.cost
+    saved = dram.cost - best.cost
+    answer: Answer = "keep it in DRAM"
+    if best.fits and saved >= least:
+        answer = "cluster" if best.nodes else "copies" if best.machines > 1 else "one machine"
+    times_slower = served.in_dram / max(1e-9, served.from_device)
+    pays = _pays_up_to(copies, dram, served, least)
+    found = Advice(
+        answer=answer,
+        scale=scale,
+        saved=saved,
+        least_saved=least,
+        times_slower=times_slower,
+        machines_added=best.machines + best.nodes - dram.machines,
+        pays_up_to_requests_per_second=pays,
+        in_dram=dram,
+        in_copies=copies,
+        in_cluster=cluster,
+        network=network,
+        machine=machine,
+        reasons=(),
+        assumed=_assumed(machine, prices, scale),
+    )
+    return msgspec.structs.replace(found, reasons=_reasons(found, best, whole, served))
+
+
+def kept(advice: Advice) -> Advice:
+    """Return the same, with everything left in DRAM for reasons that are not of cost."""
+    return msgspec.structs.replace(advice, answer="keep it in DRAM")
+
+
+def _pays_up_to(copies: Layout, dram: Layout, served: Served, least: float) -> float | None:
+    """Return the rate up to which whole copies save enough, beside as much DRAM as it is now."""
+    if not copies.fits:
+        return None
+    times = max(0, int((dram.cost - least) / max(1e-12, copies.cost / copies.machines)))
+    rate = min(times * served.from_device, dram.machines * served.in_dram)
+    return rate if times else None
+
+
+def _reasons(
+    found: Advice, best: Layout, whole: Whole, served: Served
+) -> tuple[str, ...]:
+    """Return what decides first: the saving; then rate and machines; then where, and what travels.
+
+    Where everything stays in DRAM, what would change that comes last.
+    """
+    reasons = [_saving(found, best), _rate(found, best, whole, served), _where(found, whole)]
+    if best.nodes or not found.in_copies.fits:
+        reasons.append(_travels(found.network))
+    if found.answer == "keep it in DRAM" and found.scale == 1.0:
+        reasons.append(
+            "if the log is a sample of a larger table, say of how many times as large a one "
+            "(--scale)"
+        )
+    return tuple(reasons)
+
+
+def _saving(found: Advice, best: Layout) -> str:
+    bills = (
+        f"all rows in DRAM cost {found.in_dram.cost:,.4g}, machines and memory, and from NVM it "
+        f"would be {best.cost:,.4g}"
+    )
+    if not best.fits:
+        return f"the index of ids alone does not fit a machine's DRAM, {_sizes(found.machine)}"
+    if found.saved >= found.least_saved:
+        return f"{bills}: {found.saved:,.3g} saved ({found.least_saved:,.3g} is the least)"
+    if found.saved > 0:
+        return (
+            f"{bills}: {found.saved:,.3g} saved, and less than {found.least_saved:,.3g} is not "
+            "worth a second kind of memory"
+        )
+    return f"{bills}: nothing is won"
+
+
+def _rate(found: Advice, best: Layout, whole: Whole, served: Served) -> str:
+    rate = served.from_cluster if best.nodes else served.from_device
+    slower = (
+        f"one machine answers {rate:,.0f} requests a second from NVM, and "
+        f"{served.in_dram:,.0f} with all rows in DRAM ({served.in_dram / max(1e-9, rate):,.3g} times)"
+    )
+    pays = found.pays_up_to_requests_per_second
+    if whole.requests_per_second is None:
+        return slower + (
+            f"; no rate was said, and up to {pays:,.0f} requests a second whole copies would pay"
+            if pays
+            else "; no rate was said"
+        )
+    nodes = f" and {best.nodes} nodes" if best.nodes else ""
+    return (
+        f"{slower}: {whole.requests_per_second:,.0f} take {_counted(best.machines)}{nodes} instead "
+        f"of {_counted(found.in_dram.machines)}"
+    )
+
+
+def _where(found: Advice, whole: Whole) -> str:
+    copies, cluster = found.in_copies, found.in_cluster
+    a_copy = (
+        f"{size_text(whole.cache_bytes + whole.index_bytes)} of DRAM and "
+        f"{size_text(whole.nvm_bytes)} of NVM"
+    )
+    nodes = (
+        f"a cluster of {cluster.nodes} nodes with {cluster.copies} copies behind "
+        f"{_counted(cluster.machines)} costs {cluster.cost:,.4g}"
+    )
+    if not copies.fits:
+        return f"one machine, {_sizes(found.machine)}, does not hold {a_copy}; {nodes}"
+    if copies.machines == 1:
+        return f"one machine holds all of it, {a_copy}; {nodes}"
+    return (
+        f"{copies.machines} whole copies behind a router, each {a_copy}, cost {copies.cost:,.4g}; "
+        f"{nodes}"
+    )
+
+
+def _travels(network: Network) -> str:
+    if network.missed_rows_per_block is None:
+        return "no block is read: nothing travels"
+    seen = (
+        f"on the network a request's {network.missed_rows_per_request:.3g} missed rows lie in "
+        f"{network.blocks_per_request:.3g} blocks, {network.missed_rows_per_block:.3g} a block"
+    )
+    if network.keys == "blocks":
+        return f"{seen}: blocks cost less than a row a key (from {network.crossover:.3g} up)"
+    return (
+        f"{seen}: a row a key costs less than blocks (up to {network.crossover:.3g}), so that "
+        "placement gains nothing there"
+    )
+
+
+def _assumed(machine: Machine, prices: Prices, scale: float) -> tuple[str, ...]:
+    price = (
+        "as given"
+        if prices.machine is not None
+        else f"taken: as much as {PROCESSOR_GIB} GiB of DRAM a processor; --machine-price"
+    )
+    least = (
+        "as given"
+        if prices.least_saving is not None
+        else f"taken: {LEAST_SAVED_SHARE:.0%} of what all rows in DRAM cost; --least-saving"
+    )
+    lines = [
+        (
+            f"a machine: {machine.processors} processors like this one's, {_sizes(machine)} and "
+            f"{machine.network_bits_per_second / 1e9:g} Gb/s (--machine-dram, --machine-nvm, "
+            "--network-gbps)"
+        ),
+        f"its price without memory: {machine.price:,.4g} ({price})",
+        f"the least saving that matters ({least})",
+    ]
+    if scale != 1.0:
+        lines.append(
+            f"table and traffic are {scale:,.6g} times what the log shows, with requests as long "
+            "and each row as busy (--scale); a rate that is asked for is that of the whole"
+        )
+    return tuple(lines)
+
+
+def _sizes(machine: Machine) -> str:
+    return f"{size_text(machine.dram_bytes)} of DRAM, {size_text(machine.nvm_bytes)} of NVM"
+
+
+def _counted(machines: int) -> str:
+    return "1 machine" if machines == 1 else f"{machines:,} machines"

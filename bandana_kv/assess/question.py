@@ -106,6 +106,8 @@ class Question:
             raise InputError(
                 f"scale {self.scale:g}: a log is of 1 to {MOST_SCALE:,.0f} times as large a table"
             )
+        if min(self.sizes) <= 0:
+            raise InputError("a machine has some DRAM, some NVM and some network: sizes above 0")
         for name, table in self.tables.items():
             if self.forms:
                 check_floats(name, table.row_bytes)

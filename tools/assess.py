@@ -97,9 +97,7 @@ _FORMS = codec_names()[1:]
     type=click.FloatRange(0),
     help="That is worth the trouble, in that unit.  [default: a tenth of what DRAM alone costs]",
 )
-@click.option(
-    "--machine-dram", callback=size, metavar="SIZE", default="256GiB", show_default=True
-)
+@click.option("--machine-dram", callback=size, metavar="SIZE", default="256GiB", show_default=True)
 @click.option("--machine-nvm", callback=size, metavar="SIZE", default="4TiB", show_default=True)
 @click.option(
     "--network-gbps",

@@ -9,6 +9,7 @@ import msgspec
 from bandana_kv.assess.cost import Prices
 from bandana_kv.assess.fleet import Served, Whole, in_cluster, in_copies, in_dram, network_of
 from bandana_kv.assess.fleet_data import Advice, Answer, Layout, Machine, Network
+from bandana_kv.assess.notation import shown
 from bandana_kv.assess.verdict import LEAST_SAVED_SHARE
 from bandana_kv.units import size_text
 
@@ -111,9 +112,7 @@ def _pays_up_to(copies: Layout, dram: Layout, served: Served, least: float) -> f
     return rate if times else None
 
 
-def _reasons(
-    found: Advice, best: Layout, whole: Whole, served: Served
-) -> tuple[str, ...]:
+def _reasons(found: Advice, best: Layout, whole: Whole, served: Served) -> tuple[str, ...]:
     """Return what decides first: the saving; then rate and machines; then where, and what travels.
 
     Where everything stays in DRAM, what would change that comes last.
@@ -131,16 +130,16 @@ def _reasons(
 
 def _saving(found: Advice, best: Layout) -> str:
     bills = (
-        f"all rows in DRAM cost {found.in_dram.cost:,.4g}, machines and memory, and from NVM it "
-        f"would be {best.cost:,.4g}"
+        f"all rows in DRAM cost {_money(found.in_dram.cost)}, machines and memory, and from NVM it "
+        f"would be {_money(best.cost)}"
     )
     if not best.fits:
         return f"the index of ids alone does not fit a machine's DRAM, {_sizes(found.machine)}"
     if found.saved >= found.least_saved:
-        return f"{bills}: {found.saved:,.3g} saved ({found.least_saved:,.3g} is the least)"
+        return f"{bills}: {_money(found.saved)} saved ({_money(found.least_saved)} is the least)"
     if found.saved > 0:
         return (
-            f"{bills}: {found.saved:,.3g} saved, and less than {found.least_saved:,.3g} is not "
+            f"{bills}: {_money(found.saved)} saved, and less than {_money(found.least_saved)} is not "
             "worth a second kind of memory"
         )
     return f"{bills}: nothing is won"
@@ -148,9 +147,10 @@ def _saving(found: Advice, best: Layout) -> str:
 
 def _rate(found: Advice, best: Layout, whole: Whole, served: Served) -> str:
     rate = served.from_cluster if best.nodes else served.from_device
+    times = served.in_dram / max(1e-9, rate)
     slower = (
         f"one machine answers {rate:,.0f} requests a second from NVM, and "
-        f"{served.in_dram:,.0f} with all rows in DRAM ({served.in_dram / max(1e-9, rate):,.3g} times)"
+        f"{served.in_dram:,.0f} with all rows in DRAM ({times:,.3g} times)"
     )
     pays = found.pays_up_to_requests_per_second
     if whole.requests_per_second is None:
@@ -174,14 +174,14 @@ def _where(found: Advice, whole: Whole) -> str:
     )
     nodes = (
         f"a cluster of {cluster.nodes} nodes with {cluster.copies} copies behind "
-        f"{_counted(cluster.machines)} costs {cluster.cost:,.4g}"
+        f"{_counted(cluster.machines)} costs {_money(cluster.cost)}"
     )
     if not copies.fits:
         return f"one machine, {_sizes(found.machine)}, does not hold {a_copy}; {nodes}"
     if copies.machines == 1:
         return f"one machine holds all of it, {a_copy}; {nodes}"
     return (
-        f"{copies.machines} whole copies behind a router, each {a_copy}, cost {copies.cost:,.4g}; "
+        f"{copies.machines} whole copies behind a router, each {a_copy}, cost {_money(copies.cost)}; "
         f"{nodes}"
     )
 
@@ -218,7 +218,7 @@ def _assumed(machine: Machine, prices: Prices, scale: float) -> tuple[str, ...]:
             f"{machine.network_bits_per_second / 1e9:g} Gb/s (--machine-dram, --machine-nvm, "
             "--network-gbps)"
         ),
-        f"its price without memory: {machine.price:,.4g} ({price})",
+        f"its price without memory: {_money(machine.price)} ({price})",
         f"the least saving that matters ({least})",
     ]
     if scale != 1.0:
@@ -227,6 +227,10 @@ def _assumed(machine: Machine, prices: Prices, scale: float) -> tuple[str, ...]:
             "and each row as busy (--scale); a rate that is asked for is that of the whole"
         )
     return tuple(lines)
+
+
+def _money(amount: float) -> str:
+    return shown("cost", amount)
 
 
 def _sizes(machine: Machine) -> str:

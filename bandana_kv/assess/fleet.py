@@ -163,9 +163,7 @@ def in_cluster(whole: Whole, served: Served, machine: Machine, prices: Prices) -
     return Layout(machines, nodes, COPIES, dram, nvm, cost, room > 0, bound)
 
 
-def network_of(
-    whole: Whole, served: Served, machine: Machine, crossover: float | None
-) -> Network:
+def network_of(whole: Whole, served: Served, machine: Machine, crossover: float | None) -> Network:
     """Return what travels, and whether blocks should.
 
     Parameters
@@ -182,8 +180,9 @@ def network_of(
     elif served.device_reads_per_second < _node_blocks(machine):
         least, source = CROSSOVER_DEVICE, "a node's device ends before its processors: by reads"
     else:
-        least, source = CROSSOVER_PROCESSORS, (
-            "a node's processors end before its device: as measured on a cluster of Kvrocks"
+        least, source = (
+            CROSSOVER_PROCESSORS,
+            ("a node's processors end before its device: as measured on a cluster of Kvrocks"),
         )
     blocks = whole.block_reads * _wire_bits(whole.block_bytes)
     rows = whole.missed_rows * _wire_bits(whole.row_bytes)

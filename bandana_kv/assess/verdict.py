@@ -11,7 +11,15 @@ from bandana_kv.assess.performance import Costs
 from bandana_kv.assess.table_data import Recommendation, TableReport, Workload
 from bandana_kv.units import size_text
 
-__all__ = ["LEAST_SAVED_SHARE", "Found", "Verdict", "judge", "judge_table", "warnings_of", "weighed"]
+__all__ = [
+    "LEAST_SAVED_SHARE",
+    "Found",
+    "Verdict",
+    "judge",
+    "judge_table",
+    "warnings_of",
+    "weighed",
+]
 
 # Below it a plain cache of rows does about as well, and needs no log, no plan, no retraining.
 LEAST_GAIN = 1.2

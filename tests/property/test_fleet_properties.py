@@ -43,7 +43,9 @@ def wholes(draw: st.DrawFn) -> Whole:
 def servers(draw: st.DrawFn) -> Served:
     local = draw(st.floats(10.0, 1e5))
     share = draw(st.floats(0.1, 1.5))
-    return Served(local * draw(st.floats(1.0, 1e3)), local, local * share, draw(st.floats(1e3, 1e6)))
+    return Served(
+        local * draw(st.floats(1.0, 1e3)), local, local * share, draw(st.floats(1e3, 1e6))
+    )
 
 
 machines = st.builds(

@@ -100,7 +100,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 BOTH = (
     "--log user=user.npz --log item.x=item.npz --tables user=user.npy --row-bytes item.x=64 "
     "--ordered --device device.json --dram-price 3.0 --nvm-price 0.3 --requests-per-second 2000 "
-    "--latency-budget-ms 50 --drive-capacity 1TiB --rating-dwpd 1"
+    "--latency-budget-ms 50 --drive-capacity 1TiB --rating-dwpd 1 --machine-price 0 "
+    "--least-saving 0"
 )
 
 
@@ -233,6 +234,9 @@ def test_a_path_of_any_bytes_is_reported(made: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "text"),
     [
+        ("advice.network.bits_per_second", 8.52e9, "8.52 Gb/s"),
+        ("advice.network.bits_per_second", 3.2e5, "0.32 Mb/s"),
+        ("advice.network.bytes_per_lookup", 2048.0, "2.00 KiB"),
         ("cost.saved_share", 0.7234, "72.3%"),
         ("cost.price_ratio", 0.1, "10.0%"),
         ("dram.table_bytes", 3 << 20, "3.00 MiB"),

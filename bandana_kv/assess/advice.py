@@ -139,8 +139,8 @@ def _saving(found: Advice, best: Layout) -> str:
         return f"{bills}: {_money(found.saved)} saved ({_money(found.least_saved)} is the least)"
     if found.saved > 0:
         return (
-            f"{bills}: {_money(found.saved)} saved, and less than {_money(found.least_saved)} is not "
-            "worth a second kind of memory"
+            f"{bills}: {_money(found.saved)} saved, and less than {_money(found.least_saved)} is "
+            "not worth a second kind of memory"
         )
     return f"{bills}: nothing is won"
 
@@ -181,8 +181,8 @@ def _where(found: Advice, whole: Whole) -> str:
     if copies.machines == 1:
         return f"one machine holds all of it, {a_copy}; {nodes}"
     return (
-        f"{copies.machines} whole copies behind a router, each {a_copy}, cost {_money(copies.cost)}; "
-        f"{nodes}"
+        f"{copies.machines} whole copies behind a router, each {a_copy}, cost "
+        f"{_money(copies.cost)}; {nodes}"
     )
 
 

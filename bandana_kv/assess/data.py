@@ -245,8 +245,8 @@ class Assessment(msgspec.Struct, frozen=True):
     """Whether to serve these tables from NVM, and all that says so; `write` makes the JSON.
 
     `verdict` is the first reason in a sentence; `gain` that of all tables that would move, looked
-    up in equally often. `tables` are as the logs show them; `dram`, `cost`, `endurance` and `advice`
-    of the whole, `inputs.scale` times as large.
+    up in equally often. `tables` are as the logs show them; `dram`, `cost`, `endurance` and
+    `advice` of the whole, `inputs.scale` times as large.
     """
 
     format: int

@@ -31,8 +31,8 @@ def shown(key: str, value: Any) -> str:
     """Return `value` as people read it.
 
     The unit that `key` ends or begins with decides: ``_bytes``, ``_share`` and ``_ratio`` (as per
-    cent), ``_us`` (as milliseconds from 1,000 up), ``_per_second``, ``bits_per_second``; other numbers get three digits
-    that count.
+    cent), ``_us`` (as milliseconds from 1,000 up), ``_per_second``, ``bits_per_second``;
+    other numbers get three digits that count.
     """
     if value is None:
         return "not given" if key.startswith("inputs.") else "not known"

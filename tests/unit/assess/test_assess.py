@@ -267,7 +267,7 @@ def test_a_fixed_cache_is_taken_as_given() -> None:
 
 
 def test_a_small_table_stays_in_dram_unless_it_is_a_sample() -> None:
-    """It was recommended to be moved, for a saving of a thousandth and a three hundredth the rate."""
+    """It was to be moved, for a thousandth of a unit and a three hundredth of the rate."""
     priced = Prices(3.0, 0.3)
     found = assess(question(grouped(1000), prices=priced), COSTS)
     assert (found.recommendation, found.suited) == ("do not", True)

@@ -267,7 +267,7 @@ def warnings_of(
     for name, each in tables.items():
         if inputs.scale * each.rows >= MOST_ROWS:
             warnings.append(
-                f"table {name}, {inputs.scale:,.6g} times as large, has more than {MOST_ROWS:,} "
+                f"table {name}, {inputs.scale:,.0f} times as large, has more than {MOST_ROWS:,} "
                 "rows: it would have to be loaded as several tables"
             )
     if not inputs.ordered:

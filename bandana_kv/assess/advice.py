@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -13,7 +14,7 @@ from bandana_kv.assess.notation import shown
 from bandana_kv.assess.verdict import LEAST_SAVED_SHARE
 from bandana_kv.units import size_text
 
-__all__ = ["PROCESSOR_GIB", "Sizes", "advise", "kept", "machine_of"]
+__all__ = ["PROCESSOR_GIB", "Sizes", "Way", "advise", "kept", "machine_of"]
 
 # A processor with its part of board, power and network is taken to cost as much as so much DRAM.
 PROCESSOR_GIB = 8
@@ -36,9 +37,15 @@ def machine_of(sizes: Sizes, processors: int, prices: Prices) -> Machine:
     return Machine(processors, *sizes, price)
 
 
+class Way(NamedTuple):
+    """An amount of cache on each machine that answers: what is then asked, and served."""
+
+    whole: Whole
+    served: Served
+
+
 def advise(
-    whole: Whole,
-    served: Served,
+    ways: Sequence[Way],
     machine: Machine,
     prices: Prices,
     *,
@@ -49,12 +56,15 @@ def advise(
 
     Parameters
     ----------
-    whole, served, machine
-        As :mod:`~bandana_kv.assess.fleet` takes them.
+    ways
+        The amount of cache that is recommended, and others that may be cheaper where many machines
+        answer.
+    machine
+        As :mod:`~bandana_kv.assess.fleet` takes it.
     prices
         Of memory; `machine` and `least_saving`, where they are given.
     scale
-        Of how many times the log's table and traffic `whole` is.
+        Of how many times the log's table and traffic this is.
     crossover
         Missed rows a block, above which blocks cost less on a network; None: as measured.
 
@@ -62,12 +72,12 @@ def advise(
     -------
     Advice
         The cheapest layout that fits, if it saves at least what is worth the trouble; else
-        everything stays in DRAM. Of two that cost the same the one with fewer machines is taken.
+        everything stays in DRAM. Of two that cost the same, whole copies are taken.
     """
+    whole, served = ways[0]
     dram = in_dram(whole, served, machine, prices)
-    copies = in_copies(whole, served, machine, prices)
-    cluster = in_cluster(whole, served, machine, prices)
-    network = network_of(whole, served, machine, crossover)
+    copies, of_copies = _cheapest(in_copies, ways, machine, prices)
+    cluster, of_cluster = _cheapest(in_cluster, ways, machine, prices)
     fitting = [each for each in (copies, cluster) if each.fits] or [cluster]
     best = min(fitting, key=lambda each: each.cost)
     least = prices.least_saving
@@ -77,25 +87,37 @@ def advise(
     answer: Answer = "keep it in DRAM"
     if best.fits and saved >= least:
         answer = "cluster" if best.nodes else "copies" if best.machines > 1 else "one machine"
-    times_slower = served.in_dram / max(1e-9, served.from_device)
-    pays = _pays_up_to(copies, dram, served, least)
     found = Advice(
         answer=answer,
         scale=scale,
         saved=saved,
         least_saved=least,
-        times_slower=times_slower,
+        times_slower=served.in_dram / max(1e-9, served.from_device),
         machines_added=best.machines + best.nodes - dram.machines,
-        pays_up_to_requests_per_second=pays,
+        pays_up_to_requests_per_second=_pays_up_to(
+            in_copies(whole, served, machine, prices), dram, served, least
+        ),
         in_dram=dram,
         in_copies=copies,
         in_cluster=cluster,
-        network=network,
+        network=network_of(of_cluster.whole, of_cluster.served, machine, crossover),
         machine=machine,
         reasons=(),
         assumed=_assumed(machine, prices, scale),
     )
-    return msgspec.structs.replace(found, reasons=_reasons(found, best, whole, served))
+    asked = of_cluster if best.nodes else of_copies
+    return msgspec.structs.replace(found, reasons=_reasons(found, best, asked))
+
+
+def _cheapest(
+    layout: Callable[[Whole, Served, Machine, Prices], Layout],
+    ways: Sequence[Way],
+    machine: Machine,
+    prices: Prices,
+) -> tuple[Layout, Way]:
+    """Return what fits at least cost, and the amount of cache with which it does."""
+    found = [(layout(*way, machine, prices), way) for way in ways]
+    return min(found, key=lambda each: (not each[0].fits, each[0].cost))
 
 
 def kept(advice: Advice) -> Advice:
@@ -112,12 +134,12 @@ def _pays_up_to(copies: Layout, dram: Layout, served: Served, least: float) -> f
     return rate if times else None
 
 
-def _reasons(found: Advice, best: Layout, whole: Whole, served: Served) -> tuple[str, ...]:
+def _reasons(found: Advice, best: Layout, way: Way) -> tuple[str, ...]:
     """Return what decides first: the saving; then rate and machines; then where, and what travels.
 
     Where everything stays in DRAM, what would change that comes last.
     """
-    reasons = [_saving(found, best), _rate(found, best, whole, served), _where(found, whole)]
+    reasons = [_saving(found, best), _rate(found, best, way), _where(found)]
     if best.nodes or not found.in_copies.fits:
         reasons.append(_travels(found.network))
     if found.answer == "keep it in DRAM" and found.scale == 1.0:
@@ -145,7 +167,8 @@ def _saving(found: Advice, best: Layout) -> str:
     return f"{bills}: nothing is won"
 
 
-def _rate(found: Advice, best: Layout, whole: Whole, served: Served) -> str:
+def _rate(found: Advice, best: Layout, way: Way) -> str:
+    whole, served = way
     rate = served.from_cluster if best.nodes else served.from_device
     times = served.in_dram / max(1e-9, rate)
     slower = (
@@ -166,15 +189,16 @@ def _rate(found: Advice, best: Layout, whole: Whole, served: Served) -> str:
     )
 
 
-def _where(found: Advice, whole: Whole) -> str:
+def _where(found: Advice) -> str:
     copies, cluster = found.in_copies, found.in_cluster
     a_copy = (
-        f"{size_text(whole.cache_bytes + whole.index_bytes)} of DRAM and "
-        f"{size_text(whole.nvm_bytes)} of NVM"
+        f"{size_text(copies.dram_bytes / copies.machines)} of DRAM and "
+        f"{size_text(copies.nvm_bytes / copies.machines)} of NVM"
     )
     nodes = (
         f"a cluster of {cluster.nodes} nodes with {cluster.copies} copies behind "
-        f"{_counted(cluster.machines)} costs {_money(cluster.cost)}"
+        f"{_counted(cluster.machines)} with {size_text(cluster.cache_bytes)} of cache costs "
+        f"{_money(cluster.cost)}"
     )
     if not copies.fits:
         return f"one machine, {_sizes(found.machine)}, does not hold {a_copy}; {nodes}"

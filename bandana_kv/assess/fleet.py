@@ -111,7 +111,7 @@ def in_dram(whole: Whole, served: Served, machine: Machine, prices: Prices) -> L
     machines, bound_by = _most(needed)
     memory = _memory(whole.table_bytes, 0, prices)
     return Layout(
-        machines, 0, 1, whole.table_bytes, 0, machines * machine.price + memory, True, bound_by
+        machines, 0, 1, 0, whole.table_bytes, 0, machines * machine.price + memory, True, bound_by
     )
 
 
@@ -124,7 +124,7 @@ def in_copies(whole: Whole, served: Served, machine: Machine, prices: Prices) ->
         and whole.nvm_bytes <= MOST_FILLED * machine.nvm_bytes
     )
     cost = machines * machine.price + _memory(dram, nvm, prices)
-    return Layout(machines, 0, machines, dram, nvm, cost, fits, "requests")
+    return Layout(machines, 0, machines, whole.cache_bytes, dram, nvm, cost, fits, "requests")
 
 
 def in_cluster(whole: Whole, served: Served, machine: Machine, prices: Prices) -> Layout:
@@ -155,12 +155,13 @@ def in_cluster(whole: Whole, served: Served, machine: Machine, prices: Prices) -
         }
     )
     nodes = max(LEAST_NODES, carrying + 1)
-    dram = machines * (min(whole.cache_bytes, max(0, room)) + whole.index_bytes)
+    cache_bytes = min(whole.cache_bytes, max(0, room))
+    dram = machines * (cache_bytes + whole.index_bytes)
     dram += round(NODE_DRAM_SHARE * nvm)
     cost = (machines + nodes) * machine.price + _memory(dram, nvm, prices)
     least = "the least of a majority" if nodes == LEAST_NODES else node_bound
     bound = f"machines: {bound_by}, nodes: {least}"
-    return Layout(machines, nodes, COPIES, dram, nvm, cost, room > 0, bound)
+    return Layout(machines, nodes, COPIES, cache_bytes, dram, nvm, cost, room > 0, bound)
 
 
 def network_of(whole: Whole, served: Served, machine: Machine, crossover: float | None) -> Network:

@@ -33,6 +33,9 @@ class Layout(msgspec.Struct, frozen=True):
         Of a cluster, beside them; 0 without one.
     copies : int
         Of all rows, in DRAM or as blocks.
+    cache_bytes : int
+        Of each machine that answers: rows with their bookkeeping, and heat. Where many machines
+        answer, less than `dram.recommended_bytes` may be cheapest.
     dram_bytes, nvm_bytes : int
         Of all machines and nodes together.
     cost : float
@@ -46,6 +49,7 @@ class Layout(msgspec.Struct, frozen=True):
     machines: int
     nodes: int
     copies: int
+    cache_bytes: int
     dram_bytes: int
     nvm_bytes: int
     cost: float

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
 from bandana_kv.assess import verdict
-from bandana_kv.assess.advice import advise, kept, machine_of
+from bandana_kv.assess.advice import Way, advise, kept, machine_of
 from bandana_kv.assess.cost import Memory, cost_of
 from bandana_kv.assess.data import (
     REPORT_FORMAT,
@@ -24,7 +24,7 @@ from bandana_kv.assess.data import (
 from bandana_kv.assess.devices import PUBLISHED
 from bandana_kv.assess.dram import HEADROOM, Budget, Curves, budgets, choose_budget, reads_at
 from bandana_kv.assess.endurance import endurance_of
-from bandana_kv.assess.fleet import Served, Whole
+from bandana_kv.assess.fleet import Served, Whole, in_copies
 from bandana_kv.assess.fleet_data import Advice
 from bandana_kv.assess.forms import with_forms
 from bandana_kv.assess.gain import Gained, Learnt, Point
@@ -44,6 +44,9 @@ from bandana_kv.units import size_text
 from bandana_kv.version import __version__
 
 __all__ = ["LEAST_LOG", "TRAIN", "Question", "Table", "assess"]
+
+# Of the recommended cache: tried where many machines each have one.
+OTHER_CACHES = (2.0, 0.5, 0.25, 0.125, 0.0625, 0.03125)
 
 
 def assess(question: Question, costs: Costs, progress: Progress | None = None) -> Assessment:
@@ -110,7 +113,7 @@ class _Work:
         endurance = endurance_of(nvm_bytes, self.asked.retraining, self.asked.drive)
         inputs = self._inputs()
         found = verdict.judge(tables, inputs, cost, throughput, latency, endurance)
-        advice = self._advice([tables[name] for name in moved], load, throughput, memory)
+        advice = self._advice(moved, curves, load, throughput, memory)
         found = verdict.weighed(found, advice)
         if found.recommendation == "do not":
             advice = kept(advice)
@@ -190,15 +193,18 @@ class _Work:
 
     def _in_time(self, curves: Curves, budget_us: float) -> Callable[[int], bool]:
         def in_time(cache_bytes: int) -> bool:
-            shares, _ = reads_at(curves, cache_bytes)
-            loads = [
-                each.load(self._of_log(shares[name]), self.asked.threads)
-                for name, each in self.learnt.items()
-            ]
-            load = together(loads, self.asked.seed)
+            load = self._load_with(reads_at(curves, cache_bytes)[0])
             return self.server.in_time(load, self.asked.requests_per_second, budget_us)
 
         return in_time
+
+    def _load_with(self, shares: Mapping[str, int]) -> Load:
+        """Return what is asked of the tables of `shares`, each with so much DRAM for its cache."""
+        loads = [
+            self.learnt[name].load(self._of_log(share), self.asked.threads)
+            for name, share in shares.items()
+        ]
+        return together(loads, self.asked.seed)
 
     def _load_of(self, gained: Gained) -> Load:
         counted = per_request(
@@ -226,48 +232,58 @@ class _Work:
         caches = sum(each.dram.cache_bytes + each.dram.heat_bytes for each in tables)
         return Memory(
             round(scale * sum(each.table_bytes for each in tables)),
-            round(scale * caches) + self._index_bytes(tables),
+            round(scale * caches)
+            + sum(8 * words_for(math.ceil(scale * each.rows)) for each in tables),
             versions * round(scale * sum(each.nvm_bytes for each in tables)),
             versions,
         )
 
-    def _index_bytes(self, tables: list[TableReport]) -> int:
-        """Return what indices of ids take: more a row where there are more rows."""
-        return sum(8 * words_for(math.ceil(self.asked.scale * each.rows)) for each in tables)
-
     def _advice(
-        self, tables: list[TableReport], load: Load, throughput: Throughput, memory: Memory
+        self, names: list[str], curves: Curves, load: Load, throughput: Throughput, memory: Memory
     ) -> Advice:
-        asked, index_bytes = self.asked, self._index_bytes(tables)
-        lookups = sum(each.workload.mean_length for each in tables)
-        row_bytes = sum(each.workload.mean_length * each.row_bytes for each in tables) / lookups
-        whole = Whole(
-            table_bytes=memory.table_bytes,
-            cache_bytes=memory.dram_bytes - index_bytes,
-            index_bytes=index_bytes,
-            nvm_bytes=memory.nvm_bytes,
-            requests_per_second=asked.requests_per_second,
-            lookups=float(np.mean(load.lookups)),
-            missed_rows=float(np.mean(load.missed)),
-            block_reads=float(np.mean(load.block_reads)),
-            row_bytes=row_bytes,
-            block_bytes=self.server.costs.block_bytes,
-        )
-        served = Served(
-            throughput.dram_only_requests_per_second,
-            throughput.requests_per_second,
-            self.server.cluster_rate(load),
-            self.server.reads_per_second,
-        )
+        asked, tables = self.asked, [self.asked.tables[name] for name in names]
+        lengths = [each.log.lookups / max(1, each.log.requests) for each in tables]
+        row_bytes = np.average([each.row_bytes for each in tables], weights=lengths)
+        index_bytes = sum(8 * words_for(self._rows(name)) for name in names)
+        plain = throughput.dram_only_requests_per_second
+
+        def way(cache_bytes: int, load: Load, rate: float) -> Way:
+            whole = Whole(
+                table_bytes=memory.table_bytes,
+                cache_bytes=cache_bytes,
+                index_bytes=index_bytes,
+                nvm_bytes=memory.nvm_bytes,
+                requests_per_second=asked.requests_per_second,
+                lookups=float(np.mean(load.lookups)),
+                missed_rows=float(np.mean(load.missed)),
+                block_reads=float(np.mean(load.block_reads)),
+                row_bytes=float(row_bytes),
+                block_bytes=self.server.costs.block_bytes,
+            )
+            reads = self.server.reads_per_second
+            return Way(whole, Served(plain, rate, self.server.cluster_rate(load), reads))
+
         machine = machine_of(asked.sizes, self.server.costs.processors, asked.prices)
-        return advise(
-            whole,
-            served,
-            machine,
-            asked.prices,
-            scale=asked.scale,
-            crossover=asked.crossover,
-        )
+        ways = [way(memory.dram_bytes - index_bytes, load, throughput.requests_per_second)]
+        one = in_copies(*ways[0], machine, asked.prices)
+        if asked.requests_per_second is not None and not (one.fits and one.machines == 1):
+            ways += [way(*other) for other in self._other_caches(names, curves, ways[0].whole)]
+        return advise(ways, machine, asked.prices, scale=asked.scale, crossover=asked.crossover)
+
+    def _other_caches(
+        self, names: list[str], curves: Curves, whole: Whole
+    ) -> Iterator[tuple[int, Load, float]]:
+        """Return other amounts of DRAM for caches, what is then asked, and served, in time."""
+        moved = {name: curves[name] for name in names}
+        least = sum(points[1][0] for points in moved.values())
+        for share in OTHER_CACHES:
+            cache_bytes = int(share * whole.cache_bytes)
+            if cache_bytes < least or self.asked.cache_bytes is not None:
+                continue
+            load = self._load_with(reads_at(moved, cache_bytes)[0])
+            rate, budget_us = self.asked.requests_per_second, self.asked.latency_budget_us
+            if budget_us is None or self.server.in_time(load, rate, budget_us):
+                yield cache_bytes, load, self.server.most(load).requests_per_second
 
     def _dram(self, budget: Budget, curves: Curves, memory: Memory) -> Dram:
         return Dram(

@@ -105,6 +105,10 @@ class Server:
         """What the device reads at its queue depth."""
         return self.device.reads_per_second(self.costs.block_bytes, self.device.queue_depth)
 
+    def most(self, load: Load) -> Performance:
+        """Return what one machine serves at most."""
+        return predict(self.costs, self.device, load, threads=self.threads)
+
     def cluster_rate(self, load: Load) -> float:
         """Return the requests a second of one machine that asks a cluster for its blocks.
 
@@ -121,7 +125,7 @@ class Server:
 
     def machines(self, load: Load, requests_per_second: float) -> tuple[int, Performance]:
         """Return how many such machines serve a rate, and what one does at its part of it."""
-        most = predict(self.costs, self.device, load, threads=self.threads).requests_per_second
+        most = self.most(load).requests_per_second
         machines = max(1, math.ceil(requests_per_second / most))
         while True:
             one = at_rate(
@@ -144,7 +148,7 @@ class Server:
     ) -> Latency:
         """Return how long requests take."""
         if requests_per_second is None:
-            most = predict(self.costs, self.device, load, threads=self.threads)
+            most = self.most(load)
             requests_per_second = _USUAL_SHARE * most.requests_per_second
         _, one = self.machines(load, requests_per_second)
         met = None if budget_us is None else one.p99_us <= budget_us
@@ -154,7 +158,7 @@ class Server:
         self, load: Load, requests_per_second: float | None, dram_only: float
     ) -> Throughput:
         """Return what is served at most, and what a rate needs."""
-        most = predict(self.costs, self.device, load, threads=self.threads)
+        most = self.most(load)
         machines = others = devices = None
         reads = float(np.mean(load.block_reads))
         rate = requests_per_second or most.requests_per_second

@@ -8,7 +8,7 @@ import msgspec
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from bandana_kv.assess.advice import Sizes, advise, machine_of
+from bandana_kv.assess.advice import Sizes, Way, advise, machine_of
 from bandana_kv.assess.cost import Prices
 from bandana_kv.assess.fleet import Served, Whole, in_cluster, in_copies, in_dram, network_of
 from bandana_kv.assess.fleet_data import Advice, Machine
@@ -60,7 +60,7 @@ prices = st.builds(Prices, st.floats(0.01, 100.0), st.floats(0.001, 100.0))
 
 
 def advised(whole: Whole, served: Served, machine: Machine, of: Prices) -> Advice:
-    return advise(whole, served, machine, of, scale=1.0, crossover=None)
+    return advise([Way(whole, served)], machine, of, scale=1.0, crossover=None)
 
 
 @given(wholes(), servers(), machines, prices, rates, more)

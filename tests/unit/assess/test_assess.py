@@ -287,7 +287,7 @@ def test_a_small_table_stays_in_dram_unless_it_is_a_sample() -> None:
     kept = assess(question(grouped(1000), **fast), COSTS)
     assert kept.advice.answer == "keep it in DRAM"
     assert kept.advice.in_copies.machines > 10
-    assert kept.throughput.machines == kept.advice.in_copies.machines
+    assert kept.throughput.machines > 10
 
 
 def test_the_whole_is_so_many_times_what_the_log_shows() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from bandana_kv.assess.advice import Sizes, advise, kept, machine_of
+from bandana_kv.assess.advice import Sizes, Way, advise, kept, machine_of
 from bandana_kv.assess.cost import Prices
 from bandana_kv.assess.fleet import Served, Whole, in_cluster, in_copies, in_dram, network_of
 from bandana_kv.assess.fleet_data import Advice, Machine
@@ -39,7 +39,8 @@ def advised(
     whole: Whole = WHOLE, machine: Machine = MACHINE, prices: Prices = PRICES, **more: Any
 ) -> Advice:
     asked: dict[str, Any] = {"served": SERVED, "scale": 1.0, "crossover": None} | more
-    return advise(whole, asked.pop("served"), machine, prices, **asked)
+    ways = [Way(whole, asked.pop("served")), *asked.pop("others", ())]
+    return advise(ways, machine, prices, **asked)
 
 
 def test_all_rows_in_dram() -> None:
@@ -162,6 +163,22 @@ def test_what_no_machine_holds_is_not_advised() -> None:
     found = advised(changed(requests_per_second=1.0), small)
     assert found.answer == "keep it in DRAM"
     assert "does not fit a machine's DRAM" in found.reasons[0]
+
+
+def test_where_many_machines_answer_a_smaller_cache_may_be_cheaper() -> None:
+    # 25 GiB less on each of 7 machines, a reading more, and a node more for it
+    less = Way(changed(cache_bytes=25 * GIB, block_reads=5.0), SERVED)
+    found = advised(others=[less])
+    assert (found.in_cluster.cache_bytes, found.in_cluster.nodes) == (25 * GIB, 4)
+    assert found.in_cluster.cost == pytest.approx(4193.76 + 192 - 7 * 25 * 3.0)
+    assert found.in_copies.cost == pytest.approx(4164 - 5 * 25 * 3.0)
+    assert found.network.blocks_per_request == 5.0
+    assert found.pays_up_to_requests_per_second == advised().pays_up_to_requests_per_second
+    dearer = Way(changed(cache_bytes=49 * GIB, block_reads=9.0), SERVED)
+    assert advised(others=[dearer]).in_cluster.cache_bytes == 50 * GIB
+    # what fits goes before what is cheap
+    whole = changed(cache_bytes=300 * GIB)
+    assert advised(whole, others=[less]).in_copies.fits
 
 
 def test_how_far_whole_copies_pay() -> None:

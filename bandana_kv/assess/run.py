@@ -123,7 +123,7 @@ class _Work:
             version=__version__,
             recommendation=found.recommendation,
             suited=found.suited,
-            verdict=sentence_of(found, advice, cost, throughput, tables),
+            verdict=sentence_of(found, advice, cost, tables),
             gain=gain_of([tables[name] for name in moved]),
             reasons=found.reasons,
             warnings=verdict.warnings_of(tables, throughput, cost, inputs, self.server.costs),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bandana_kv.assess.data import Cost, Throughput
+from bandana_kv.assess.data import Cost
 from bandana_kv.assess.devices import PUBLISHED
 from bandana_kv.assess.fleet_data import Advice
 from bandana_kv.assess.performance import Costs
@@ -56,7 +56,6 @@ def sentence_of(
     found: Verdict,
     advice: Advice,
     cost: Cost,
-    throughput: Throughput,
     tables: Mapping[str, TableReport],
 ) -> str:
     """Return the verdict as one sentence."""
@@ -70,13 +69,9 @@ def sentence_of(
         what = f"{len(moved)} of {len(tables)} tables"
     gains = sorted(each.gain for each in moved)
     gain = f"{gains[0]:.2f}" if len(gains) == 1 else f"{gains[0]:.2f} to {gains[-1]:.2f}"
-    machines, others = throughput.machines or 0, throughput.dram_only_machines or 0
-    price = (
-        f", on {machines} machines like this one instead of {others}" if machines > others else ""
-    )
     return (
         f"Serve {what} from NVM: {gain} times fewer reads than a plain cache, and memory costs "
-        f"{cost.saved_share:.0%} less than with all rows in DRAM{price}; {_place(advice)}."
+        f"{cost.saved_share:.0%} less than with all rows in DRAM; {_place(advice)}."
     )
 
 
@@ -85,6 +80,8 @@ def _place(advice: Advice) -> str:
     if advice.answer == "one machine":
         return "one machine holds it"
     if advice.answer == "copies":
-        return f"{advice.in_copies.machines} whole copies behind a router are cheapest"
-    cluster = advice.in_cluster
-    return f"from a cluster of {cluster.nodes} nodes, behind {cluster.machines} that answer"
+        where = f"{advice.in_copies.machines} whole copies behind a router are cheapest"
+    else:
+        cluster = advice.in_cluster
+        where = f"from a cluster of {cluster.nodes} nodes, behind {cluster.machines} that answer"
+    return f"{where}, instead of {advice.in_dram.machines} with all rows in DRAM"

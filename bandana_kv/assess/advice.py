@@ -184,8 +184,8 @@ def _rate(found: Advice, best: Layout, way: Way) -> str:
         )
     nodes = f" and {best.nodes} nodes" if best.nodes else ""
     return (
-        f"{slower}: {whole.requests_per_second:,.0f} take {_counted(best.machines)}{nodes} instead "
-        f"of {_counted(found.in_dram.machines)}"
+        f"{slower}: {whole.requests_per_second:,.0f} take {_counted(best.machines)}{nodes}, and "
+        f"{_counted(found.in_dram.machines)} with all rows in DRAM"
     )
 
 

@@ -176,9 +176,19 @@ def test_where_many_machines_answer_a_smaller_cache_may_be_cheaper() -> None:
     assert found.pays_up_to_requests_per_second == advised().pays_up_to_requests_per_second
     dearer = Way(changed(cache_bytes=49 * GIB, block_reads=9.0), SERVED)
     assert advised(others=[dearer]).in_cluster.cache_bytes == 50 * GIB
-    # what fits goes before what is cheap
-    whole = changed(cache_bytes=300 * GIB)
-    assert advised(whole, others=[less]).in_copies.fits
+    # one machine with 260 GiB would cost a third, and has no room for them
+    large = dataclasses.replace(SERVED, from_device=100_000.0)
+    found = advised(changed(cache_bytes=250 * GIB), served=large, others=[Way(WHOLE, SERVED)])
+    assert (found.in_copies.fits, found.in_copies.machines) == (True, 5)
+
+
+def test_what_does_not_fit_is_not_advised_though_it_costs_less() -> None:
+    whole = changed(nvm_bytes=3300 * GIB, requests_per_second=20_000.0)
+    found = advised(whole, prices=dataclasses.replace(PRICES, least_saving=0.0))
+    assert not found.in_copies.fits
+    assert found.in_copies.cost < found.in_cluster.cost
+    assert found.answer == "cluster"
+    assert found.saved == pytest.approx(found.in_dram.cost - found.in_cluster.cost)
 
 
 def test_how_far_whole_copies_pay() -> None:

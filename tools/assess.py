@@ -16,6 +16,7 @@ from bandana_kv.assess import (
     Prices,
     Question,
     Retraining,
+    Sizes,
     Table,
     assess,
     device_class,
@@ -77,6 +78,39 @@ _FORMS = codec_names()[1:]
 )
 @click.option(
     "--cache-bytes", callback=size, metavar="SIZE", help="DRAM for caches.  [default: recommend it]"
+)
+@click.option(
+    "--scale",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(1),
+    help="Tables and traffic are so many times what the logs show; all else given is of the whole.",
+)
+@click.option(
+    "--machine-price",
+    type=click.FloatRange(0),
+    help="Of a machine like this one without its memory, in the unit of --dram-price.  "
+    "[default: that of 8 GiB of DRAM a processor]",
+)
+@click.option(
+    "--least-saving",
+    type=click.FloatRange(0),
+    help="That is worth the trouble, in that unit.  [default: a tenth of what DRAM alone costs]",
+)
+@click.option("--machine-dram", callback=size, metavar="SIZE", default="256GiB", show_default=True)
+@click.option("--machine-nvm", callback=size, metavar="SIZE", default="4TiB", show_default=True)
+@click.option(
+    "--network-gbps",
+    default=25.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Of a machine.",
+)
+@click.option(
+    "--crossover",
+    type=click.FloatRange(0, min_open=True),
+    help="Missed rows a block, above which blocks beat a row a key on your cluster, by a bench.  "
+    "[default: as measured on another]",
 )
 @click.option(
     "--retrains-per-day", default=1.0, show_default=True, type=click.FloatRange(0, 10_000)
@@ -161,6 +195,13 @@ def main(
     latency_budget_ms: float | None,
     dram_budget: int | None,
     cache_bytes: int | None,
+    scale: float,
+    machine_price: float | None,
+    least_saving: float | None,
+    machine_dram: int,
+    machine_nvm: int,
+    network_gbps: float,
+    crossover: float | None,
     retrains_per_day: float,
     rewritten_share: float,
     drive_capacity: int | None,
@@ -189,7 +230,7 @@ def main(
     question = Question(
         tables={table: Table(read[table], *sizes[table]) for table in read},
         ordered=ordered,
-        prices=Prices(dram_price, nvm_price),
+        prices=Prices(dram_price, nvm_price, machine_price, least_saving),
         device=profile,
         device_name=name,
         device_source=source,
@@ -203,6 +244,9 @@ def main(
         seed=seed,
         forms=_FORMS if "all" in forms else forms,
         samples=samples,
+        scale=scale,
+        sizes=Sizes(machine_dram, machine_nvm, 1e9 * network_gbps),
+        crossover=crossover,
     )
     question.check()
     lookups = sum(each.lookups for each in read.values())
@@ -290,6 +334,9 @@ def _print(found: Assessment) -> None:
         say(f"  - {reason}")
     for warning in found.warnings:
         say(f"  to be known: {warning}")
+    say(f"  where: {found.advice.answer}")
+    for line in found.advice.assumed:
+        say(f"  reckoned with {line}")
     for name, table in found.tables.items():
         for form in table.forms:
             lost = f", RMS error {form.loss.rms_error:.3g}" if form.loss else ""

@@ -16,10 +16,16 @@ _CURVE_POINTS = 21
 
 @dataclass(frozen=True)
 class Prices:
-    """Of a GiB, in any one unit: currency, or currency a month."""
+    """Of a GiB, in any one unit: currency, or currency a month.
+
+    `machine` is one without its memory, and `least_saving` what is worth the trouble, both in the
+    same unit; None: taken, and said so.
+    """
 
     dram: float
     nvm: float
+    machine: float | None = None
+    least_saving: float | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from bandana_kv.assess.fleet_data import Advice
 from bandana_kv.assess.table_data import Recommendation, Spread, TableReport
 from bandana_kv.device.record import check_writable
 from bandana_kv.errors import InputError
@@ -224,7 +225,7 @@ class Device(msgspec.Struct, frozen=True):
 
 
 class Inputs(msgspec.Struct, frozen=True):
-    """What was asked."""
+    """What was asked; of DRAM, rates and prices, for `scale` times what the logs show."""
 
     logs: dict[str, str]
     ordered: bool
@@ -235,13 +236,17 @@ class Inputs(msgspec.Struct, frozen=True):
     latency_budget_us: float | None
     dram_budget_bytes: int | None
     cache_bytes: int | None
+    scale: float = 1.0
+    machine_price: float | None = None
+    least_saving: float | None = None
 
 
 class Assessment(msgspec.Struct, frozen=True):
     """Whether to serve these tables from NVM, and all that says so; `write` makes the JSON.
 
     `verdict` is the first reason in a sentence; `gain` that of all tables that would move, looked
-    up in equally often.
+    up in equally often. `tables` are as the logs show them; `dram`, `cost`, `endurance` and
+    `advice` of the whole, `inputs.scale` times as large.
     """
 
     format: int
@@ -262,6 +267,7 @@ class Assessment(msgspec.Struct, frozen=True):
     uncertainty: Uncertainty
     device: Device
     inputs: Inputs
+    advice: Advice
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the report as JSON that people can read; what was there is replaced in one step.

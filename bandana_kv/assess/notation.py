@@ -31,8 +31,8 @@ def shown(key: str, value: Any) -> str:
     """Return `value` as people read it.
 
     The unit that `key` ends or begins with decides: ``_bytes``, ``_share`` and ``_ratio`` (as per
-    cent), ``_us`` (as milliseconds from 1,000 up), ``_per_second``; other numbers get three digits
-    that count.
+    cent), ``_us`` (as milliseconds from 1,000 up), ``_per_second``, ``bits_per_second``;
+    other numbers get three digits that count.
     """
     if value is None:
         return "not given" if key.startswith("inputs.") else "not known"
@@ -65,13 +65,19 @@ def _time(value: float) -> str:
     return f"{value / 1000:,.2f} ms" if value >= 1000 else f"{value:,.0f} us"
 
 
+def _bits(value: float) -> str:
+    return f"{value / 1e9:,.2f} Gb/s" if value >= 1e7 else f"{value / 1e6:,.2f} Mb/s"
+
+
 _UNITS = (
     ("_bytes_per_day", size_text),
     ("_bytes", size_text),
+    ("bytes_per_lookup", size_text),
     ("bytes_recommended", size_text),
     ("_share", _share),
     ("_ratio", _share),
     ("drift", _share),
+    ("bits_per_second", _bits),
     ("_per_second", "{:,.0f}".format),
     ("_us", _time),
 )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
 
 from bandana_kv.assess import verdict
-from bandana_kv.assess.cost import Memory, Prices, cost_of
+from bandana_kv.assess.advice import Way, advise, kept, machine_of
+from bandana_kv.assess.cost import Memory, cost_of
 from bandana_kv.assess.data import (
     REPORT_FORMAT,
     Assessment,
-    Cost,
     Device,
     Dram,
     Inputs,
@@ -21,19 +23,21 @@ from bandana_kv.assess.data import (
 )
 from bandana_kv.assess.devices import PUBLISHED
 from bandana_kv.assess.dram import HEADROOM, Budget, Curves, budgets, choose_budget, reads_at
-from bandana_kv.assess.endurance import Drive, Retraining, endurance_of
-from bandana_kv.assess.forms import check_floats, with_forms
+from bandana_kv.assess.endurance import endurance_of
+from bandana_kv.assess.fleet import Served, Whole, in_copies
+from bandana_kv.assess.fleet_data import Advice
+from bandana_kv.assess.forms import with_forms
 from bandana_kv.assess.gain import Gained, Learnt, Point
 from bandana_kv.assess.performance import Costs, Load
+from bandana_kv.assess.question import LEAST_LOG, TRAIN, Question, Table
 from bandana_kv.assess.service import Server, dram_only_rate, together
+from bandana_kv.assess.summary import gain_of, not_known, sentence_of
 from bandana_kv.assess.table import Block, curve_of, report_of, spread_of
 from bandana_kv.assess.table_data import TableReport
 from bandana_kv.assess.workload import unseen_share
-from bandana_kv.device import DeviceProfile
-from bandana_kv.errors import InputError
+from bandana_kv.kernels.bitpack import words_for
 from bandana_kv.logs.access_log import AccessLog
 from bandana_kv.plan.choose import Subject
-from bandana_kv.plan.points import LEAST_REQUESTS
 from bandana_kv.progress import Progress
 from bandana_kv.simulate import per_request
 from bandana_kv.units import size_text
@@ -41,91 +45,8 @@ from bandana_kv.version import __version__
 
 __all__ = ["LEAST_LOG", "TRAIN", "Question", "Table", "assess"]
 
-# Of the requests: the rest judges.
-TRAIN = 0.7
-# Learning keeps back a part of its own to judge by.
-LEAST_LOG = -(-LEAST_REQUESTS * 10 // 7)
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table to assess: its access log, how many rows it has, and how large they are."""
-
-    log: AccessLog
-    rows: int
-    row_bytes: int
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked.
-
-    Attributes
-    ----------
-    tables : dict of Table
-    ordered : bool
-        Whether the requests of each log are in order of time.
-    prices : Prices
-    device : DeviceProfile
-    device_name, device_source : str
-        As the report calls it, and where its figures are from.
-    requests_per_second : float or None
-        Each of them looks up in every table.
-    latency_budget_us : float or None
-        For 99 of 100 requests.
-    dram_budget_bytes : int or None
-        DRAM that is there for these tables anyway.
-    cache_bytes : int or None
-        DRAM for all caches; None: recommend it.
-    retraining : Retraining
-    drive : Drive
-    threads : int
-        Requests that are served at a time.
-    seed : int
-    forms : tuple of str
-        The codecs to compare with float32.
-    samples : dict of path
-        Rows of tables, of which to say what those lose.
-    """
-
-    tables: Mapping[str, Table]
-    ordered: bool
-    prices: Prices
-    device: DeviceProfile
-    device_name: str
-    device_source: str
-    requests_per_second: float | None = None
-    latency_budget_us: float | None = None
-    dram_budget_bytes: int | None = None
-    cache_bytes: int | None = None
-    retraining: Retraining = field(default_factory=lambda: Retraining(1.0, 1.0))
-    drive: Drive = field(default_factory=lambda: Drive(None, None, "none was given"))
-    threads: int = 8
-    seed: int = 0
-    forms: tuple[str, ...] = ()
-    samples: Mapping[str, str] = field(default_factory=dict)
-
-    def check(self) -> None:
-        """Refuse what cannot be assessed, before the long work.
-
-        Raises
-        ------
-        InputError
-            Names what is wrong.
-        """
-        if not self.tables:
-            raise InputError("no tables to assess; name at least one")
-        for name, table in self.tables.items():
-            if self.forms:
-                check_floats(name, table.row_bytes)
-            if table.rows < 1 or table.row_bytes < 1:
-                raise InputError(f"table {name!r}: {table.rows} rows of {table.row_bytes} bytes")
-            table.log.validate(rows=table.rows)
-            if table.log.requests < LEAST_LOG:
-                raise InputError(
-                    f"table {name!r}: a log of {table.log.requests} requests is too short to "
-                    f"judge by; {LEAST_LOG} are the least"
-                )
+# Of the recommended cache: tried where many machines each have one.
+OTHER_CACHES = (2.0, 0.5, 0.25, 0.125, 0.0625, 0.03125)
 
 
 def assess(question: Question, costs: Costs, progress: Progress | None = None) -> Assessment:
@@ -174,13 +95,14 @@ class _Work:
             self._learn(name, table)
         curves = {name: self._curve(name) for name in self.learnt}
         budget = self._budget(curves)
-        gained = {name: each.gained(budget.shares[name]) for name, each in self.learnt.items()}
+        shares = {name: self._of_log(share) for name, share in budget.shares.items()}
+        gained = {name: each.gained(shares[name]) for name, each in self.learnt.items()}
         loads = {name: self._load_of(each) for name, each in gained.items()}
-        tables = {name: self._table(name, gained[name], budget.shares[name]) for name in gained}
+        tables = {name: self._table(name, gained[name], shares[name]) for name in gained}
         moved = [name for name, each in tables.items() if each.recommendation == "recommend"]
         moved = moved or list(tables)
         load = together([loads[name] for name in moved], self.asked.seed)
-        shapes = {name: (tables[name].rows, tables[name].row_bytes) for name in moved}
+        shapes = {name: (self._rows(name), tables[name].row_bytes) for name in moved}
         plain = dram_only_rate(shapes, [tables[name].workload.mean_length for name in moved])
         rate, budget_us = self.asked.requests_per_second, self.asked.latency_budget_us
         throughput = self.server.throughput(load, rate, plain)
@@ -191,14 +113,18 @@ class _Work:
         endurance = endurance_of(nvm_bytes, self.asked.retraining, self.asked.drive)
         inputs = self._inputs()
         found = verdict.judge(tables, inputs, cost, throughput, latency, endurance)
+        advice = self._advice(moved, curves, load, throughput, memory)
+        found = verdict.weighed(found, advice)
+        if found.recommendation == "do not":
+            advice = kept(advice)
         return Assessment(
             format=REPORT_FORMAT,
             created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             version=__version__,
             recommendation=found.recommendation,
             suited=found.suited,
-            verdict=_sentence(found, cost, throughput, tables),
-            gain=_gain([tables[name] for name in moved]),
+            verdict=sentence_of(found, advice, cost, tables),
+            gain=gain_of([tables[name] for name in moved]),
             reasons=found.reasons,
             warnings=verdict.warnings_of(tables, throughput, cost, inputs, self.server.costs),
             tables=tables,
@@ -209,11 +135,20 @@ class _Work:
             endurance=endurance,
             uncertainty=Uncertainty(
                 {name: spread_of(each, gained[name]) for name, each in self.learnt.items()},
-                self._not_known(),
+                not_known(self.asked, self.server.costs),
             ),
             device=self._device(),
             inputs=inputs,
+            advice=advice,
         )
+
+    def _rows(self, name: str) -> int:
+        """Return the rows of the table itself, of which the log's may be a sample."""
+        return math.ceil(self.asked.scale * self.asked.tables[name].rows)
+
+    def _of_log(self, whole_bytes: int) -> int:
+        """Return what is the log's of some DRAM."""
+        return int(whole_bytes / self.asked.scale)
 
     def _learn(self, name: str, table: Table) -> None:
         ordered, seed = self.asked.ordered, self.asked.seed
@@ -230,13 +165,14 @@ class _Work:
         self.points[name] = self.learnt[name].points()
 
     def _curve(self, name: str) -> list[tuple[int, float]]:
-        """Return DRAM for the cache, and block reads a request; without DRAM first."""
+        """Return DRAM for the whole's cache, and block reads a request; without DRAM first."""
         learnt = self.learnt[name]
         length = learnt.judge.lookups / max(1, learnt.judge.requests)
         points = [(0, learnt.reads_without_cache() * length)]
         for each in self.points[name]:
             reads = sum(each.plan) / len(each.plan)
-            points.append((learnt.bytes_of(each.policy, each.capacity_rows), reads * length))
+            cache_bytes = learnt.bytes_of(each.policy, each.capacity_rows)
+            points.append((round(self.asked.scale * cache_bytes), reads * length))
         return points
 
     def _budget(self, curves: Curves) -> Budget:
@@ -249,7 +185,7 @@ class _Work:
             in_time = self._in_time(curves, asked.latency_budget_us)
         return choose_budget(
             curves,
-            sum(each.rows * each.row_bytes for each in asked.tables.values()),
+            sum(self._rows(name) * each.row_bytes for name, each in asked.tables.items()),
             requests_per_second=asked.requests_per_second,
             device_reads_per_second=self.server.reads_per_second,
             in_time=in_time,
@@ -257,14 +193,18 @@ class _Work:
 
     def _in_time(self, curves: Curves, budget_us: float) -> Callable[[int], bool]:
         def in_time(cache_bytes: int) -> bool:
-            shares, _ = reads_at(curves, cache_bytes)
-            loads = [
-                each.load(shares[name], self.asked.threads) for name, each in self.learnt.items()
-            ]
-            load = together(loads, self.asked.seed)
+            load = self._load_with(reads_at(curves, cache_bytes)[0])
             return self.server.in_time(load, self.asked.requests_per_second, budget_us)
 
         return in_time
+
+    def _load_with(self, shares: Mapping[str, int]) -> Load:
+        """Return what is asked of the tables of `shares`, each with so much DRAM for its cache."""
+        loads = [
+            self.learnt[name].load(self._of_log(share), self.asked.threads)
+            for name, share in shares.items()
+        ]
+        return together(loads, self.asked.seed)
 
     def _load_of(self, gained: Gained) -> Load:
         counted = per_request(
@@ -288,13 +228,62 @@ class _Work:
         return with_forms(found, learnt, cache_bytes, self.asked.forms, sample)
 
     def _memory(self, tables: list[TableReport]) -> Memory:
-        versions = 2 if self.asked.retraining.times_per_day else 1
+        versions, scale = 2 if self.asked.retraining.times_per_day else 1, self.asked.scale
+        caches = sum(each.dram.cache_bytes + each.dram.heat_bytes for each in tables)
         return Memory(
-            sum(each.table_bytes for each in tables),
-            sum(each.dram_bytes_recommended for each in tables),
-            versions * sum(each.nvm_bytes for each in tables),
+            round(scale * sum(each.table_bytes for each in tables)),
+            round(scale * caches)
+            + sum(8 * words_for(math.ceil(scale * each.rows)) for each in tables),
+            versions * round(scale * sum(each.nvm_bytes for each in tables)),
             versions,
         )
+
+    def _advice(
+        self, names: list[str], curves: Curves, load: Load, throughput: Throughput, memory: Memory
+    ) -> Advice:
+        asked, tables = self.asked, [self.asked.tables[name] for name in names]
+        lengths = [each.log.lookups / max(1, each.log.requests) for each in tables]
+        row_bytes = np.average([each.row_bytes for each in tables], weights=lengths)
+        index_bytes = sum(8 * words_for(self._rows(name)) for name in names)
+        plain = throughput.dram_only_requests_per_second
+
+        def way(cache_bytes: int, load: Load, rate: float) -> Way:
+            whole = Whole(
+                table_bytes=memory.table_bytes,
+                cache_bytes=cache_bytes,
+                index_bytes=index_bytes,
+                nvm_bytes=memory.nvm_bytes,
+                requests_per_second=asked.requests_per_second,
+                lookups=float(np.mean(load.lookups)),
+                missed_rows=float(np.mean(load.missed)),
+                block_reads=float(np.mean(load.block_reads)),
+                row_bytes=float(row_bytes),
+                block_bytes=self.server.costs.block_bytes,
+            )
+            reads = self.server.reads_per_second
+            return Way(whole, Served(plain, rate, self.server.cluster_rate(load), reads))
+
+        machine = machine_of(asked.sizes, self.server.costs.processors, asked.prices)
+        ways = [way(memory.dram_bytes - index_bytes, load, throughput.requests_per_second)]
+        one = in_copies(*ways[0], machine, asked.prices)
+        if asked.requests_per_second is not None and not (one.fits and one.machines == 1):
+            ways += [way(*other) for other in self._other_caches(names, curves, ways[0].whole)]
+        return advise(ways, machine, asked.prices, scale=asked.scale, crossover=asked.crossover)
+
+    def _other_caches(
+        self, names: list[str], curves: Curves, whole: Whole
+    ) -> Iterator[tuple[int, Load, float]]:
+        """Return other amounts of DRAM for caches, what is then asked, and served, in time."""
+        moved = {name: curves[name] for name in names}
+        least = sum(points[1][0] for points in moved.values())
+        for share in OTHER_CACHES:
+            cache_bytes = int(share * whole.cache_bytes)
+            if cache_bytes < least or self.asked.cache_bytes is not None:
+                continue
+            load = self._load_with(reads_at(moved, cache_bytes)[0])
+            rate, budget_us = self.asked.requests_per_second, self.asked.latency_budget_us
+            if budget_us is None or self.server.in_time(load, rate, budget_us):
+                yield cache_bytes, load, self.server.most(load).requests_per_second
 
     def _dram(self, budget: Budget, curves: Curves, memory: Memory) -> Dram:
         return Dram(
@@ -332,61 +321,7 @@ class _Work:
             latency_budget_us=asked.latency_budget_us,
             dram_budget_bytes=asked.dram_budget_bytes,
             cache_bytes=asked.cache_bytes,
+            scale=asked.scale,
+            machine_price=asked.prices.machine,
+            least_saving=asked.prices.least_saving,
         )
-
-    def _not_known(self) -> tuple[str, ...]:
-        """Return what no figure here says."""
-        lines = []
-        if self.asked.device.engine == PUBLISHED:
-            lines.append(
-                "The device was not measured: its figures are published ones, of an idle and empty "
-                "device, and its slowest reads are mostly not published. Measure yours with "
-                "tools/profile_device.py."
-            )
-        if not self.asked.ordered:
-            lines.append("How fast what is learnt ages: the log is in no order of time.")
-        costs = self.server.costs
-        lines += [
-            (
-                f"Processor costs were measured on this machine ({costs.processors} processors, "
-                f"load {costs.load_average:.1f} meanwhile); throughput and latency are for "
-                "machines like it."
-            ),
-            "Traffic after the log: all figures are of its last three tenths.",
-            "What an engine and the drive write on top of blocks.",
-        ]
-        if len(self.asked.tables) > 1:
-            lines.append(
-                "Which requests of different tables belong together: they were paired at random."
-            )
-        return tuple(lines)
-
-
-def _gain(tables: list[TableReport]) -> float:
-    baseline = sum(each.reads_per_request.baseline for each in tables)
-    return baseline / max(1e-9, sum(each.reads_per_request.plan for each in tables))
-
-
-def _sentence(
-    found: verdict.Verdict,
-    cost: Cost,
-    throughput: Throughput,
-    tables: Mapping[str, TableReport],
-) -> str:
-    """Return the verdict as one sentence."""
-    what = "this table" if len(tables) == 1 else "these tables"
-    if found.recommendation == "do not":
-        return f"Do not serve {what} from NVM: {found.reasons[0]}."
-    moved = [each for each in tables.values() if each.recommendation == "recommend"]
-    if len(moved) < len(tables):
-        what = f"{len(moved)} of {len(tables)} tables"
-    gains = sorted(each.gain for each in moved)
-    gain = f"{gains[0]:.2f}" if len(gains) == 1 else f"{gains[0]:.2f} to {gains[-1]:.2f}"
-    machines, others = throughput.machines or 0, throughput.dram_only_machines or 0
-    price = (
-        f", on {machines} machines like this one instead of {others}" if machines > others else ""
-    )
-    return (
-        f"Serve {what} from NVM: {gain} times fewer reads than a plain cache, and memory costs "
-        f"{cost.saved_share:.0%} less than with all rows in DRAM{price}."
-    )

@@ -8,10 +8,13 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
 import numpy as np
 
 from bandana_kv.assess.data import Latency, Throughput
+from bandana_kv.assess.devices import DeviceClass
 from bandana_kv.assess.dram import HEADROOM
+from bandana_kv.assess.fleet import CLIENT_US
 from bandana_kv.assess.performance import Costs, Load, Performance, at_rate, predict
 from bandana_kv.device import DeviceProfile
 
@@ -21,6 +24,9 @@ _MEASURED_S = 0.2
 _ARRAY_BYTES = 256 << 20
 # Latency is told where a machine has room to breathe, if no rate was asked for.
 _USUAL_SHARE = 0.5
+# What stands for the device of who asks a cluster: as late as Kvrocks with some hops between, and
+# without an end of its own. How many nodes it takes is reckoned elsewhere.
+_CLUSTER = DeviceClass("cluster", "blocks on other machines", "docs/cluster.md", 1e6, 500.0)
 
 
 def together(loads: Sequence[Load], seed: int) -> Load:
@@ -99,9 +105,27 @@ class Server:
         """What the device reads at its queue depth."""
         return self.device.reads_per_second(self.costs.block_bytes, self.device.queue_depth)
 
+    def most(self, load: Load) -> Performance:
+        """Return what one machine serves at most."""
+        return predict(self.costs, self.device, load, threads=self.threads)
+
+    def cluster_rate(self, load: Load) -> float:
+        """Return the requests a second of one machine that asks a cluster for its blocks.
+
+        A block then costs `CLIENT_US` more, one at a time, and comes after `_CLUSTER`'s latency.
+        """
+        costs = self.costs
+        alone, crowded, serial = (
+            msgspec.structs.replace(each, block_read=each.block_read + CLIENT_US)
+            for each in (costs.alone, costs.crowded, costs.serial)
+        )
+        asking = msgspec.structs.replace(costs, alone=alone, crowded=crowded, serial=serial)
+        most = predict(asking, _CLUSTER.profile(), load, threads=self.threads)
+        return most.requests_per_second
+
     def machines(self, load: Load, requests_per_second: float) -> tuple[int, Performance]:
         """Return how many such machines serve a rate, and what one does at its part of it."""
-        most = predict(self.costs, self.device, load, threads=self.threads).requests_per_second
+        most = self.most(load).requests_per_second
         machines = max(1, math.ceil(requests_per_second / most))
         while True:
             one = at_rate(
@@ -124,7 +148,7 @@ class Server:
     ) -> Latency:
         """Return how long requests take."""
         if requests_per_second is None:
-            most = predict(self.costs, self.device, load, threads=self.threads)
+            most = self.most(load)
             requests_per_second = _USUAL_SHARE * most.requests_per_second
         _, one = self.machines(load, requests_per_second)
         met = None if budget_us is None else one.p99_us <= budget_us
@@ -134,7 +158,7 @@ class Server:
         self, load: Load, requests_per_second: float | None, dram_only: float
     ) -> Throughput:
         """Return what is served at most, and what a rate needs."""
-        most = predict(self.costs, self.device, load, threads=self.threads)
+        most = self.most(load)
         machines = others = devices = None
         reads = float(np.mean(load.block_reads))
         rate = requests_per_second or most.requests_per_second

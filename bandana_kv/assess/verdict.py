@@ -6,11 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bandana_kv.assess.data import Cost, Endurance, Inputs, Latency, Throughput
+from bandana_kv.assess.fleet_data import Advice
 from bandana_kv.assess.performance import Costs
 from bandana_kv.assess.table_data import Recommendation, TableReport, Workload
 from bandana_kv.units import size_text
 
-__all__ = ["Found", "Verdict", "judge", "judge_table", "warnings_of"]
+__all__ = [
+    "LEAST_SAVED_SHARE",
+    "Found",
+    "Verdict",
+    "judge",
+    "judge_table",
+    "warnings_of",
+    "weighed",
+]
 
 # Below it a plain cache of rows does about as well, and needs no log, no plan, no retraining.
 LEAST_GAIN = 1.2
@@ -26,12 +35,14 @@ MOST_UNSEEN = 0.15
 MOST_DRIFT = 0.5
 # A working set of half of the table does not shrink: hold all of it.
 MOST_DRAM_SHARE = 0.5
-# Less is not worth a second kind of memory to run.
+# Less is not worth a second kind of memory to run: of memory, and of machines and memory.
 LEAST_SAVED_SHARE = 0.1
 # A machine costs more than its memory; what a few more of them cost the user knows, and is told.
 MOST_MACHINES = 16
 # The measurement itself keeps about one runnable thread a processor; twice that is others' doing.
 MOST_LOAD = 2.0
+# Of one table.
+MOST_ROWS = 2**31
 # The rating must last that long.
 LEAST_YEARS = 3.0
 
@@ -151,7 +162,7 @@ def judge(
 ) -> Verdict:
     """Judge all tables together."""
     suited = any(each.suited for each in tables.values())
-    table_bytes = sum(each.table_bytes for each in tables.values())
+    table_bytes = inputs.scale * sum(each.table_bytes for each in tables.values())
     against = []
     for option, there in (
         ("the DRAM that is there anyway", inputs.dram_budget_bytes),
@@ -203,6 +214,15 @@ def judge(
     return Verdict("recommend", True, tuple(reasons))
 
 
+def weighed(found: Verdict, advice: Advice) -> Verdict:
+    """Return the verdict, once what is saved in all is weighed against what it takes."""
+    if found.recommendation == "do not":
+        return found
+    if advice.answer == "keep it in DRAM":
+        return Verdict("do not", found.suited, advice.reasons)
+    return Verdict("recommend", True, (*found.reasons, *advice.reasons))
+
+
 def _of(name: str, reason: str, tables: Mapping[str, TableReport]) -> str:
     return reason if len(tables) == 1 else f"table {name}: {reason}"
 
@@ -244,6 +264,12 @@ def warnings_of(
             f"all of it, it would cost {cost.copies_cost_share:.0%} of "
             "holding all rows in DRAM"
         )
+    for name, each in tables.items():
+        if inputs.scale * each.rows >= MOST_ROWS:
+            warnings.append(
+                f"table {name}, {inputs.scale:,.0f} times as large, has more than {MOST_ROWS:,} "
+                "rows: it would have to be loaded as several tables"
+            )
     if not inputs.ordered:
         warnings.append(
             "the log was judged as one in no order of time: how fast what is learnt ages is not "

@@ -20,6 +20,7 @@ from bandana_kv.assess import (
     Prices,
     Question,
     Retraining,
+    Sizes,
     Table,
     assess,
     device_class,
@@ -78,11 +79,15 @@ def passing(requests: int = 3000) -> AccessLog:
     return AccessLog.from_requests(rng.integers(top - 120, top, 8) for top in newest)
 
 
+# Tables here are of some hundred KiB: machines for nothing, so that the log itself decides.
+FREE = Prices(3.0, 0.3, machine=0.0, least_saving=0.0)
+
+
 def question(log: AccessLog, **more: Any) -> Question:
     asked: dict[str, Any] = {
         "tables": {"user": Table(log, ROWS, ROW_BYTES)},
         "ordered": True,
-        "prices": Prices(3.0, 0.3),
+        "prices": FREE,
         "device": DEVICE.profile(),
         "device_name": DEVICE.title,
         "device_source": DEVICE.source,
@@ -259,6 +264,74 @@ def test_a_fixed_cache_is_taken_as_given() -> None:
     found = assess(question(grouped(1000), cache_bytes=40_000), COSTS)
     assert found.inputs.cache_bytes == 40_000
     assert 0.9 * 40_000 < found.tables["user"].dram.cache_bytes <= 40_000
+
+
+def test_a_small_table_stays_in_dram_unless_it_is_a_sample() -> None:
+    """It was to be moved, for a thousandth of a unit and a three hundredth of the rate."""
+    priced = Prices(3.0, 0.3)
+    found = assess(question(grouped(1000), prices=priced), COSTS)
+    assert (found.recommendation, found.suited) == ("do not", True)
+    assert found.advice.answer == "keep it in DRAM"
+    assert found.verdict.startswith("Keep it in DRAM: all rows in DRAM cost 48")
+    assert found.tables["user"].recommendation == "recommend"
+    assert found.advice.saved == pytest.approx(found.cost.saved)
+    assert found.advice.saved < 0.001 < found.advice.least_saved
+    assert found.advice.times_slower == pytest.approx(
+        found.throughput.dram_only_requests_per_second / found.throughput.requests_per_second
+    )
+    assert any("--scale" in reason for reason in found.reasons)
+    whole = assess(question(grouped(1000), prices=priced, scale=100_000.0), COSTS)
+    assert (whole.recommendation, whole.advice.answer) == ("recommend", "one machine")
+    assert "one machine holds it" in whole.verdict
+    fast = {"prices": priced, "scale": 100_000.0, "requests_per_second": 1e6}
+    kept = assess(question(grouped(1000), **fast), COSTS)
+    assert kept.advice.answer == "keep it in DRAM"
+    assert kept.advice.in_copies.machines > 10
+    assert kept.throughput.machines > 10
+
+
+def test_the_whole_is_so_many_times_what_the_log_shows() -> None:
+    one = assess(question(grouped(1000)), COSTS)
+    found = assess(question(grouped(1000), scale=1000.0), COSTS)
+    assert found.inputs.scale == found.advice.scale == 1000.0
+    for key in ("gain", "reads_per_request", "table_bytes", "workload", "rows"):
+        assert getattr(found.tables["user"], key) == getattr(one.tables["user"], key)
+    assert found.cost.table_bytes == found.dram.table_bytes == 1000 * one.cost.table_bytes
+    assert found.cost.nvm_bytes == 1000 * one.cost.nvm_bytes
+    assert found.endurance.written_bytes_per_day == 1000 * one.endurance.written_bytes_per_day
+    dram = one.tables["user"].dram
+    cache_bytes = 1000 * (dram.cache_bytes + dram.heat_bytes)
+    # 22 bits of an id's place instead of 12
+    index_bytes = found.dram.recommended_bytes - cache_bytes
+    assert index_bytes == pytest.approx(1000 * ROWS * 22 / 8, rel=0.001)
+    given = {"cache_bytes": 40_000_000, "dram_budget_bytes": 300 * ROWS * ROW_BYTES}
+    found = assess(question(grouped(1000), scale=1000.0, **given), COSTS)
+    assert 0.9 * 40_000 < found.tables["user"].dram.cache_bytes <= 40_000
+    assert not any("nothing is faster" in reason for reason in found.reasons)
+    given = {"dram_budget_bytes": 1000 * ROWS * ROW_BYTES}
+    found = assess(question(grouped(1000), scale=1000.0, **given), COSTS)
+    assert "nothing is faster" in found.reasons[0]
+
+
+def test_a_table_that_one_machine_does_not_hold_goes_into_a_cluster() -> None:
+    sizes = Sizes(dram_bytes=64 << 30, nvm_bytes=512 << 30)
+    asked = question(grouped(1000), scale=4e6, sizes=sizes, requests_per_second=2000.0)
+    found = assess(asked, COSTS)
+    assert (found.recommendation, found.advice.answer) == ("recommend", "cluster")
+    assert not found.advice.in_copies.fits
+    assert "from a cluster of" in found.verdict
+    assert any("on the network a request's" in reason for reason in found.reasons)
+    assert any("several tables" in warning for warning in found.warnings)
+
+
+def test_an_impossible_scale_or_machine_is_named() -> None:
+    for more, says in (
+        ({"scale": 0.5}, "scale 0.5"),
+        ({"scale": float("nan")}, "scale nan"),
+        ({"sizes": Sizes(dram_bytes=0)}, "sizes above 0"),
+    ):
+        with pytest.raises(InputError, match=says):
+            assess(question(grouped(200), **more), COSTS)
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 BOTH = (
     "--log user=user.npz --log item.x=item.npz --tables user=user.npy --row-bytes item.x=64 "
     "--ordered --device device.json --dram-price 3.0 --nvm-price 0.3 --requests-per-second 2000 "
-    "--latency-budget-ms 50 --drive-capacity 1TiB --rating-dwpd 1"
+    "--latency-budget-ms 50 --drive-capacity 1TiB --rating-dwpd 1 --machine-price 0 "
+    "--least-saving 0"
 )
 
 
@@ -120,6 +121,19 @@ def test_the_json_has_the_keys_that_were_promised(made: Path) -> None:
     assert {"recommendation", "suited", "throughput", "latency_us", "cost", "endurance"} <= {*found}
     assert "uncertainty" in found
     assert found["recommendation"] == "recommend"
+    advice = found["advice"]
+    assert advice["answer"] in {"one machine", "copies", "cluster"}
+    for key in ("saved", "least_saved", "times_slower", "machines_added", "network", "reasons"):
+        assert key in advice
+    for layout in ("in_dram", "in_copies", "in_cluster"):
+        assert {"machines", "nodes", "dram_bytes", "nvm_bytes", "cost", "fits"} <= {*advice[layout]}
+    assert {
+        "missed_rows_per_block",
+        "crossover",
+        "keys",
+        "bytes_per_lookup",
+        "bits_per_second",
+    } <= {*advice["network"]}
     for table in found["tables"].values():
         assert isinstance(table["reuse"], float)
         assert isinstance(table["drift"], float)
@@ -152,6 +166,34 @@ def test_no_figure_stands_on_the_page_by_itself(made: Path) -> None:
     for line in ("99 of 100", "busiest 1 %, 10 %", "90 % go to", "19 in 20"):
         bare = bare.replace(line, "")
     assert re.findall(r"[0-9]+", bare) == ["1", "2", "3", "4", "5"] * 2
+
+
+def test_a_sample_is_said_to_be_one(made: Path) -> None:
+    found = msgspec.json.decode((made / "report.json").read_bytes(), type=Assessment)
+    swap = msgspec.structs.replace
+    advice = swap(found.advice, scale=2500.0)
+    page = Page(render(swap(found, inputs=swap(found.inputs, scale=2500.0), advice=advice)))
+    assert [text for key, text in page.figures if key == "inputs.scale"] == ["2,500"] * 2
+    assert [text for key, text in page.figures if key == "advice.scale"] == ["2,500"]
+    assert "of the whole" in " ".join(page.bare)
+
+
+def test_what_is_kept_in_dram_is_said_on_the_command_line(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made)
+    told = f"{SIZED} --device device.json --out kept.html --json kept.json"
+    status, said, _ = run(told)
+    assert status == 0
+    assert said.startswith("do not: Keep it in DRAM: ")
+    assert "where: keep it in DRAM" in said
+    assert "--machine-price" in said
+    status, said, _ = run(f"{told} --scale 1e6 --machine-dram 64GiB --machine-nvm 1TiB")
+    assert status == 0
+    assert said.startswith("recommend: ")
+    assert "where: one machine" in said
+    assert "64.00 GiB of DRAM, 1.00 TiB of NVM" in said
+    assert "1,000,000 times what the log shows" in said
 
 
 def test_the_page_needs_nothing_else(made: Path) -> None:
@@ -233,6 +275,9 @@ def test_a_path_of_any_bytes_is_reported(made: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "text"),
     [
+        ("advice.network.bits_per_second", 8.52e9, "8.52 Gb/s"),
+        ("advice.network.bits_per_second", 3.2e5, "0.32 Mb/s"),
+        ("advice.network.bytes_per_lookup", 2048.0, "2.00 KiB"),
         ("cost.saved_share", 0.7234, "72.3%"),
         ("cost.price_ratio", 0.1, "10.0%"),
         ("dram.table_bytes", 3 << 20, "3.00 MiB"),
@@ -288,6 +333,11 @@ SIZED = f"{ONE} --row-bytes 128"
         (f"{SIZED} --device device.json --json new.html", 1, "name the same file"),
         (f"{SIZED} --device device.json --json no/r.json", 1, "no is not a directory"),
         (f"{SIZED} --device device.json --nvm-price 0", 2, "x>0"),
+        (f"{SIZED} --device device.json --scale 0.5", 2, "x>=1"),
+        (f"{SIZED} --device device.json --scale 1e12", 1, "scale 1e+12"),
+        (f"{SIZED} --device device.json --machine-dram 0", 1, "sizes above 0"),
+        (f"{SIZED} --device device.json --network-gbps 0", 2, "x>0"),
+        (f"{SIZED} --device device.json --machine-price -1", 2, "x>=0"),
         (f"{SIZED} --device device.json --dram-budget 4XB", 2, "'4XB' is not a size"),
         (f"{SIZED} --device device.json --rating-dwpd 1 --rating-tbw 1", 2, "and not both"),
         (f"{SIZED} --device device.json --tables user=no.npy", 1, "no.npy: cannot be opened"),

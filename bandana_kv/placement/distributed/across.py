@@ -8,6 +8,7 @@ requests as it has room for; where these are all, the result is that of one mach
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,12 @@ from bandana_kv.placement.hypergraph import Hypergraph, build_hypergraph, count_
 from bandana_kv.placement.neighbours import MOST_CELLS, group_blocks, touched_blocks
 from bandana_kv.placement.parallel import Workers
 from bandana_kv.placement.randomness import salted
-from bandana_kv.placement.refine import ROUNDS_PER_LOOK, Schedule, blocks_in_group, positions_of_blocks
+from bandana_kv.placement.refine import (
+    ROUNDS_PER_LOOK,
+    Schedule,
+    blocks_in_group,
+    positions_of_blocks,
+)
 from bandana_kv.placement.swaps import refine_members
 from bandana_kv.progress import Progress
 
@@ -94,9 +100,9 @@ def _sample_path(share: Share, what: str) -> Path:
 def sampled_graph(
     runner: Runner, shares: Sequence[Share], rows: NDArray[np.int32], pins: int, most_pins: int
 ) -> tuple[Hypergraph, float]:
-    """Return the hypergraph of requests with about `most_pins` of the log's `pins`, and their share.
+    """Return the hypergraph of about `most_pins` of the log's `pins`, and which share they are.
 
-    Its vertices are `rows`, in this order.
+    Its vertices are `rows`, in this order; requests are drawn whole.
     """
     rate = min(1.0, most_pins / max(pins, 1))
     if rate < 1.0:
@@ -220,13 +226,16 @@ def _one_round(
     bundle_of_group = _bundles(pins, most_pins, 4 * runner.workers)
     name = "groups"
     written, _ = runner.map_log(
-        shuffle, shares, name, runner.broadcast(place_of_row),
+        shuffle,
+        shares,
+        name,
+        runner.broadcast(place_of_row),
         runner.broadcast(bundle_of_group),
     )
     runner.moved.files_bytes += int(written[0])
     firsts = np.searchsorted(bundle_of_group, np.arange(bundle_of_group[-1] + 2)).tolist()
     tasks, slices = [], []
-    for bundle, (first, last) in enumerate(zip(firsts, firsts[1:], strict=False)):
+    for bundle, (first, last) in enumerate(pairwise(firsts)):
         begin, end = int(row_ends[first]), int(row_ends[last])
         slices.append((begin, end))
         tasks.append(

@@ -14,12 +14,11 @@ from bandana_kv.placement.distributed.shares import Share
 from bandana_kv.placement.distributed.shuffle import Bundle, forget, read_bundle, shuffle
 from bandana_kv.placement.hypergraph import Hypergraph, build_hypergraph, count_requests
 from bandana_kv.placement.parallel import Workers
-from bandana_kv.placement.refine import Schedule, refine
 from bandana_kv.placement.shp import SHP
 from bandana_kv.placement.tree import arrange_all
 from bandana_kv.progress import Progress
 
-__all__ = ["arrange_parts", "arranged"]
+__all__ = ["arrange_parts", "local_graph"]
 
 _NAME = "parts"
 
@@ -33,12 +32,9 @@ class PartTask(NamedTuple):
     rows_per_block: int
     seed: int
     threads: int
-    schedule: Schedule
 
 
-def local_graph(
-    bundle: Bundle, rows: NDArray[np.int32], table_rows: int
-) -> Hypergraph:
+def local_graph(bundle: Bundle, rows: NDArray[np.int32], table_rows: int) -> Hypergraph:
     """Return the hypergraph of a bundle's requests; `rows` are its vertices, in this order."""
     offsets, ids = read_bundle(bundle)
     number_of_row = np.full(table_rows, -1, np.int32)
@@ -54,7 +50,6 @@ def arranged(task: PartTask) -> NDArray[np.int32]:
     graph = local_graph(task.bundle, task.rows, task.table_rows)
     with Workers(task.threads, Progress()) as workers:
         order = arrange_all(graph, task.rows_per_block, SHP, task.seed, workers)
-        refine(graph, order, task.rows_per_block, task.schedule, task.seed, workers)
     return task.rows[order]
 
 
@@ -63,7 +58,6 @@ def arrange_parts(
     shares: Sequence[Share],
     parts: Parts,
     rows_per_block: int,
-    schedule: Schedule,
     seed: int,
     progress: Progress,
 ) -> NDArray[np.int32]:
@@ -88,7 +82,6 @@ def arrange_parts(
             rows_per_block,
             seed + part,
             runner.threads,
-            schedule,
         )
         for part in largest_first
     ]

@@ -15,6 +15,7 @@ __all__ = [
     "add_degrees",
     "add_gains",
     "clean",
+    "count_blocks",
     "drawn",
     "gather_runs",
     "picked",
@@ -262,3 +263,25 @@ def add_degrees(
         lookups[row] += 1
     for row in cleaned:
         degree[row] += 1
+
+
+@kernel
+def count_blocks(
+    offsets: NDArray[np.int64],
+    ids: NDArray[np.int32],
+    held_out: NDArray[np.bool_],
+    position_of_id: NDArray[np.uint32],
+    rows_per_block: int,
+) -> NDArray[np.int64]:
+    """Count requests, and the blocks that they touch: of those learned from, of those held out."""
+    found = np.zeros((2, 2), np.int64)
+    last_request = np.full(position_of_id.size // rows_per_block + 1, -1, np.int32)
+    for request in range(offsets.size - 1):
+        which = np.int64(held_out[request])
+        found[which, 0] += 1
+        for at in range(offsets[request], offsets[request + 1]):
+            block = np.int64(position_of_id[ids[at]]) // rows_per_block
+            if last_request[block] != request:
+                last_request[block] = request
+                found[which, 1] += 1
+    return found

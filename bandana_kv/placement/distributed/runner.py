@@ -1,9 +1,9 @@
 """Who maps a function over the shares of a log: this process, one share at a time, or Ray.
 
 A *kernel* takes shares, which it works on one after the other, and what was broadcast, and returns
-sums over them, arrays of integers; those of all workers are added up. A *task* takes an item and what was broadcast, and returns anything. Both are
-functions of their arguments and of files, named by their module, so that whoever runs them, how
-often, and in which order makes no difference.
+sums over them, arrays of integers; those of all workers are added up. A *task* takes an item and
+what was broadcast, and returns anything. Both are functions of their arguments and of files, named
+by their module, so that whoever runs them, how often, and in which order makes no difference.
 """
 
 from __future__ import annotations

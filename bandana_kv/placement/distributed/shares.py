@@ -12,6 +12,7 @@ import uuid
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -260,7 +261,7 @@ def shares_of(
         path = str(kept) if kept.exists() else file.path
         pieces = max(1, min(-(-lookups // most_lookups), requests))
         edges = [requests * piece // pieces for piece in range(pieces + 1)]
-        for first, last in zip(edges, edges[1:], strict=False):
+        for first, last in pairwise(edges):
             shares.append(
                 replace(
                     file,

@@ -14,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv.errors import InputError
-from bandana_kv.kernels.compile import kernel
 from bandana_kv.kernels.views import readable
 from bandana_kv.placement.bisection import rows_on_the_left
-from bandana_kv.placement.distributed.kernels import add_gains, rows_by_part
+from bandana_kv.placement.distributed.kernels import add_gains, rows_by_part, taking_part
 from bandana_kv.placement.distributed.runner import Runner, Sums
 from bandana_kv.placement.distributed.shares import Share
-from bandana_kv.placement.randomness import salted, scramble
+from bandana_kv.placement.randomness import salted
 from bandana_kv.progress import Progress
 
 __all__ = ["MOST_PARTS", "Parts", "cut_rows", "gain_type", "row_gains", "swap_sides"]
@@ -64,25 +63,13 @@ def row_gains(
 
 
 def pins_of_parts(
-    shares: Sequence[Share], part_of_row: NDArray[np.int16], *cuts: NDArray[np.uint8]
+    shares: Sequence[Share], parts: int, part_of_row: NDArray[np.int16], *cuts: NDArray[np.uint8]
 ) -> Sums:
     """Return how many pins each part has in requests with two or more rows there."""
-    pins = np.zeros(MOST_PARTS, np.int64)
+    pins = np.zeros(parts, np.int64)
     for share in shares:
-        pins += rows_by_part(share.cut(cuts).ids, readable(part_of_row), MOST_PARTS)
+        pins += rows_by_part(share.cut(cuts).ids, readable(part_of_row), parts)
     return (pins,)
-
-
-@kernel
-def _drawn(rows: NDArray[np.int32], salt: np.uint64, keep: np.uint64) -> NDArray[np.int32]:
-    """Leave rows out at random now and then, which ends what would swap back and forth."""
-    kept = np.empty(rows.size, np.int32)
-    count = 0
-    for row in rows:
-        if scramble(salt + np.uint64(row)) >> np.uint64(32) < keep:
-            kept[count] = row
-            count += 1
-    return kept[:count].copy()
 
 
 def _best_first(gains: NDArray[Any]) -> NDArray[np.int64]:
@@ -134,8 +121,8 @@ def swap_sides(
     most = min(left.size, right.size)
     both = of_left[by_left[:most]].astype(np.int64) + of_right[by_right[:most]]
     pairs = int(np.count_nonzero(both > 0))
-    from_left = _drawn(left[by_left[:pairs]], salt, _KEEP)
-    from_right = _drawn(right[by_right[:pairs]], salt, _KEEP)
+    from_left = taking_part(left[by_left[:pairs]], salt, _KEEP)
+    from_right = taking_part(right[by_right[:pairs]], salt, _KEEP)
     moves = min(from_left.size, from_right.size)
     sides[from_left[:moves]] = 1
     sides[from_right[:moves]] = 0
@@ -201,8 +188,8 @@ def _pins(runner: Runner, shares: Sequence[Share], parts: Parts) -> NDArray[np.i
     part_of_row = np.full(shares[0].rows, -1, np.int16)
     part_of_row[parts.rows] = np.repeat(np.arange(parts.ends.size - 1), np.diff(parts.ends))
     sent = runner.broadcast(part_of_row)
-    (pins,) = runner.map_log(pins_of_parts, shares, sent, *parts.cuts)
-    return pins[: parts.ends.size - 1]
+    (pins,) = runner.map_log(pins_of_parts, shares, parts.ends.size - 1, sent, *parts.cuts)
+    return pins
 
 
 def _one_level(

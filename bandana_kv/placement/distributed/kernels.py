@@ -23,6 +23,7 @@ __all__ = [
     "runs_of",
     "side_of",
     "split",
+    "taking_part",
 ]
 
 _SORTED_BY_INSERTION = 40
@@ -285,3 +286,18 @@ def count_blocks(
                 last_request[block] = request
                 found[which, 1] += 1
     return found
+
+
+@kernel
+def taking_part(rows: NDArray[np.int32], salt: np.uint64, keep: np.uint64) -> NDArray[np.int32]:
+    """Leave rows out at random now and then, which ends what would swap back and forth.
+
+    `keep` is 2**32 times the chance that a row stays.
+    """
+    kept = np.empty(rows.size, np.int32)
+    count = 0
+    for row in rows:
+        if scramble(salt + np.uint64(row)) >> np.uint64(32) < keep:
+            kept[count] = row
+            count += 1
+    return kept[:count].copy()

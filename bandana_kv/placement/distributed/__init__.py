@@ -3,6 +3,7 @@
 Imports the methods and kernels of placement, and Ray on use and nowhere else.
 """
 
+from bandana_kv.placement.distributed.curves import curve
 from bandana_kv.placement.distributed.driver import Figures, place, place_log
 from bandana_kv.placement.distributed.log import LogInFiles, count_rows, fanout, open_log
 from bandana_kv.placement.distributed.ray_runner import OnRay
@@ -16,6 +17,7 @@ __all__ = [
     "OnRay",
     "Runner",
     "count_rows",
+    "curve",
     "fanout",
     "open_log",
     "place",

@@ -14,7 +14,8 @@ _ROW_BYTES = 24  # lookups and degree in the first pass; gains, sides and number
 _SHARE_BYTES = 28  # a lookup of the share in hand, while it is shuffled
 _PART_BYTES = 32  # a pin of a part, while it is bisected
 _PART_ROW_BYTES = 64
-_SMALLEST_SHARE = 1 << 16
+_SMALLEST_SHARE = 1 << 12
+_USUAL_SHARE = 1 << 16
 _LARGEST_SHARE = 1 << 22
 
 
@@ -51,11 +52,12 @@ def room_of(worker_memory_bytes: int, rows: int, lookups: int) -> Room:
         Not even a share does.
     """
     left = worker_memory_bytes - _ROW_BYTES * rows
-    # by the log alone, and not by who works on it, so that the result is the same
-    share = max(_SMALLEST_SHARE, min(_LARGEST_SHARE, lookups // 64))
-    if left < _SHARE_BYTES * share:
+    least = _SHARE_BYTES * _SMALLEST_SHARE
+    if left < least:
         raise InputError(
             f"worker_memory_bytes {worker_memory_bytes} is too little for {rows} rows: give each "
-            f"worker at least {size_text(_ROW_BYTES * rows + _SHARE_BYTES * share)}"
+            f"worker at least {size_text(_ROW_BYTES * rows + least)}"
         )
-    return Room(share, left)
+    # by log and memory, and not by who works on it: samples are drawn share by share
+    share = max(_USUAL_SHARE, min(_LARGEST_SHARE, lookups // 64))
+    return Room(min(share, left // _SHARE_BYTES), left)

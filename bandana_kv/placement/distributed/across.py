@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from bandana_kv.placement.distributed.fine import local_graph
 from bandana_kv.placement.distributed.kernels import drawn, picked
+from bandana_kv.placement.distributed.memory import Room
 from bandana_kv.placement.distributed.runner import Runner, Sums
-from bandana_kv.placement.distributed.shares import Share, keep, mapped
+from bandana_kv.placement.distributed.shares import Requests, Share, keep, mapped
 from bandana_kv.placement.distributed.shuffle import Bundle, forget, shuffle
 from bandana_kv.placement.hypergraph import Hypergraph, build_hypergraph, count_requests
-from bandana_kv.placement.neighbours import MOST_CELLS, group_blocks, touched_blocks
+from bandana_kv.placement.neighbours import group_blocks, touched_blocks
 from bandana_kv.placement.parallel import Workers
 from bandana_kv.placement.randomness import salted
 from bandana_kv.placement.refine import (
@@ -94,7 +95,12 @@ def sample(shares: Sequence[Share], below: int) -> Sums:
 
 
 def _sample_path(share: Share, what: str) -> Path:
-    return Path(share.directory) / f"{_SAMPLE}.share-{share.number:05}.{what}.npy"
+    return Path(share.directory) / f"{_SAMPLE}.share-{share.number:05}.{what}"
+
+
+def _sampled(share: Share) -> Requests:
+    ends, ids = _sample_path(share, "ends"), _sample_path(share, "ids")
+    return Requests(mapped(ends, np.int64), mapped(ids, np.int32))
 
 
 def sampled_graph(
@@ -107,7 +113,7 @@ def sampled_graph(
     rate = min(1.0, most_pins / max(pins, 1))
     if rate < 1.0:
         runner.map_log(sample, shares, int(rate * 2**32))
-        found = [(mapped(_sample_path(s, "ends")), mapped(_sample_path(s, "ids"))) for s in shares]
+        found = [_sampled(share) for share in shares]
     else:
         found = [share.requests() for share in shares]
     lengths = [np.zeros(1, np.int64), *(np.diff(ends) for ends, _ in found)]
@@ -125,7 +131,7 @@ def refine_across(
     rows_per_block: int,
     schedule: Schedule,
     seed: int,
-    most_pins: int,
+    room: Room,
     progress: Progress,
 ) -> NDArray[np.int32]:
     """Return the rows by position, after swaps between blocks wherever they lie.
@@ -144,8 +150,8 @@ def refine_across(
         How much to refine.
     seed
         Decides groups and order of the swaps.
-    most_pins
-        How many pins a task may have, and the driver.
+    room
+        What fits into a worker, and of a sample of the log into the driver.
     progress
         Told of the rounds.
 
@@ -159,7 +165,7 @@ def refine_across(
         return rows
     size = blocks_in_group(schedule, rows_per_block)
     pins = int(degree.sum(dtype=np.int64))
-    graph, rate = sampled_graph(runner, shares, rows, pins, most_pins)
+    graph, rate = sampled_graph(runner, shares, rows, pins, room.pins)
     order = np.arange(rows.size, dtype=np.int32)
     touched = (np.empty(0, np.int64), np.empty(0, np.int32))
     progress.start("refine", schedule.rounds * blocks, "blocks")
@@ -177,7 +183,7 @@ def refine_across(
             *touched,
             size,
             salt,
-            int(MOST_CELLS * rate),
+            int(room.cells * rate),
         )
         cooled = schedule.heat * (1 - number / max(schedule.rounds - 1, 1))
         now = schedule._replace(heat=cooled)
@@ -190,7 +196,7 @@ def refine_across(
             grouped,
             now,
             int(salt),
-            most_pins,
+            room.pins,
             progress,
         )
     progress.finish()

@@ -36,6 +36,7 @@ from bandana_kv.units import size_text
 __all__ = ["curve"]
 
 _NAME = "curve"
+_TYPES = (np.int64, np.int64, np.uint32)  # requests, lengths, positions
 _LOOKUP_BYTES = 32  # of a sample, while it is replayed for several amounts of DRAM at once
 
 
@@ -182,7 +183,7 @@ def _gather(
 def _replayed(sample: _Sample) -> NDArray[np.float64]:
     """Return the sample's points of the curve."""
     pieces = [
-        [mapped(path) for path in _paths(sample.directory, sample.seed, number)]
+        list(map(mapped, _paths(sample.directory, sample.seed, number), _TYPES))
         for number in range(sample.shares)
     ]
     requests, lengths, positions = (np.concatenate(each) for each in zip(*pieces, strict=True))
@@ -202,6 +203,6 @@ def _replayed(sample: _Sample) -> NDArray[np.float64]:
 def _paths(directory: str, seed: int, share: int) -> tuple[Path, Path, Path]:
     begun = f"{_NAME}.{seed}.share-{share:05}"
     requests, lengths, positions = (
-        Path(directory) / f"{begun}.{what}.npy" for what in ("requests", "lengths", "positions")
+        Path(directory) / f"{begun}.{what}" for what in ("requests", "lengths", "positions")
     )
     return requests, lengths, positions

@@ -211,7 +211,7 @@ def _order(
             rows_per_block,
             schedule,
             seed,
-            log.room.pins,
+            log.room,
             progress,
         )
 

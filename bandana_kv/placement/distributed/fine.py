@@ -42,6 +42,7 @@ def local_graph(bundle: Bundle, rows: NDArray[np.int32], table_rows: int) -> Hyp
     ids = number_of_row[ids]
     del number_of_row
     counts = count_requests(offsets, ids, rows.size)
+    # all vertices, so that they keep their numbers
     return build_hypergraph(offsets, ids, np.arange(rows.size), counts)
 
 

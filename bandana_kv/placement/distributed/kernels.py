@@ -121,9 +121,11 @@ def add_gains(
         off_right = kept[min(max(right - 1, 0), most)] - kept[min(left, most)]
         if off_left == 0 and off_right == 0:
             continue
+        # without a branch, which would be guessed wrong every other time
+        more = off_right - off_left
         for at in range(begin, end):
             row = ids[at]
-            gains[row] += off_right if side_of(sides, row) else off_left
+            gains[row] += off_left + more * side_of(sides, row)
 
 
 @kernel

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from bandana_kv.errors import InputError
+from bandana_kv.placement.neighbours import MOST_CELLS
 from bandana_kv.units import size_text
 
 __all__ = ["Room", "room_of"]
@@ -12,7 +13,7 @@ __all__ = ["Room", "room_of"]
 # Measured with bench/placement_distributed.py, and rounded up.
 _ROW_BYTES = 24  # lookups and degree in the first pass; gains, sides and numbers are less
 _SHARE_BYTES = 28  # a lookup of the share in hand, while it is shuffled
-_PART_BYTES = 32  # a pin of a part, while it is bisected
+_PART_BYTES = 40  # a pin of a part, while it is bisected
 _PART_ROW_BYTES = 64
 _SMALLEST_SHARE = 1 << 12
 _USUAL_SHARE = 1 << 16
@@ -41,6 +42,11 @@ class Room(NamedTuple):
     def pins(self) -> int:
         """Pins of the groups of a task, which are refined and not bisected."""
         return max(1, self.bytes // _PART_BYTES)
+
+    @property
+    def cells(self) -> int:
+        """Pins times blocks of a group; a cell takes two bytes, for half as many requests."""
+        return max(1, min(MOST_CELLS, self.bytes // 4))
 
 
 def room_of(worker_memory_bytes: int, rows: int, lookups: int) -> Room:

@@ -7,6 +7,7 @@ bytes again.
 
 from __future__ import annotations
 
+import mmap
 import os
 import uuid
 import zipfile
@@ -131,7 +132,7 @@ class Share:
         return found
 
     def _path(self, name: str) -> Path:
-        return Path(self.directory) / f"share-{self.number:05}.{name}.npy"
+        return Path(self.directory) / f"share-{self.number:05}.{name}"
 
     def _kept(
         self, name: str, make: Callable[[], tuple[NDArray[np.int64], NDArray[np.int32]]]
@@ -141,23 +142,23 @@ class Share:
         if not (ends.exists() and ids.exists()):
             for path, array in zip((ends, ids), make(), strict=True):
                 keep(path, array)
-        return Requests(mapped(ends), mapped(ids))
+        return Requests(mapped(ends, np.int64), mapped(ids, np.int32))
 
 
 def keep(path: Path, array: NDArray[Any]) -> None:
-    """Write an array in one step; who does the same at the same time writes the same bytes."""
+    """Write an array's bytes in one step; who does so at the same time writes the same."""
     beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    with open(beside, "wb") as file:
-        np.save(file, array)
+    array.tofile(beside)
     beside.replace(path)
 
 
-def mapped(path: Path) -> NDArray[Any]:
-    """Return a kept array, read-only and mapped; an empty one cannot be."""
-    try:
-        return readable(np.load(path, mmap_mode="r"))
-    except ValueError:
-        return readable(np.load(path))
+def mapped(path: Path, dtype: type[np.generic]) -> NDArray[Any]:
+    """Return what is kept, read-only and mapped; a pass opens too many to read headers of."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if not size:  # which cannot be mapped
+            return readable(np.empty(0, dtype))
+        return np.frombuffer(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), dtype)
 
 
 def files_of_log(

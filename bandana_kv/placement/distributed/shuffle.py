@@ -77,8 +77,8 @@ def read_bundle(bundle: Bundle) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     lengths, ids = [np.zeros(1, np.int32)], [np.zeros(0, np.int32)]
     for number in range(bundle.shares):
         index, content = _paths(bundle.directory, bundle.name, number)
-        runs_end, rows_end = mapped(index)
-        written = mapped(content)
+        runs_end, rows_end = mapped(index, np.int64).reshape(2, -1)
+        written = mapped(content, np.int32)
         first, last = runs_end[bundle.number : bundle.number + 2]
         lengths.append(written[first:last])
         first, last = rows_end[bundle.number : bundle.number + 2] + runs_end[-1]
@@ -94,4 +94,4 @@ def forget(directory: str, name: str) -> None:
 
 def _paths(directory: str, name: str, share: int) -> tuple[Path, Path]:
     of_share = f"{name}.share-{share:05}"
-    return Path(directory) / f"{of_share}.index.npy", Path(directory) / f"{of_share}.runs.npy"
+    return Path(directory) / f"{of_share}.index", Path(directory) / f"{of_share}.runs"

@@ -203,7 +203,7 @@ def test_refinement_across_parts_is_that_of_one_machine(log: AccessLog, files: l
             ROWS_PER_BLOCK,
             schedule,
             5,
-            opened.room.pins,
+            opened.room,
             Progress(),
         )
     assert np.array_equal(refined, rows[order])
@@ -215,7 +215,7 @@ def test_a_curve_is_that_of_a_log_that_is_held(log: AccessLog, files: list[Path]
     capacities = [0, 200, 500]
     for rate, warm in ((0.3, 0), (0.5, 1000), (1.0, 700)):
         whole = simulate.curve(log, made, capacities, rate=rate, warm_requests=warm)
-        with open_log(files, runner, ROWS, worker_memory_bytes=1_000_000) as opened:
+        with open_log(files, runner, ROWS, worker_memory_bytes=300_000) as opened:
             assert len(opened.shares) > len(files)
             found = distributed.curve(
                 runner, opened, made, capacities, rate=rate, warm_requests=warm

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,11 @@ from bandana_kv.units import size_text
 __all__ = ["curve"]
 
 _NAME = "curve"
-_TYPES = (np.int64, np.int64, np.uint32)  # requests, lengths, positions
+_TYPES: tuple[type[np.generic], ...] = (
+    np.int64,
+    np.int64,
+    np.uint32,
+)  # requests, lengths, positions
 _LOOKUP_BYTES = 32  # of a sample, while it is replayed for several amounts of DRAM at once
 
 
@@ -171,7 +175,11 @@ def _gather(
         positions = position_of_id[logged.ids]
         for seed, sample in zip(seeds, chosen, strict=True):
             found = sampled_lookups(logged.offsets, positions, sample, blocks, rows_per_block)
-            arrays = (found.requests + begin, np.diff(found.ends), found.positions)
+            arrays: tuple[NDArray[Any], ...] = (
+                found.requests + begin,
+                np.diff(found.ends),
+                found.positions,
+            )
             for path, array in zip(
                 _paths(share.directory, seed, share.number), arrays, strict=True
             ):
@@ -183,7 +191,12 @@ def _gather(
 def _replayed(sample: _Sample) -> NDArray[np.float64]:
     """Return the sample's points of the curve."""
     pieces = [
-        list(map(mapped, _paths(sample.directory, sample.seed, number), _TYPES))
+        [
+            mapped(path, dtype)
+            for path, dtype in zip(
+                _paths(sample.directory, sample.seed, number), _TYPES, strict=True
+            )
+        ]
         for number in range(sample.shares)
     ]
     requests, lengths, positions = (np.concatenate(each) for each in zip(*pieces, strict=True))

@@ -32,7 +32,7 @@ _SORTED_BY_INSERTION = 40
 @inlined
 def side_of(sides: NDArray[np.uint8], row: int) -> int:
     """Return the bit of a row: 0 left, 1 right."""
-    return (np.int64(sides[row >> 3]) >> (row & 7)) & 1
+    return (np.int64(sides[row >> 3]) >> (row & 7)) & 1  # type: ignore[return-value]
 
 
 @kernel

@@ -137,12 +137,18 @@ class Share:
     def _kept(
         self, name: str, make: Callable[[], tuple[NDArray[np.int64], NDArray[np.int32]]]
     ) -> Requests:
-        """Map two arrays that are kept by name, after making them where they are not there yet."""
+        """Map two arrays that are kept by name, after making them where they are not there.
+
+        Another worker that has the same share, and is further, may have removed them just now.
+        """
         ends, ids = self._path(f"{name}.ends"), self._path(f"{name}.ids")
-        if not (ends.exists() and ids.exists()):
-            for path, array in zip((ends, ids), make(), strict=True):
-                keep(path, array)
-        return Requests(mapped(ends, np.int64), mapped(ids, np.int32))
+        while True:
+            try:
+                return Requests(mapped(ends, np.int64), mapped(ids, np.int32))
+            except FileNotFoundError:
+                new_ends, new_ids = make()
+                keep(ends, new_ends)
+                keep(ids, new_ids)
 
 
 def keep(path: Path, array: NDArray[Any]) -> None:

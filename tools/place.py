@@ -21,16 +21,17 @@ from bandana_kv.placement.replication import replicate
 from bandana_kv.tools.console import Bar, errors_named, json_option, out
 from bandana_kv.tools.logs import NamedPath, log_options, named_path, read_named
 from bandana_kv.tools.pictures import pyplot
+from bandana_kv.tools.place_files import InFiles, files_options, place_files
 
 __all__ = ["main"]
 
 
 @click.command()
+@click.argument("files", metavar="[LOGFILES]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--log",
     type=click.Path(path_type=Path),
     callback=named_path,
-    required=True,
     help=".npz, .parquet, .csv or .txt.",
 )
 @click.option("--rows", type=int, help="Rows of the table.  [default: largest id in the log + 1]")
@@ -54,11 +55,13 @@ __all__ = ["main"]
 @click.option("--seed", default=0, show_default=True, help="Of split and placement.")
 @click.option("--out", "saved", type=Path, required=True, help="Where the placement goes.")
 @click.option("--picture", type=Path, help="Draw blocks per request before and after, as .png.")
+@files_options
 @json_option
 @log_options
 @errors_named
 def main(
-    log: NamedPath,
+    files: tuple[Path, ...],
+    log: NamedPath | None,
     rows: int | None,
     rows_per_block: int,
     method: str,
@@ -73,11 +76,35 @@ def main(
     picture: Path | None,
     as_json: bool,
     how: LogOptions,
+    in_files: InFiles,
 ) -> None:
     """Learn a placement from part of a log, and show what the rest of the log makes of it.
 
     Load it with bandana_kv.load(..., placement={table: Placement.load(path)}).
+
+    A log in several LOGFILES, or in directories of them, is never held as a whole: each worker
+    keeps to its memory, by method shp, in this process or with --ray on those of a cluster.
     """
+    paths = ([] if log is None else [log.path]) + list(files)
+    if not paths:
+        raise click.UsageError("Missing option '--log', or the files of a log.")
+    if in_files.asked_for or len(paths) > 1:
+        held = {
+            f"--method {method}": method != "shp",
+            "--table": rows_of is not None,
+            "--replicate": share != 0.0,
+            "--max-pins": max_pins is not None,
+            "--ordered": ordered,
+            "--picture": picture is not None,
+        }
+        for option in (option for option, given in held.items() if given):
+            raise click.UsageError(f"{option} is for a log in one file, held by this process")
+        place_files(
+            paths, in_files, rows, rows_per_block, quality, train, seed, saved, as_json, how
+        )
+        return
+    if log is None:
+        log = NamedPath(None, paths[0])
     if picture is not None:
         pyplot()  # said before minutes of work, should it be missing
     read = read_named(log, how, None if rows_of is None else rows_of.table)

@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 from bandana_kv.kernels.compile import kernel
 from bandana_kv.placement.randomness import scramble
 
-__all__ = ["group_blocks", "touched_blocks"]
+__all__ = ["MOST_CELLS", "group_blocks", "touched_blocks"]
 
 # A block's neighbours are told from at most so many of its pins, and so many of the other
 # blocks that each of these requests touches: enough to rank them, and it bounds the cost.
 _PINS_SEEN = 2048
 _TOUCHES_SEEN = 128
 # Groups are closed early when their arrays would outgrow this many pins times blocks.
-_MOST_CELLS = 1 << 26
+MOST_CELLS = 1 << 26
 
 
 @kernel
@@ -137,12 +137,13 @@ def group_blocks(
     blocks: NDArray[np.int32],
     size: int,
     seed: np.uint64,
+    most_cells: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Split all blocks into groups of about `size`: one drawn at random and its neighbours.
 
     `ends` and `blocks` are what `touched_blocks` returns; they may be of a slightly earlier
     `order`. Blocks inside a group are in ascending order. Returns the groups' ends and the
-    blocks of each. Groups whose blocks have very many pins stay smaller.
+    blocks of each. Groups whose pins times blocks would be more than `most_cells` stay smaller.
     """
     weight = _pins_of_blocks(offsets, order, rows_per_block)
     used = np.zeros(weight.size, np.bool_)
@@ -161,7 +162,7 @@ def group_blocks(
             block, offsets, pins, order, rows_per_block, stride, ends, blocks, used, score, scored
         )
         begun = filled - group_ends[-1]
-        if begun > 0 and (group_pins + weight[block]) * (begun + 1) > _MOST_CELLS:
+        if begun > 0 and (group_pins + weight[block]) * (begun + 1) > most_cells:
             group_ends.append(filled)
             group_pins = 0
             begun = 0
@@ -170,7 +171,7 @@ def group_blocks(
         group_pins += weight[block]
         # a group that its neighbours do not fill goes on with the next block drawn
         for other in _ranked(size - begun - 1, found, score, scored):
-            if (group_pins + weight[other]) * (filled - group_ends[-1] + 1) > _MOST_CELLS:
+            if (group_pins + weight[other]) * (filled - group_ends[-1] + 1) > most_cells:
                 break
             used[other] = True
             members[filled] = other

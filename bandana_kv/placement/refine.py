@@ -8,16 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv.placement.hypergraph import Hypergraph
-from bandana_kv.placement.neighbours import group_blocks, touched_blocks
+from bandana_kv.placement.neighbours import MOST_CELLS, group_blocks, touched_blocks
 from bandana_kv.placement.parallel import Workers
 from bandana_kv.placement.randomness import salted
 from bandana_kv.placement.swaps import refine_members
 
-__all__ = ["Schedule", "refine"]
+__all__ = ["ROUNDS_PER_LOOK", "Schedule", "blocks_in_group", "positions_of_blocks", "refine"]
 
 # Which blocks a request touches is looked up anew after so many rounds: neighbourhoods
 # change slowly.
-_ROUNDS_PER_LOOK = 3
+ROUNDS_PER_LOOK = 3
 
 
 class Schedule(NamedTuple):
@@ -28,6 +28,12 @@ class Schedule(NamedTuple):
     group_rows: int  # about so many rows in a group
     rate: float  # p of p-fanout
     heat: float  # temperature of the first round, in blocks of one request; falls to nothing
+
+
+def blocks_in_group(schedule: Schedule, rows_per_block: int) -> int:
+    """Return how many blocks are refined together."""
+    # with few rows in a block more blocks fit, but more than this no longer helps
+    return min(max(schedule.group_rows // rows_per_block, 4), 128)
 
 
 def refine(
@@ -63,19 +69,18 @@ def refine(
     blocks = -(-order.size // rows_per_block)
     if blocks < 2 or rows_per_block < 2 or schedule.rounds == 0:
         return
-    # with few rows in a block more blocks fit, but more than this no longer helps
-    size = min(max(schedule.group_rows // rows_per_block, 4), 128)
+    size = blocks_in_group(schedule, rows_per_block)
     numbers = [np.zeros(graph.requests, np.int32) for _ in range(workers.threads)]
     touched = (np.empty(0, np.int64), np.empty(0, np.int32))
     with workers.stage("refine", schedule.rounds * blocks, "blocks"):
         for number in range(schedule.rounds):
             salt = salted(seed, number)
-            if number % _ROUNDS_PER_LOOK == 0:
+            if number % ROUNDS_PER_LOOK == 0:
                 touched = touched_blocks(
                     graph.offsets, graph.pins, order, rows_per_block, graph.requests
                 )
             groups = group_blocks(
-                graph.offsets, graph.pins, order, rows_per_block, *touched, size, salt
+                graph.offsets, graph.pins, order, rows_per_block, *touched, size, salt, MOST_CELLS
             )
             cooled = schedule.heat * (1 - number / max(schedule.rounds - 1, 1))
             now = schedule._replace(heat=cooled)
@@ -98,7 +103,7 @@ def _refine_groups(
     def work(index: int, worker: int) -> None:
         blocks = members[ends[index] : ends[index + 1]]
         if blocks.size > 1:
-            positions = _positions_of_blocks(blocks, rows_per_block, order.size)
+            positions = positions_of_blocks(blocks, rows_per_block, order.size)
             order[positions] = refine_members(
                 graph.offsets,
                 graph.pins,
@@ -116,7 +121,7 @@ def _refine_groups(
     workers.each(ends.size - 1, work)
 
 
-def _positions_of_blocks(
+def positions_of_blocks(
     blocks: NDArray[np.int32], rows_per_block: int, rows: int
 ) -> NDArray[np.int64]:
     """Return the positions in `blocks`, which ascend; the last block may be part full."""

@@ -15,9 +15,11 @@ from bandana_kv.placement.refine import Schedule, refine
 from bandana_kv.placement.registry import Job, register
 from bandana_kv.placement.tree import arrange_all
 
+__all__ = ["SCHEDULES", "SHP"]
+
 _PLAIN = Recipe(0.5, 8, np.uint64(2**32), True)
-_SHP = Recipe(0.5, 20, np.uint64(0.8 * 2**32), False)
-_SCHEDULES = {
+SHP = Recipe(0.5, 20, np.uint64(0.8 * 2**32), False)
+SCHEDULES = {
     "fast": Schedule(rounds=1, sweeps=4, group_rows=1024, rate=0.5, heat=0.0),
     "balanced": Schedule(rounds=8, sweeps=4, group_rows=2048, rate=0.5, heat=0.5),
     "best": Schedule(rounds=16, sweeps=8, group_rows=4096, rate=0.5, heat=1.0),
@@ -67,8 +69,8 @@ def _shp_plain(job: Job) -> NDArray[np.uint32]:
 def _shp(job: Job) -> NDArray[np.uint32]:
     """Bisection and refinement, or refinement of `start` alone."""
     log = job.needed_log("shp")
-    schedule = _SCHEDULES[job.quality]
+    schedule = SCHEDULES[job.quality]
     with Workers(job.threads, job.progress) as workers:
         if job.start is not None:
             return _refined(job, log, job.start, schedule, workers)
-        return _bisected(job, log, _SHP, schedule, workers)
+        return _bisected(job, log, SHP, schedule, workers)

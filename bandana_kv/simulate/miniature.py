@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,21 @@ if TYPE_CHECKING:
     from bandana_kv.disk.placement import Placement
     from bandana_kv.logs.access_log import AccessLog
 
-__all__ = ["Curve", "Miniature", "curve", "in_threads", "miniature", "rate_for", "whole"]
+__all__ = [
+    "Curve",
+    "Miniature",
+    "Sampled",
+    "curve",
+    "curve_of",
+    "in_threads",
+    "miniature",
+    "points_of",
+    "rate_for",
+    "sampled_blocks",
+    "sampled_lookups",
+    "sampled_miniature",
+    "whole",
+]
 
 _LEAST_SAMPLED_ROWS = 300
 _NO_COPIES = np.zeros(0, np.uint32)
@@ -98,33 +112,74 @@ def miniature(stream: Stream, layout: Layout, rate: float, seed: int) -> Miniatu
     rows_per_block, heat = layout.rows_per_block, layout.heat
     blocks = -(-heat.size // rows_per_block)
     of_lookup = stream.positions // np.uint32(rows_per_block)
-    chosen = _sample(np.bincount(of_lookup, minlength=blocks), rate, seed)
+    chosen = sampled_blocks(np.bincount(of_lookup, minlength=blocks), rate, seed)
+    found = sampled_lookups(stream.offsets, stream.positions, chosen, blocks, rows_per_block)
+    warm = int(np.searchsorted(found.requests, stream.warm_requests))
+    counted = int(stream.offsets[-1] - stream.offsets[stream.warm_requests])
+    return sampled_miniature(found, warm, layout, chosen, counted)
+
+
+def sampled_miniature(
+    found: Sampled, warm: int, layout: Layout, chosen: NDArray[np.int64], counted: int
+) -> Miniature:
+    """Return a miniature of lookups in `chosen` blocks; the first `warm` requests only warm it.
+
+    `counted` is how many lookups the log has after those that only warm.
+    """
+    rows_per_block, heat = layout.rows_per_block, layout.heat
+    rows = chosen.astype(np.int64)[:, None] * rows_per_block + np.arange(rows_per_block)
+    # The table's last block may be short; its numbers then stay the last, too.
+    rows = rows.ravel()[rows.ravel() < heat.size]
+    return Miniature(
+        Stream(readable(found.ends), found.positions, warm),
+        Layout(rows_per_block, heat[rows], _NO_COPIES, _NO_COPIES),
+        rows.size / max(1, heat.size),
+        int(found.ends[-1] - found.ends[warm]) / max(1, counted),
+    )
+
+
+class Sampled(NamedTuple):
+    """What requests look up in a sample of the blocks, which are numbered anew.
+
+    Attributes
+    ----------
+    requests : int64 (n,)
+        The numbers of those that look up anything there.
+    ends : int64 (n + 1,)
+    positions : uint32 (lookups,)
+    """
+
+    requests: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    positions: NDArray[np.uint32]
+
+
+def sampled_lookups(
+    offsets: NDArray[np.int64],
+    positions: NDArray[np.uint32],
+    chosen: NDArray[np.int64],
+    blocks: int,
+    rows_per_block: int,
+) -> Sampled:
+    """Return what requests look up in the `chosen` ones, sorted, of the table's `blocks`."""
+    of_lookup = positions // np.uint32(rows_per_block)
     number_of = np.full(blocks, -1, np.int32)
     number_of[chosen] = np.arange(chosen.size, dtype=np.int32)
     kept = number_of[of_lookup] >= 0
     before = np.zeros(kept.size + 1, np.int64)
     np.cumsum(kept, out=before[1:])
-    offsets = before[stream.offsets]
-    alive = np.flatnonzero(np.diff(offsets))
-    warm = int(np.searchsorted(alive, stream.warm_requests))
-    sampled = stream.positions[kept]
+    ends = before[offsets]
+    alive = np.flatnonzero(np.diff(ends))
+    sampled = positions[kept]
     block = sampled // np.uint32(rows_per_block)
-    positions = number_of[block].astype(np.uint32) * np.uint32(rows_per_block)
-    positions += sampled - block * np.uint32(rows_per_block)
-    rows = chosen.astype(np.int64)[:, None] * rows_per_block + np.arange(rows_per_block)
-    # The table's last block may be short; its numbers then stay the last, too.
-    rows = rows.ravel()[rows.ravel() < heat.size]
-    counted = int(stream.offsets[-1] - stream.offsets[stream.warm_requests])
-    counted_here = int(offsets[-1] - offsets[stream.warm_requests])
-    return Miniature(
-        Stream(readable(np.append(offsets[alive], offsets[-1])), positions, warm),
-        Layout(rows_per_block, heat[rows], _NO_COPIES, _NO_COPIES),
-        rows.size / max(1, heat.size),
-        counted_here / max(1, counted),
-    )
+    renumbered = number_of[block].astype(np.uint32) * np.uint32(rows_per_block)
+    renumbered += sampled - block * np.uint32(rows_per_block)
+    return Sampled(alive, np.append(ends[alive], ends[-1]), renumbered)
 
 
-def _sample(lookups_of_block: NDArray[np.int64], rate: float, seed: int) -> NDArray[np.int64]:
+def sampled_blocks(
+    lookups_of_block: NDArray[np.int64], rate: float, seed: int
+) -> NDArray[np.int64]:
     """Return blocks, sorted: of each run of 1 / rate equally busy ones, one.
 
     Two runs share a block where one ends within it; drawn from both, it counts once.
@@ -215,12 +270,27 @@ def curve(
         heat = np.zeros(placement.rows, np.uint8)
     stream = stream_of(log, placement, warm_requests)
     layout = layout_of(placement, heat)
-    reads, misses = [], []
+    found = []
     for seed in seeds if rate < 1.0 else seeds[:1]:
         small = whole(stream, layout) if rate == 1.0 else miniature(stream, layout, rate, seed)
-        points = in_threads(partial(_run_small, small, policy or Policy()), capacities_rows)
-        reads.append([small.reads_per_lookup(point) for point in points])
-        misses.append([1.0 - point.hit_rate for point in points])
+        found.append(points_of(small, policy or Policy(), capacities_rows))
+    return curve_of(found, capacities_rows, rate)
+
+
+def points_of(
+    small: Miniature, policy: Policy, capacities_rows: Sequence[int]
+) -> NDArray[np.float64]:
+    """Return block reads per lookup and the miss ratio of each amount of DRAM: (2, k)."""
+    points = in_threads(partial(_run_small, small, policy), capacities_rows)
+    reads = [small.reads_per_lookup(point) for point in points]
+    return np.array([reads, [1.0 - point.hit_rate for point in points]])
+
+
+def curve_of(
+    found: Sequence[NDArray[np.float64]], capacities_rows: Sequence[int], rate: float
+) -> Curve:
+    """Return the curve of several samples, from what :func:`points_of` says of each."""
+    reads, misses = np.array(found).transpose(1, 0, 2)
     return Curve(
         np.array(capacities_rows, np.int64),
         np.mean(reads, axis=0),

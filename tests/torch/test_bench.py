@@ -38,9 +38,9 @@ def test_a_small_model_scores_the_same_from_every_system(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_tables_moved_into_a_store_leave_memory(tmp_path: Path) -> None:
+    bench, sizes = BENCH.with_name("externalize.py"), ["--tables", "2", "--rows", "100000"]
     done = subprocess.run(
-        [sys.executable, BENCH.with_name("externalize.py"), "--dir", tmp_path, "--json"]
-        + ["--tables", "2", "--rows", "100000"],
+        [sys.executable, bench, "--dir", tmp_path, "--json", *sizes],
         capture_output=True,
         text=True,
         check=False,

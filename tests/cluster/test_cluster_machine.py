@@ -59,6 +59,8 @@ class ClusterMachine(RuleBasedStateMachine):
     def migrate(self, share: float) -> None:
         self.trial.move(share)
 
+    # One that is refused waits for copies, and what it began is tried to be deleted ever after.
+    @precondition(lambda self: not (self.trial.broken and self.trial.counts["refused_loads"]))
     @rule()
     def load_and_switch(self) -> None:
         whole = not self.trial.broken

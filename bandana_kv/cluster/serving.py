@@ -309,6 +309,7 @@ def _in_cluster(place: Place, local_dir: Path, lease_s: float) -> InCluster:
 
 def record_now(catalogue: Catalogue) -> records.Record:
     """Return what the version that is current is made of."""
+    version = 0
     for _ in range(_TRIES):
         version = epochs.now(catalogue).version
         if not version:

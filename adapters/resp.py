@@ -261,6 +261,8 @@ class RespAdapter(Adapter):
         return self._call(lambda: self._read_every_copy(keys, check))
 
     def _read_every_copy(self, keys: Keys, check: Callable[[str, Keys, Payloads], None]) -> int:
+        # A copy that was out of step when nodes were asked last was not named.
+        self._nodes.refreshed(self._spaces.insist.answer_s)
         located = self._spaces.located(keys)
         shards = [self._nodes.shard(slot) for slot in located.slots.tolist()]
         found = np.zeros(len(keys), np.int64)

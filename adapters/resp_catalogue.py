@@ -187,6 +187,10 @@ class Catalogue:
                     f"{patience_s:g} s; bring replicas up, or ask for fewer copies"
                 )
 
+    def hurry(self) -> None:
+        """Wait no longer for a fail-over: what is asked from now on matters to nobody."""
+        self._patience_s = 1.0
+
     def close(self) -> None:
         """Let the connection go; the next command makes a new one."""
         with self._turn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["check_copies", "check_copies_of_files"]
 
 _CHUNK_BLOCKS = 2048
+# Nodes name a copy a second or two after it has come into step; and one that is busy is late.
+_PATIENCE_S, _PAUSE_S = 5.0, 0.25
 
 
 def check_copies(
@@ -93,8 +96,11 @@ def _check_space(
 
     for first in range(0, count, _CHUNK_BLOCKS):
         numbers = np.arange(first, min(first + _CHUNK_BLOCKS, count), dtype=np.int64)
-        found = adapter.read_every_copy(block_keys(space, numbers), of_node)
-        if found < copies:
+        keys, until = block_keys(space, numbers), time.monotonic() + _PATIENCE_S
+        while (found := adapter.read_every_copy(keys, of_node)) < copies:
+            if time.monotonic() < until:
+                time.sleep(_PAUSE_S)
+                continue
             raise BlockMissingError(
                 f"space {space}, blocks {first} to {first + len(numbers) - 1}: {found} of {copies} "
                 "copies have one of them; see that all nodes are up, and load again"

@@ -154,7 +154,7 @@ def sweep(
     place = place_of(address, prefix, user, password, tls)
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(_writing(place, lease_seconds, copies))
-        adapter = stack.enter_context(adapter_on(place, copies=copies))
+        adapter = stack.enter_context(adapter_on(place, 1, copies=copies))  # nothing is read
         sweeping.sweep(writer, adapter, writer.base.version, keep)
 
 

@@ -85,6 +85,7 @@ def load(
     tls: Tls = None,
     local_dir: str | os.PathLike[str] | None = None,
     copies: int = 1,
+    pages: int | None = None,
     keep: int = 2,
     ready_seconds: float = 60.0,
     lease_seconds: float = LEASE_S,
@@ -109,6 +110,9 @@ def load(
     copies
         How many replicas of each node must have the version before it is served. With 0, a
         primary that dies after a load may take blocks with it.
+    pages
+        4 KiB pages of a block, where a row does not fit one: the same for the whole store, as its
+        first load says.
     keep
         How many versions stay in the cluster, the new one included. What some process still serves
         stays beside them until a later load.
@@ -145,6 +149,9 @@ def load(
     Cost: as a load into a directory, the blocks through the network once for each copy, and back
     once from each.
     """
+    unknown = sorted(options.keys() - LoadOptions.__annotations__.keys())
+    if unknown:
+        raise TypeError(f"load into a cluster has no argument {unknown[0]!r}")
     place = place_of(address, prefix, user, password, tls)
     if isinstance(copies, bool) or not isinstance(copies, int) or copies < 0:
         raise InputError(f"copies {copies!r} is not a number of replicas from 0 up")
@@ -155,15 +162,18 @@ def load(
             raise InputError(f"{name} {seconds!r} is not a number of seconds")
     with contextlib.ExitStack() as stack:
         catalogue = stack.enter_context(contextlib.closing(catalogue_of(place)))
-        adapter = stack.enter_context(adapter_on(place, copies=copies))
         writer = stack.enter_context(writer_of(catalogue, lease_seconds, copies))
+        base = _base(writer)
+        pages = _pages(pages, base)
+        adapter = stack.enter_context(adapter_on(place, pages, copies=copies))
         root = stack.enter_context(_staging(local_dir))
         sweeping.sweep(writer, adapter, writer.base.version, keep)
         # Listed until the version is current: who has it open and warm keeps it for that.
         stack.callback(_withdraw, writer)
         sweeping.list_segment(writer)
         try:
-            _publish(writer, adapter, root, tables, logs, options)
+            _put_base(base, adapter, root)
+            _publish(writer, base, adapter, root, tables, logs, options)
             _await_ready(writer, ready_seconds)
             writer.check()
         except BaseException as error:
@@ -199,8 +209,20 @@ def _forget(writer: Writer, adapter: Adapter, error: BaseException) -> None:
         pass  # the next load finds what is listed
 
 
+def _pages(asked: int | None, base: records.Record | None) -> int:
+    """Return the pages of a store's blocks, which the first load decides."""
+    if asked is not None and (not isinstance(asked, int) or asked < 1):
+        raise InputError(f"pages {asked!r} is not a number of 4 KiB pages from 1 up")
+    if base is not None and asked not in (None, base.pages):
+        raise InputError(
+            f"the store's blocks have {base.pages} pages, not {asked}; load into another prefix"
+        )
+    return asked or (1 if base is None else base.pages)
+
+
 def _publish(
     writer: Writer,
+    base: records.Record | None,
     adapter: Adapter,
     root: Path,
     tables: Mapping[str, Any],
@@ -209,7 +231,6 @@ def _publish(
 ) -> None:
     """Bring a version into the cluster, and see that it is whole there."""
     catalogue, version = writer.catalogue, writer.fence
-    base = _base(writer, adapter, root)
     loader.load(
         root,
         tables,
@@ -240,8 +261,8 @@ def _publish(
     writer.settle()
 
 
-def _base(writer: Writer, adapter: Adapter, root: Path) -> records.Record | None:
-    """Put the manifest of the version that is current where a load looks for it."""
+def _base(writer: Writer) -> records.Record | None:
+    """Return what the version that is current is made of; None: there is none."""
     version = writer.base.version
     if not version:
         return None
@@ -251,12 +272,17 @@ def _base(writer: Writer, adapter: Adapter, root: Path) -> records.Record | None
             f"{writer.catalogue.where}: version {version} is current, and what it is made of is "
             "not there; load into another prefix"
         )
-    path = manifest.manifest_path(root, version)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(read_file(adapter, record.segments[version], records.MANIFEST))
-    manifest.read_version(root, version)
-    manifest.point_at(root, version)
     return record
+
+
+def _put_base(base: records.Record | None, adapter: Adapter, root: Path) -> None:
+    """Put the manifest of the version that is current where a load looks for it."""
+    if base is not None:
+        path = manifest.manifest_path(root, base.version)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(read_file(adapter, base.segments[base.version], records.MANIFEST))
+        manifest.read_version(root, base.version)
+        manifest.point_at(root, base.version)
 
 
 def _write_files(writer: Writer, adapter: Adapter, root: Path, made: manifest.Manifest) -> FilesOf:

@@ -108,7 +108,7 @@ def catalogue_of(place: Place) -> Catalogue:
     return found
 
 
-def adapter_on(place: Place, *, copies: int = 0, read_only: bool = False) -> Adapter:
+def adapter_on(place: Place, pages: int, *, copies: int = 0, read_only: bool = False) -> Adapter:
     """Return the blocks of a store, open; raises as :func:`catalogue_of`, and AdapterError."""
     with _needing_redis():
         module = import_module("bandana_kv.adapters.resp")
@@ -119,6 +119,7 @@ def adapter_on(place: Place, *, copies: int = 0, read_only: bool = False) -> Ada
         password=place.password,
         tls=place.tls,
         copies=copies,
+        pages=pages,
         read_only=read_only,
     )
     return found

@@ -133,6 +133,7 @@ class InCluster:
         with self._changing:
             renewal, self._renewal = self._renewal, None
             self._lease_s = 0  # nothing is renewed any more
+        self._catalogue.hurry()
         if renewal is not None:
             renewal.stop()
         with contextlib.suppress(BandanaError):
@@ -297,15 +298,28 @@ def _in_cluster(place: Place, local_dir: Path, lease_s: float) -> InCluster:
     """Return the versions of a store; nothing stays open on an error."""
     with contextlib.ExitStack() as stack:
         catalogue = stack.enter_context(contextlib.closing(catalogue_of(place)))
-        if not epochs.now(catalogue).version:
-            raise StoreNotFoundError(
-                f"{catalogue.where} holds no store; make one with bandana_kv.load"
-            )
-        adapter = stack.enter_context(adapter_on(place, read_only=True))
+        # As those of all its versions are.
+        pages = record_now(catalogue).pages
+        adapter = stack.enter_context(adapter_on(place, pages, read_only=True))
         found = InCluster(catalogue, adapter, local_dir, lease_s)
         stack.pop_all()
         return found
     raise AssertionError  # an ExitStack does not swallow errors
+
+
+def record_now(catalogue: Catalogue) -> records.Record:
+    """Return what the version that is current is made of."""
+    version = 0
+    for _ in range(_TRIES):
+        version = epochs.now(catalogue).version
+        if not version:
+            raise StoreNotFoundError(
+                f"{catalogue.where} holds no store; make one with bandana_kv.load"
+            )
+        found = records.record_of(catalogue, version)
+        if found is not None:  # else another one is current by now
+            return found
+    raise FormatError(f"{catalogue.where}: version {version} is current, and not there")
 
 
 def _opened_again(arguments: dict[str, Any]) -> EmbeddingStore:

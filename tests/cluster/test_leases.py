@@ -267,7 +267,8 @@ def test_a_forked_child_has_a_connection_of_its_own(at: Callable[[], Any]) -> No
     assert catalogue.get("who") == b"child"
 
 
-def test_what_was_settled_outlives_the_node_that_had_it(cluster: RealCluster) -> None:
+@pytest.mark.parametrize("how", ["kill", "freeze"])
+def test_what_was_settled_outlives_the_node_that_had_it(cluster: RealCluster, how: str) -> None:
     with contextlib.closing(
         catalogue_module.Catalogue.at(
             cluster.address, "shop", user=cluster.user, password=cluster.password
@@ -276,7 +277,7 @@ def test_what_was_settled_outlives_the_node_that_had_it(cluster: RealCluster) ->
         with writer_of(catalogue, 30, 1) as writer:
             publish(writer)
             had_it = next(each for each in cluster.nodes if each.port == catalogue._held.port)
-            cluster.kill(had_it)
+            getattr(cluster, how)(had_it)
             assert epochs.now(catalogue) == Epoch(*[writer.fence] * 3)
             writer.check()
             with pytest.MonkeyPatch.context() as patch:

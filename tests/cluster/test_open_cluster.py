@@ -122,6 +122,24 @@ def test_versions_are_listed_with_who_serves_them_and_rolled_back(
     assert [each.number for each in left] == [numbers[0], last]  # what was rolled back from is gone
 
 
+def test_rows_that_do_not_fit_a_page_have_blocks_of_several(
+    store: dict[str, Any], tmp_path: Path
+) -> None:
+    long = np.random.default_rng(0).random((30, 1500), np.float32)
+    with pytest.raises(InputError, match="use blocks of more pages"):
+        loaded(store, {"t": long})
+    loaded(store, {"t": long}, pages=2)
+    with pytest.raises(InputError, match="blocks have 2 pages, not 1"):
+        loaded(store, {"other": ROWS}, pages=1)
+    last = loaded(store, {"other": ROWS})
+    with opened(store, tmp_path) as served:
+        assert served.version == last
+        assert np.array_equal(served.multi_get("t", IDS[:30]), long)
+        assert np.array_equal(served.multi_get("other", IDS), ROWS)
+    with pytest.raises(TypeError, match="no argument 'adapter'"):
+        loaded(store, {"t": long}, adapter="lmdb")
+
+
 def test_what_has_no_meaning_for_a_cluster_says_so(store: dict[str, Any]) -> None:
     for function in (bandana_kv.verify, bandana_kv.repair):
         with pytest.raises(InputError, match="takes the path of a store's directory"):
@@ -304,7 +322,7 @@ def test_a_primary_killed_after_the_blocks_are_written_costs_the_load_or_nothing
     big = np.random.default_rng(0).random((20_000, 16), np.float32)
     outcomes = set()
     first = loaded(store, {"t": big})
-    for step in ("check_copies", "_write_files", "_await_ready"):
+    for step in ("check_copies", "_await_ready"):
         cluster.wait_whole()
         killing(step)
         dead = cluster.primaries()[0]

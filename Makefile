@@ -1,4 +1,4 @@
-# make setup | demo | test | test-torch | test-all | torture | lint | figures-check | docs | bench | clean
+# make setup | demo | cluster-demo | test | test-torch | test-all | torture | lint | figures-check | docs | bench | clean
 # Every target sets up what it needs. Another interpreter: make PYTHON=/path/to/python3.12 setup
 # Demo on your own log: make demo LOG=path/to/log.npz [ORDERED=1]
 
@@ -15,7 +15,7 @@ install = $(1)/bin/python -m pip install -qq --disable-pip-version-check -c cons
 	$(1)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt \
 	--no-build-isolation -e '.[$(EXTRAS)]'
 
-.PHONY: setup demo test test-torch test-all torture lint figures-check docs bench clean
+.PHONY: setup demo cluster-demo test test-torch test-all torture lint figures-check docs bench clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -44,6 +44,10 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 
 demo: $(STAMP)
 	@$(PY) tools/demo.py $(if $(LOG),--log '$(LOG)') $(if $(ORDERED),--ordered)
+
+# three primaries and three replicas of a real server on loopback; one is killed, another freezes
+cluster-demo: $(STAMP)
+	@$(PY) tools/cluster_demo.py
 
 # A process more than two cores can use: much of what tests do is waiting for others that end.
 TEST_PROCESSES ?= 3
@@ -81,11 +85,12 @@ $(TORCH_STAMP): $(STAMP)
 	  $(TORCHREC) || echo "note: TorchRec is missing, two tests compare with it"
 	@touch $@
 
-# thirteen minutes in all: kills, faults, and what they did to stores under TORTURE_DIR
+# sixteen minutes in all: kills, faults, and what they did to stores under TORTURE_DIR
 TORTURE_DIR ?= build/torture
 TORTURE_SECONDS ?= 140
 KEYED_SECONDS ?= 60
 CHANGES_SECONDS ?= 60
+CLUSTER_SECONDS ?= 180
 torture: $(STAMP)
 	@for adapter in blockfile lmdb rocksdb; do \
 	  $(PY) -m bandana_kv.testing.torture --dir '$(TORTURE_DIR)' --seconds $(TORTURE_SECONDS) \
@@ -94,7 +99,9 @@ torture: $(STAMP)
 	    --adapter $$adapter --json || failed=1; \
 	  $(PY) -m bandana_kv.testing.changes --seconds $(CHANGES_SECONDS) --threads 16 \
 	    --adapter $$adapter --json || failed=1; \
-	done; [ -z "$$failed" ]
+	done; \
+	$(PY) -m bandana_kv.testing.cluster_faults --seconds $(CLUSTER_SECONDS) --json || failed=1; \
+	[ -z "$$failed" ]
 
 # mypy and import-linter cannot see that adapters/ and tools/ live inside bandana_kv: they check
 # the built wheel

@@ -267,7 +267,7 @@ class RespAdapter(Adapter):
         errors: dict[int, Exception] = {}
         out = empty_payloads(len(keys), self.payload_bytes)
         pace = Pace(self._pace.patience_s, 10 * self._pace.patience_s)
-        for copy in range(max(map(len, shards))):
+        for copy in range(max(1, *map(len, shards))):
             numbers = np.array([each[copy] if copy < len(each) else -1 for each in shards])
             reading = Reading(self._nodes, located, out, pace)
             reading.of_nodes(numbers)

@@ -133,24 +133,31 @@ class Reading(Asking):
 
     def _step(self, second_ask_s: float, until: float) -> None:
         """Wait until something comes, or is late."""
+        least_s = self._pace.patience_s / 2  # for who was asked second, perhaps after connecting
+
+        def due(flight: Flight) -> float:
+            if flight.late:
+                return max(until, flight.begun + least_s)
+            return flight.begun + second_ask_s
+
         now = time.monotonic()
         flights = self._flights
-        soon = min((f.begun + second_ask_s for f in flights.values() if not f.late), default=until)
-        ready = self._poll.poll(max(0.0, 1000 * (min(soon, until) - now)))
+        soon = min(map(due, flights.values()))
+        ready = self._poll.poll(max(0.0, 1000 * (soon - now)))
         for fd, _ in ready:
             flight = flights.get(fd)
             if flight is not None:
                 self._take(flight)
-        if now < soon and now < until:
+        if now < soon:
             return
         # By the time before that look: what this process was kept from seeing is not late.
         came = {fd for fd, _ in ready}
         for fd, flight in list(flights.items()):
-            if fd in came:
+            if fd in came or now < due(flight):
                 continue
-            if now >= until:
+            if flight.late:
                 self._give_up(flight)
-            elif not flight.late and now >= flight.begun + second_ask_s:
+            else:
                 flight.late = True
                 self._nodes.failed(flight.number, "slow")
                 self._nodes.counts[flight.number][_SECOND] += 1

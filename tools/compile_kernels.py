@@ -12,6 +12,7 @@ import numpy as np
 
 import bandana_kv
 from bandana_kv import AccessLog, Rows
+from bandana_kv.adapters import resp_replies
 from bandana_kv.cache.policy import Admission, Policy
 from bandana_kv.placement import Placement
 from bandana_kv.tools.console import errors_named, out
@@ -77,6 +78,7 @@ def _serve(directory: str) -> None:
             _place_anew(opened, Path(directory) / f"placement-{os.getpid()}")
             opened.flush()
     _ask_by_keys(directory)
+    resp_replies.ready()
 
 
 def _ask_by_keys(directory: str) -> None:

@@ -65,6 +65,8 @@ class CopyConformance(Conformance):
     def test_a_block_without_a_copy_is_named(self, loaded: Adapter) -> None:
         with pytest.raises(BlockMissingError, match="has no space 3, block 100"):
             loaded.read_every_copy(block_keys(3, [99, 100]), lambda *_: None)
+        with pytest.raises(BlockMissingError, match="has no space 9, block 0"):
+            loaded.read_every_copy(block_keys(9, [0]), lambda *_: None)
 
     def test_what_looks_at_copies_may_refuse_them(self, loaded: Adapter) -> None:
         def refuse(*_: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from typing import Self
@@ -33,9 +34,16 @@ class ScriptedCluster:
     answers
         For each node, what it says to a command that has nothing to do with the topology: pieces
         that it sends one after the other; None: it says nothing.
+    tls
+        What it speaks TLS with, if it does.
     """
 
-    def __init__(self, *answers: Callable[[Words], list[bytes] | None]) -> None:
+    def __init__(
+        self,
+        *answers: Callable[[Words], list[bytes] | None],
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._tls = tls
         self.asked: list[list[Words]] = [[] for _ in answers]
         self._answers = answers
         self._listening = [socket.create_server(("127.0.0.1", 0)) for _ in answers]
@@ -46,7 +54,7 @@ class ScriptedCluster:
     @property
     def address(self) -> str:
         """Of the first."""
-        return f"redis://127.0.0.1:{self.ports[0]}"
+        return f"{'rediss' if self._tls else 'redis'}://127.0.0.1:{self.ports[0]}"
 
     def __enter__(self) -> Self:
         for number in range(len(self._answers)):
@@ -81,7 +89,13 @@ class ScriptedCluster:
 
     def _serve(self, number: int, peer: socket.socket) -> None:
         raw = bytearray()
-        with peer:
+        try:
+            speaker = self._tls.wrap_socket(peer, server_side=True) if self._tls else peer
+        except OSError:  # whoever asks does not trust it
+            peer.close()
+            return
+        self._open.append(speaker)
+        with speaker as peer:
             while True:
                 try:
                     raw += (taken := peer.recv(1 << 16))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import sys
 
 import pytest
 
+from bandana_kv.adapters import adapter_class
 from bandana_kv.adapters.resp import RespAdapter
 from bandana_kv.adapters.resp_address import Node, is_address, parse_address
-from bandana_kv.errors import AdapterError, BandanaError, InputError, NodeError
+from bandana_kv.errors import AdapterError, BandanaError, InputError, MissingExtraError, NodeError
 
 SECRET = "s3cr#t"
 
@@ -102,6 +104,16 @@ def test_a_cluster_that_is_not_there_is_named_without_the_password() -> None:
 def test_unfit_arguments_are_refused_before_anyone_is_asked(unfit: dict[str, object]) -> None:
     with pytest.raises(InputError):
         RespAdapter.on("redis://127.0.0.1:1", **unfit)  # type: ignore[arg-type]
+
+
+def test_without_the_client_library_one_error_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in [name for name in sys.modules if name.startswith("bandana_kv.adapters.resp")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'bandana-kv\[cluster\]'"):
+        adapter_class("resp")
 
 
 def test_an_error_keeps_its_node_on_its_way_to_another_process() -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+import ssl
+import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bandana_kv.adapters import block_keys, resp_replies
 from bandana_kv.adapters.resp import RespAdapter
-from bandana_kv.errors import BlockCorruptError, BlockMissingError, NodeError
+from bandana_kv.errors import AdapterError, BlockCorruptError, BlockMissingError, NodeError
 from tests.unit.adapters.scripted_node import ScriptedCluster, Words, values
 
 SIZE = 4032
@@ -82,10 +86,10 @@ def test_a_silent_node_is_left_alone_and_its_copy_asked() -> None:
 
 def test_a_late_reply_is_no_answer_to_the_next_question() -> None:
     def late(words: Words) -> list[bytes]:
-        time.sleep(0.2)
+        time.sleep(0.2 if len(cluster.asked[0]) == 1 else 0)
         return holds(words)
 
-    with ScriptedCluster(once(late), holds) as cluster, opened(cluster) as adapter:
+    with ScriptedCluster(late, holds) as cluster, opened(cluster) as adapter:
         check(adapter, [1, 2])
         time.sleep(0.3)
         for block in range(10):
@@ -197,6 +201,39 @@ def test_a_node_that_talks_of_something_else_is_not_believed(said: bytes) -> Non
         pytest.raises(NodeError, match="space 1, block 1 does not come"),
     ):
         adapter.get(int(block_keys(1, 1)))
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Give a certificate of 127.0.0.1, and its key."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("there is no openssl to make a certificate with")
+    directory = tmp_path_factory.mktemp("tls")
+    made, key = directory / "made.pem", directory / "key.pem"
+    what = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1"]
+    what += ["-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+    asked = [openssl, *what, "-keyout", str(key), "-out", str(made)]
+    subprocess.run(asked, check=True, capture_output=True)
+    return made, key
+
+
+def test_blocks_come_through_tls(certificate: tuple[Path, Path]) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    with ScriptedCluster(silent, holds, tls=context) as cluster:
+        with pytest.raises(AdapterError, match="no certificate that is trusted"):
+            RespAdapter.on(cluster.address, prefix="t")
+        adapter = RespAdapter.on(
+            cluster.address,
+            prefix="t",
+            tls={"ca": certificate[0]},
+            second_ask_ms=100,
+            patience_ms=4000,
+        )
+        with adapter:
+            for _ in range(10):
+                check(adapter, list(range(90)))
 
 
 def test_an_interrupted_read_leaves_no_reply_behind(monkeypatch: pytest.MonkeyPatch) -> None:

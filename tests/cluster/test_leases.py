@@ -176,6 +176,16 @@ def test_too_few_copies_are_refused_and_nothing_changes(at: Callable[[], Any]) -
                 writer.switch(before.version)
 
 
+def test_what_others_wrote_there_is_named(at: Callable[[], Any]) -> None:
+    catalogue = at()
+    catalogue.add("current", 1, "theirs")
+    with pytest.raises(FormatError, match="says 'theirs' of the current version"):
+        epochs.now(catalogue)
+    catalogue.put("version:1", b'{"checksum":"0","record":{}}')
+    with pytest.raises(FormatError, match="its checksum does not match"):
+        records.record_of(catalogue, 1)
+
+
 def test_numbers_rise_although_their_count_was_lost(at: Callable[[], Any]) -> None:
     catalogue = at()
     with writer_of(catalogue, 5, 1) as writer:

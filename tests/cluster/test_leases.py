@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -86,6 +87,26 @@ def test_one_writes_at_a_time(at: Callable[[], Any]) -> None:
     with writer_of(second, 5, 1) as after:
         assert after.fence > writer.fence
     assert first.members("writers") == []
+
+
+def test_of_many_that_begin_at_once_one_writes(at: Callable[[], Any]) -> None:
+    inside: list[int] = []
+    most, wrote = [0], [0]
+
+    def write(catalogue: Any) -> None:
+        for _ in range(4):
+            with contextlib.suppress(LoadInProgressError), writer_of(catalogue, 30, 0) as writer:
+                inside.append(writer.fence)
+                most[0] = max(most[0], len(inside))
+                wrote[0] += 1
+                time.sleep(0.02)
+                writer.check()
+                inside.remove(writer.fence)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(write, [at() for _ in range(4)]))
+    assert most == [1]
+    assert wrote[0] >= 1
 
 
 def test_a_writer_that_died_is_waited_for_as_long_as_its_lease_lasts(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_copies", "check_copies_of_files"]
 
-_CHUNK_BLOCKS = 2048
+_CHUNK_BLOCKS = 512
 # Nodes name a copy a second or two after it has come into step; and one that is busy is late.
 _PATIENCE_S, _PAUSE_S = 5.0, 0.25
 

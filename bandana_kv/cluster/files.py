@@ -8,6 +8,7 @@ a block, as long as it has room for.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from bandana_kv.adapters.contract import block_keys, empty_payloads
 from bandana_kv.disk import blocks
-from bandana_kv.errors import BlockCorruptError, FormatError
+from bandana_kv.errors import AdapterError, BlockCorruptError, FormatError
 from bandana_kv.system.durable import sync_file
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["FilesOf", "check_file_blocks", "read_file", "read_files", "write_files"]
 
 _CHUNK_BLOCKS = 2048
+# Of what is read at once: an adapter that gives up blocks which are late does so for lookups.
+_READ_BLOCKS = 256
+_TRIES, _PAUSE_S = 8, 0.5
 _READ_BYTES = 1 << 20
 _NAME = re.compile(r"[a-z][a-z-]{0,31}(-[0-9]{1,8})?")
 
@@ -176,11 +180,23 @@ def _listed(adapter: Adapter, where: FilesOf) -> list[tuple[File, int]]:
 
 def _parts(adapter: Adapter, where: FilesOf, first: int, count: int) -> Iterator[bytes]:
     """Read blocks, some at a time; yield what they have room for."""
-    for at in range(first, first + count, _CHUNK_BLOCKS):
-        numbers = np.arange(at, min(at + _CHUNK_BLOCKS, first + count), dtype=np.int64)
-        payloads = adapter.multi_get(block_keys(where.space, numbers))
+    for at in range(first, first + count, _READ_BLOCKS):
+        numbers = np.arange(at, min(at + _READ_BLOCKS, first + count), dtype=np.int64)
+        payloads = _patiently(adapter, block_keys(where.space, numbers))
         check_file_blocks(payloads, where, numbers)
         yield payloads[:, blocks.HEADER_BYTES :].tobytes()
+
+
+def _patiently(adapter: Adapter, keys: NDArray[np.uint64]) -> Payloads:
+    """Read blocks, also while a node is down that has some, or is slow."""
+    for attempt in range(1, _TRIES + 1):
+        try:
+            return adapter.multi_get(keys)
+        except AdapterError:
+            if attempt == _TRIES:
+                raise
+            time.sleep(_PAUSE_S)
+    raise AssertionError  # the last one returns or raises
 
 
 def _copy(adapter: Adapter, where: FilesOf, file: File, first: int, out: BinaryIO) -> None:

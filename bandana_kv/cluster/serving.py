@@ -57,6 +57,7 @@ class InCluster:
     ----------
     root : Path
         Of the store's index on this machine.
+    adapter : Adapter
 
     Raises
     ------
@@ -68,7 +69,7 @@ class InCluster:
         self, catalogue: Catalogue, adapter: Adapter, local_dir: Path, lease_s: float
     ) -> None:
         self._catalogue = catalogue
-        self._adapter = adapter
+        self.adapter = adapter
         self._lease_s = lease_s
         self._epoch = epochs.NONE
         self._store = self._record(self.current()).store
@@ -103,7 +104,7 @@ class InCluster:
                 # Only now: whoever deletes it takes it off the list first.
                 if not self._catalogue.members(VERSIONS, version, version):
                     continue
-                found = hold_fetched(self.root, self._record(version), self._adapter, stack)
+                found = hold_fetched(self.root, self._record(version), self.adapter, stack)
                 resources.push(stack.pop_all())
                 return found
         raise FormatError(f"{self._catalogue.where}: version {version} is not there any more")
@@ -126,7 +127,8 @@ class InCluster:
         held = self._held
         self._begin()
         self._held = held
-        self._renewal = Renewal(self._renew, self._lease_s, self._catalogue.where, at_once=True)
+        if held and self._lease_s:
+            self._renewal = Renewal(self._renew, self._lease_s, self._catalogue.where, at_once=True)
 
     def close(self) -> None:
         """Give all leases back, and let go of the cluster."""
@@ -140,7 +142,7 @@ class InCluster:
             for version in list(self._held):
                 leases.give_back(self._catalogue, version, self._who)
         self._catalogue.close()
-        self._adapter.close()
+        self.adapter.close()
 
     def _record(self, version: int) -> records.Record:
         found = records.record_of(self._catalogue, version)
@@ -257,7 +259,7 @@ def open(
             versions.root,
             versions,
             cache_bytes,
-            adapter=versions._adapter,
+            adapter=versions.adapter,
             policy=override,
             readers=DEFAULT_DEPTH if readers is None else readers,
             fallback=fallback,

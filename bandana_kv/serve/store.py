@@ -140,7 +140,7 @@ class EmbeddingStore:
         self._options.versions.after_fork_in_child()
         self._closing_lock = threading.Lock()
         self._loops = EventLoops(self._reader)
-        if self._options.elsewhere is not None:
+        if self._options.elsewhere is not None and not self._closing.is_set():
             self._watch()  # there, whoever has a lease is waited for before a switch
 
     @property

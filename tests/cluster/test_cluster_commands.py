@@ -65,12 +65,13 @@ def test_the_bench_serves_the_same_rows_both_ways(
     )
     assert said.exit_code == 0
     result = json.loads(said.stdout.splitlines()[-1])
-    blocks, rows = result["serving"]
-    for each in (blocks, rows, *result["faults"]):
+    blocks, rows, last = result["serving"]
+    for each in (blocks, rows, last, *result["faults"]):
         assert (each["wrong_rows"], each["errors"]) == (0, 0)
         assert each["rows"] > 0
     assert blocks["dram_bytes"] == rows["dram_bytes"] == result["dram_bytes"]
     assert 0 < blocks["values_a_request"] < rows["values_a_request"] < 12
+    assert 0 < last["values_a_request"] < 12
     assert result["missed_rows_to_blocks"] > 1
     assert blocks["wire_bytes_a_row"] > rows["wire_bytes_a_row"] > 0
     assert [each["blocks"] for each in result["crossover"]] == list(bench.BATCHES)

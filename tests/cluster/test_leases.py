@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -86,6 +87,26 @@ def test_one_writes_at_a_time(at: Callable[[], Any]) -> None:
     with writer_of(second, 5, 1) as after:
         assert after.fence > writer.fence
     assert first.members("writers") == []
+
+
+def test_of_many_that_begin_at_once_one_writes(at: Callable[[], Any]) -> None:
+    inside: list[int] = []
+    most, wrote = [0], [0]
+
+    def write(catalogue: Any) -> None:
+        for _ in range(4):
+            with contextlib.suppress(LoadInProgressError), writer_of(catalogue, 30, 0) as writer:
+                inside.append(writer.fence)
+                most[0] = max(most[0], len(inside))
+                wrote[0] += 1
+                time.sleep(0.02)
+                writer.check()
+                inside.remove(writer.fence)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(write, [at() for _ in range(4)]))
+    assert most == [1]
+    assert wrote[0] >= 1
 
 
 def test_a_writer_that_died_is_waited_for_as_long_as_its_lease_lasts(
@@ -174,6 +195,16 @@ def test_too_few_copies_are_refused_and_nothing_changes(at: Callable[[], Any]) -
             writer.copies = 2
             with pytest.raises(DurabilityError, match="is current, and may not be so"):
                 writer.switch(before.version)
+
+
+def test_what_others_wrote_there_is_named(at: Callable[[], Any]) -> None:
+    catalogue = at()
+    catalogue.add("current", 1, "theirs")
+    with pytest.raises(FormatError, match="says 'theirs' of the current version"):
+        epochs.now(catalogue)
+    catalogue.put("version:1", b'{"checksum":"0","record":{}}')
+    with pytest.raises(FormatError, match="its checksum does not match"):
+        records.record_of(catalogue, 1)
 
 
 def test_numbers_rise_although_their_count_was_lost(at: Callable[[], Any]) -> None:

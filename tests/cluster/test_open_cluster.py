@@ -195,10 +195,20 @@ try:
 except MissingExtraError as error:
     print(error)
 """
+    local = f"""
+import sys
+import numpy as np
+import bandana_kv
+bandana_kv.load({str(tmp_path / "store")!r}, {{"t": np.zeros((9, 4), np.float32)}})
+bandana_kv.open({str(tmp_path / "store")!r}).close()
+print([name for name in sys.modules if name in ("redis", "bandana_kv.cluster")])
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.count("\n") == 1
     assert "pip install 'bandana-kv[cluster]'" in done.stdout
     assert list(tmp_path.iterdir()) == []
+    done = subprocess.run([sys.executable, "-c", local], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
     assert issubclass(MissingExtraError, BandanaError)
 
 

@@ -14,6 +14,7 @@ import bandana_kv
 # As README and docs have them.
 NAMES = {
     "bandana_kv.blocks": ["seal", "verify"],
+    "bandana_kv.cluster": ["Version", "load", "open", "rollback", "sweep", "versions"],
     "bandana_kv.drift": ["Watch", "advise", "advise_store", "placement_for", "served_table"],
     "bandana_kv.exporter": ["Collector", "Exporter", "serve"],
     "bandana_kv.logs": ["JsonFormatter"],

@@ -26,7 +26,9 @@ serving
     times, and the round with the median rate counts. `values_a_request` are blocks or rows that
     came over the network (the servers' own counters), `wire_bytes_a_row` all bytes to and from the
     servers over rows answered, `client_cpu_us_a_row` and `server_cpu_us_a_row` processor time.
-    `missed_rows_to_blocks` is the values of `row a key` over ours.
+    `missed_rows_to_blocks` is the values of `row a key` over ours. `went_around` says how often
+    the requests were asked: above 1, a cache may know them from the time before, so that a log
+    should be long enough.
 cpu
     The reader alone, one thread, `batch` values a call: processor time of the client and of the
     servers, and wall time, a block and a row.
@@ -407,6 +409,7 @@ def _p99_ratios(faults: list[dict[str, Any]]) -> dict[str, Any]:
 @click.option("--dir", "directory", required=True, type=click.Path(path_type=Path))
 @click.option("--log", "path", type=Path, help="By default the log of bench/generator.py.")
 @click.option("--rows", default=1_000_000, show_default=True, help="Of the generator.")
+@click.option("--lookups", type=int, help="Of the generator; three a row.")
 @click.option("--ordered", is_flag=True, help="In order of time: learn on the start.")
 @click.option("--row-bytes", default=128, show_default=True)
 @click.option("--dram-fraction", default=0.05, show_default=True)
@@ -420,6 +423,7 @@ def main(
     directory: Path,
     path: Path | None,
     rows: int,
+    lookups: int | None,
     ordered: bool,
     row_bytes: int,
     dram_fraction: float,
@@ -436,7 +440,7 @@ def main(
         if path is None:
             from generator import generate
 
-            log = generate(rows, seed=seed)
+            log = generate(rows, lookups, seed)
         else:
             log = AccessLog.read(path)
         learn, test = log.split(train=TRAIN, ordered=ordered, seed=seed)

@@ -127,15 +127,14 @@ def main() -> None:
         for workers in (1, 2, 3):
             with OnRay(workers) as runner:
                 say(f"{workers} workers", digest=placed(runner), moved=vars(runner.moved))
+                if workers == 2:  # what kernels take, they have by now
+                    say("memory", **in_little_memory(runner, directory))
         with OnRay(2) as runner:
             before = runner.processes()
             victim = before[0][0]
             found = placed(runner, AtPass(lambda: os.kill(victim, signal.SIGKILL)))
             after = runner.processes()
             say("a worker killed", digest=found, gone=victim not in dict(after))
-        with OnRay(2) as runner:
-            placed(runner)  # what kernels take is not of the log
-            say("memory", **in_little_memory(runner, directory))
         with OnRay(3) as runner:
             before = dict(runner.processes())
             raylet = others[0].all_processes["raylet"][0].process.pid

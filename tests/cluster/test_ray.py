@@ -22,7 +22,7 @@ import pytest
 HERE = Path(__file__).parent
 ISOLATED = ("unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c")
 COMMAND = 'ip link set lo up && exec "$0" "$@"'
-LIMIT_S = 300
+LIMIT_S = 600
 
 
 def _can_isolate() -> bool:

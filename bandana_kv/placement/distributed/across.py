@@ -163,6 +163,7 @@ def refine_across(
     blocks = -(-rows.size // rows_per_block)
     if blocks < 2 or rows_per_block < 2 or schedule.rounds == 0:
         return rows
+    job = _Job(runner, shares, rows, degree, rows_per_block, room, progress)
     size = blocks_in_group(schedule, rows_per_block)
     pins = int(degree.sum(dtype=np.int64))
     graph, rate = sampled_graph(runner, shares, rows, pins, room.pins)
@@ -187,37 +188,35 @@ def refine_across(
         )
         cooled = schedule.heat * (1 - number / max(schedule.rounds - 1, 1))
         now = schedule._replace(heat=cooled)
-        _one_round(
-            runner,
-            shares,
-            (rows, order),
-            degree,
-            rows_per_block,
-            grouped,
-            now,
-            int(salt),
-            room.pins,
-            progress,
-        )
+        _one_round(job, order, grouped, now, number, int(salt))
     progress.finish()
     forget(shares[0].directory, _SAMPLE)
     return rows[order]
 
 
+class _Job(NamedTuple):
+    """What all rounds have in common."""
+
+    runner: Runner
+    shares: Sequence[Share]
+    rows: NDArray[np.int32]
+    degree: NDArray[np.int32]
+    rows_per_block: int
+    room: Room
+    progress: Progress
+
+
 def _one_round(
-    runner: Runner,
-    shares: Sequence[Share],
-    placed_before: tuple[NDArray[np.int32], NDArray[np.int32]],
-    degree: NDArray[np.int32],
-    rows_per_block: int,
+    job: _Job,
+    order: NDArray[np.int32],
     grouped: tuple[NDArray[np.int64], NDArray[np.int32]],
     schedule: Schedule,
+    number: int,
     salt: int,
-    most_pins: int,
-    progress: Progress,
 ) -> None:
     """Refine each group once; changes the order."""
-    (rows, order), (ends, members) = placed_before, grouped
+    runner, shares, rows_per_block = job.runner, job.shares, job.rows_per_block
+    ends, members = grouped
     groups = ends.size - 1
     places = [
         positions_of_blocks(members[ends[i] : ends[i + 1]], rows_per_block, order.size)
@@ -225,12 +224,13 @@ def _one_round(
     ]
     row_ends = np.cumsum([0, *(each.size for each in places)])
     positions = np.concatenate(places)
-    placed = rows[order[positions]]
+    placed = job.rows[order[positions]]
     place_of_row = np.full(shares[0].rows, -1, np.int32)
     place_of_row[placed] = np.repeat(np.arange(groups, dtype=np.int32), np.diff(row_ends))
-    pins = np.add.reduceat(degree[placed].astype(np.int64), row_ends[:-1])
-    bundle_of_group = _bundles(pins, most_pins, 4 * runner.workers)
-    name = "groups"
+    pins = np.add.reduceat(job.degree[placed].astype(np.int64), row_ends[:-1])
+    bundle_of_group = _bundles(pins, job.room.pins, 4 * runner.workers)
+    # of its own: a worker that was given up may still write for the round before
+    name = f"groups-{number}"
     written, _ = runner.map_log(
         shuffle,
         shares,
@@ -261,7 +261,7 @@ def _one_round(
         begin, end = slices[number]
         at = positions[begin:end]
         order[at] = order[at][found]
-        progress.advance((end - begin) // rows_per_block)
+        job.progress.advance((end - begin) // rows_per_block)
     forget(shares[0].directory, name)
 
 

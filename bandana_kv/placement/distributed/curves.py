@@ -7,6 +7,7 @@ looked up in them is gathered from the shares through the work directory. So the
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +36,6 @@ from bandana_kv.units import size_text
 
 __all__ = ["curve"]
 
-_NAME = "curve"
 _TYPES: tuple[type[np.generic], ...] = (
     np.int64,
     np.int64,
@@ -48,6 +48,7 @@ class _Sample(NamedTuple):
     """What the task of a sample is given."""
 
     directory: str
+    name: str
     seed: int
     shares: int
     chosen: NDArray[np.int64]
@@ -122,11 +123,13 @@ def curve(
             f"a sample of {rate:.2g} of the blocks has {most} lookups, more than a worker of "
             f"{size_text(worker_memory_bytes)} replays; pass rate={fits:.2g}, or larger caches"
         )
+    name = f"curve-{uuid.uuid4().hex}"
     begins = np.cumsum([0, *(share.last - share.first for share in log.shares)])
     positions = runner.broadcast(np.asarray(placement.position_of_id))
     written, warming = runner.map_log(
         _gather,
         log.shares,
+        name,
         placement.rows_per_block,
         tuple(seeds),
         warm_requests,
@@ -138,6 +141,7 @@ def curve(
     samples = [
         _Sample(
             log.directory,
+            name,
             seed,
             len(log.shares),
             blocks,
@@ -151,12 +155,13 @@ def curve(
         for seed, blocks in zip(seeds, chosen, strict=True)
     ]
     found = dict(runner.each(_replayed, samples))
-    forget(log.directory, _NAME)
+    forget(log.directory, name)
     return curve_of([found[at] for at in range(len(samples))], capacities_rows, rate)
 
 
 def _gather(
     shares: Sequence[Share],
+    name: str,
     rows_per_block: int,
     seeds: tuple[int, ...],
     warm_requests: int,
@@ -181,7 +186,7 @@ def _gather(
                 found.positions,
             )
             for path, array in zip(
-                _paths(share.directory, seed, share.number), arrays, strict=True
+                _paths(share.directory, name, seed, share.number), arrays, strict=True
             ):
                 keep(path, array)
                 written += array.nbytes
@@ -194,7 +199,7 @@ def _replayed(sample: _Sample) -> NDArray[np.float64]:
         [
             mapped(path, dtype)
             for path, dtype in zip(
-                _paths(sample.directory, sample.seed, number), _TYPES, strict=True
+                _paths(sample.directory, sample.name, sample.seed, number), _TYPES, strict=True
             )
         ]
         for number in range(sample.shares)
@@ -213,8 +218,8 @@ def _replayed(sample: _Sample) -> NDArray[np.float64]:
     return points_of(small, sample.policy, sample.capacities_rows)
 
 
-def _paths(directory: str, seed: int, share: int) -> tuple[Path, Path, Path]:
-    begun = f"{_NAME}.{seed}.share-{share:05}"
+def _paths(directory: str, name: str, seed: int, share: int) -> tuple[Path, Path, Path]:
+    begun = f"{name}.{seed}.share-{share:05}"
     requests, lengths, positions = (
         Path(directory) / f"{begun}.{what}" for what in ("requests", "lengths", "positions")
     )

@@ -17,14 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bandana_kv.errors import InputError, MissingExtraError
-from bandana_kv.placement.distributed.runner import (
-    Kernel,
-    Moved,
-    Sums,
-    Task,
-    bytes_in,
-    peak_of_process,
-)
+from bandana_kv.placement.distributed.peak import Peak
+from bandana_kv.placement.distributed.runner import Kernel, Moved, Sums, Task, bytes_in
 from bandana_kv.placement.distributed.shares import Share
 
 __all__ = ["OnRay"]
@@ -36,15 +30,20 @@ _PAUSE_S = 0.5
 class _Worker:
     """What runs in a process of Ray's."""
 
+    def __init__(self) -> None:
+        self._peak = Peak()
+
     def sums(self, kernel: Kernel, shares: Sequence[Share], *values: Any) -> Sums:
-        return kernel(shares, *values)
+        found: Sums = self._peak.during(kernel, shares, *values)
+        return found
 
     def run(self, task: Task, item: Any, *values: Any) -> Any:
-        return task(item, *values)
+        return self._peak.during(task, item, *values)
 
     def process(self) -> tuple[int, int]:
-        """Return the process's id, and the most memory that it had, resident."""
-        return os.getpid(), peak_of_process()
+        """Return the process's id, and the most memory of its own that it had, resident."""
+        self._peak.during(os.getpid)
+        return os.getpid(), self._peak.bytes
 
 
 def _imported() -> Any:
@@ -183,7 +182,7 @@ class OnRay:
         return [peak for _, peak in self.processes()]
 
     def processes(self) -> list[tuple[int, int]]:
-        """Return each worker's process id, and the most memory that it had, resident."""
+        """Return each worker's process id, and the most memory of its own that it had."""
         waiting = [_Asked(worker, "process", (), at) for at, worker in enumerate(self._workers)]
         found = {asked.number: answer for asked, answer in self._answers(waiting)}
         return [found[at] for at in range(len(found))]

@@ -9,7 +9,6 @@ by their module, so that whoever runs them, how often, and in which order makes 
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,9 +16,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from bandana_kv.placement.distributed.peak import peak_of_process
 from bandana_kv.placement.distributed.shares import Share
 
-__all__ = ["InProcess", "Kernel", "Moved", "Runner", "Sums", "Task", "bytes_in", "peak_of_process"]
+__all__ = ["InProcess", "Kernel", "Moved", "Runner", "Sums", "Task", "bytes_in"]
 
 Sums = tuple[NDArray[Any], ...]
 Kernel = Callable[..., Sums]
@@ -79,7 +79,7 @@ class Runner(Protocol):
         """
 
     def peak_bytes(self) -> list[int]:
-        """Return the most memory that each worker's process had, resident."""
+        """Return the most memory of its own that each worker's process had, resident."""
 
 
 def bytes_in(value: Any) -> int:
@@ -127,8 +127,3 @@ class InProcess:
     def peak_bytes(self) -> list[int]:
         """Return the most memory that this process had, resident."""
         return [peak_of_process()]
-
-
-def peak_of_process() -> int:
-    """Return the most memory that this process had, resident, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

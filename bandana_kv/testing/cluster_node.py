@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import os
 import random
@@ -10,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +23,8 @@ __all__ = ["ADMIN", "Node", "ask", "server_binary"]
 ADMIN = "admin"
 """The user that the cluster itself and whoever breaks it log in as."""
 
+_libc = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
 # Below what Linux gives to connections that go out, so that none takes a killed node's port.
 _PORTS = range(20_000, 32_000)
 _ATTEMPTS, _START_S, _REPLY_S = 5, 10.0, 2.0
@@ -202,8 +206,14 @@ class Node:
             f"dir {self.directory}\n"
         )
         with (self.directory / "log").open("ab") as log:
+            # Of a thread it would end with that one, not with the process.
+            main = threading.current_thread() is threading.main_thread()
             self._process = subprocess.Popen(
-                [self._server, settings], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [self._server, settings],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=_end_with_parent if main else None,
             )
         until = time.monotonic() + _START_S
         while self.running and time.monotonic() < until:
@@ -213,6 +223,11 @@ class Node:
             time.sleep(0.01)
         self.kill()
         return False
+
+
+def _end_with_parent() -> None:
+    """Have this process killed when the one that started it is gone, however it went."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _free_port(rng: random.Random) -> int:

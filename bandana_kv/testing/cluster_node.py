@@ -213,7 +213,7 @@ class Node:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=_end_with_parent if main else None,
+                preexec_fn=_end_with_parent if main else None,  # noqa: PLW1509 - a single call
             )
         until = time.monotonic() + _START_S
         while self.running and time.monotonic() < until:

@@ -485,6 +485,7 @@ def main(
         "load_seconds": round(load_seconds, 1),
         "torch": torch.__version__,
         "torch_threads": threads,
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "active"),
         "systems": list(medians.values()),
         **_ratios(medians, device_reads),
         "surroundings": surroundings(seed),
@@ -495,6 +496,7 @@ def main(
             ("dram", dram_fraction, 0.05),
             ("ids", most_ids, 0),
             ("width", width, 1),
+            ("omp", os.environ.get("OMP_WAIT_POLICY", "active"), "active"),
         )
         if value != usual
     ]

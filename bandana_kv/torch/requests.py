@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -15,9 +16,21 @@ from bandana_kv.serve.bags import Mode
 from bandana_kv.torch.stores import store_of
 from bandana_kv.torch.tensors import array_of, room, tensor_of
 
-__all__ = ["BagsAsked", "RowsAsked"]
+__all__ = ["BagsAsked", "RowsAsked", "pooling_threads"]
 
 Ids = NDArray[np.integer[Any]]
+
+
+def pooling_threads() -> int:
+    """Return how many threads may pool a large request: as many as torch takes, if they are free.
+
+    Between two layers torch's own threads spin, and keep their processors, unless OpenMP is told
+    not to: there the caller has those that are left, and its own.
+    """
+    threads = torch.get_num_threads()
+    if os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive":
+        return threads
+    return max(1, min(threads, len(os.sched_getaffinity(0)) - threads + 1))
 
 
 @dataclass(frozen=True)
@@ -146,7 +159,7 @@ class BagsAsked:
             mode=self.mode,
             include_last_offset=True,
             padding_idx=self.padding_idx,
-            threads=torch.get_num_threads(),
+            threads=pooling_threads(),
         )
 
     def _joined(self, answers: list[int]) -> tuple[Ids, NDArray[np.int64], NDArray[Any] | None]:

@@ -279,3 +279,19 @@ def test_answers_are_those_of_torchrec_s_own_collection(
     assert isinstance(found, KeyedTensor)
     assert expected.keys() == found.keys()
     assert torch.equal(expected.values(), found.values())
+
+
+def test_spinning_threads_of_torch_are_left_their_processors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from bandana_kv.torch import requests
+
+    monkeypatch.setattr(requests.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(requests.torch, "get_num_threads", lambda: 6)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert requests.pooling_threads() == 3
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    assert requests.pooling_threads() == 6
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setattr(requests.torch, "get_num_threads", lambda: 8)
+    assert requests.pooling_threads() == 1

@@ -26,7 +26,7 @@ from bandana_kv.placement.distributed import (
     open_log,
     place_log,
 )
-from bandana_kv.tools.console import Bar, out, size
+from bandana_kv.tools.console import Bar, end_as_interrupted, out, size
 from bandana_kv.units import size_text
 
 __all__ = ["InFiles", "files_options", "place_files"]
@@ -121,6 +121,7 @@ def place_files(
     how: LogOptions,
 ) -> None:
     """Learn a placement from part of the requests in files; print what the others make of it."""
+    end_as_interrupted()  # or what was begun in the work directory stayed there
     bar, figures = Bar(), Figures()
     with (
         _runner(in_files) as runner,

@@ -20,7 +20,7 @@ from bandana_kv.testing.cluster_trial import TABLE, Trial
 from bandana_kv.testing.real_cluster import RealCluster
 
 LONGEST_MS = 1000
-DEADLINE_MS = 300
+DEADLINE_MS = 1000
 ROUNDS = 2
 # More than sockets hold of it: the kernel passes on what a dead primary had written to one.
 LARGE = {"rows": 10_000, "dim": 1000}

@@ -321,14 +321,15 @@ def _shares(
 def _shared_out(tables: Mapping[str, manifest.Table], total: int) -> dict[str, int]:
     """Share DRAM by the bytes that were looked up; among simulated tables, by what it saves.
 
-    Where it holds all tables each has what it takes to be held whole.
+    Where it holds all tables whole it is shared by what that takes.
     """
     whole = {
         name: cache_bytes_of(WHOLE, table.rows, table.row_bytes, table.rows)
         for name, table in tables.items()
     }
-    if sum(whole.values()) <= total:
-        return whole
+    most = sum(whole.values())
+    if most <= total:
+        return {name: total * part // most for name, part in whole.items()}
     used = {name: table.looked_up_rows * table.row_bytes for name, table in tables.items()}
     everything = max(1, sum(used.values()))
     shares = {name: total * part // everything for name, part in used.items()}

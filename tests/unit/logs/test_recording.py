@@ -49,7 +49,7 @@ def test_everything_is_read_back_in_order(
     root: Path, tmp_path: Path, rng: np.random.Generator
 ) -> None:
     asked = make_requests(rng, 300)
-    with bandana_kv.open(root) as store:
+    with bandana_kv.open(root, cache_bytes=4096) as store:
         store.multi_get("user", asked[0])  # nobody records yet
         with store.record(tmp_path / "log") as recording:
             for ids in asked:

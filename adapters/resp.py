@@ -33,7 +33,7 @@ from bandana_kv.adapters.contract import (
 from bandana_kv.adapters.gate import Gate
 from bandana_kv.adapters.keys import checked_keys
 from bandana_kv.adapters.payloads import checked_out
-from bandana_kv.adapters.resp_address import Address, parse_address
+from bandana_kv.adapters.resp_address import Address, check_prefix, parse_address
 from bandana_kv.adapters.resp_flights import Pace
 from bandana_kv.adapters.resp_nodes import COUNTED, Nodes
 from bandana_kv.adapters.resp_reads import Reading
@@ -43,7 +43,6 @@ from bandana_kv.errors import InputError, NodeError, StoreNotFoundError
 
 __all__ = ["RespAdapter"]
 
-_MOST_PREFIX = 64
 # What blocks have room for beside their rows in engines that pad values to pages: none do.
 _OVERHEAD_BYTES = 64
 
@@ -153,7 +152,7 @@ class RespAdapter(Adapter):
         """
         if not isinstance(address, Address):
             address = parse_address(address, user=user, password=password, tls=tls)
-        _check_prefix(prefix)
+        check_prefix(prefix)
         if not isinstance(copies, int) or copies < 0:
             raise InputError(f"copies must be a number from 0 up, not {copies!r}")
         if not 0 < second_ask_ms <= patience_ms:
@@ -355,14 +354,3 @@ _NO_PATH = (
     "a cluster has an address instead of a path: "
     'RespAdapter.on("redis://host:port,host:port"), given as adapter='
 )
-
-
-def _check_prefix(prefix: str) -> None:
-    fit = 0 < len(prefix) <= _MOST_PREFIX and all(
-        "!" <= character <= "~" and character not in "{}" for character in prefix
-    )
-    if not fit:
-        raise InputError(
-            f"prefix {prefix!r} cannot begin keys: use 1 to {_MOST_PREFIX} printable ASCII "
-            "characters without spaces and braces"
-        )

@@ -10,10 +10,11 @@ from urllib.parse import unquote
 
 from bandana_kv.errors import InputError
 
-__all__ = ["Address", "Node", "is_address", "parse_address"]
+__all__ = ["Address", "Node", "check_prefix", "is_address", "parse_address"]
 
 _SCHEMES = {"redis": False, "rediss": True}
 _PORT = 6379
+_MOST_PREFIX = 64
 _TLS_OPTIONS = {
     "ca": "ssl_ca_certs",
     "certificate": "ssl_certfile",
@@ -127,3 +128,21 @@ def _tls_options(
     if unknown:
         raise InputError(f"tls has no {unknown[0]!r}; it takes {', '.join(_TLS_OPTIONS)}")
     return {_TLS_OPTIONS[name]: os.fspath(path) for name, path in tls.items()}
+
+
+def check_prefix(prefix: str) -> None:
+    """See that keys can begin with a prefix.
+
+    Raises
+    ------
+    InputError
+        They cannot.
+    """
+    fit = 0 < len(prefix) <= _MOST_PREFIX and all(
+        "!" <= character <= "~" and character not in "{}" for character in prefix
+    )
+    if not fit:
+        raise InputError(
+            f"prefix {prefix!r} cannot begin keys: use 1 to {_MOST_PREFIX} printable ASCII "
+            "characters without spaces and braces"
+        )

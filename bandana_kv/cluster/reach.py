@@ -10,6 +10,7 @@ from os import PathLike
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
+from bandana_kv.adapters.resp_address import check_prefix
 from bandana_kv.errors import InputError, MissingExtraError
 from bandana_kv.system.addresses import is_address
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_PREFIX", "Place", "adapter_on", "catalogue_of", "place_of"]
 
 DEFAULT_PREFIX = "bandana"
-_MOST_PREFIX = 64
 
 Tls = bool | Mapping[str, str | PathLike[str]] | None
 
@@ -68,13 +68,7 @@ def place_of(
     if prefix is not None and named is not None and prefix != named:
         raise InputError(f"the address says prefix {named!r}, and the argument {prefix!r}")
     wanted = prefix or named or DEFAULT_PREFIX
-    if len(wanted) > _MOST_PREFIX or not all(
-        "!" <= each <= "~" and each not in "{}" for each in wanted
-    ):
-        raise InputError(
-            f"prefix {wanted!r} cannot begin keys: use 1 to {_MOST_PREFIX} printable ASCII "
-            "characters without spaces and braces"
-        )
+    check_prefix(wanted)
     return Place(nodes.rstrip("/"), wanted, user, password, tls)
 
 

@@ -265,6 +265,8 @@ def _serve(loaded: Loaded, name: str, threads: int, seconds: float) -> dict[str,
             system.ask, loaded.wrong, loaded.requests, threads=threads, first="warm"
         ) as readers,
     ):
+        while not readers.answered():
+            time.sleep(0.01)
         time.sleep(seconds / 2)
         counters.since()
         cpu_s = time.process_time()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from rich.table import Table
 from bandana_kv import AccessLog
 from bandana_kv.testing.cluster_readers import Readers, Stretch
 from bandana_kv.testing.cluster_trial import TABLE, Trial
+from bandana_kv.testing.hushed import hushed
 from bandana_kv.testing.real_cluster import RealCluster
 from bandana_kv.tools.console import errors_named, json_option, out
 
@@ -47,7 +46,7 @@ def main(rows: int, threads: int, seconds: float, seed: int, as_json: bool) -> N
     """
     begun = time.perf_counter()
     with (
-        _quiet(),
+        hushed(logging.ERROR),
         tempfile.TemporaryDirectory(prefix="bandana-kv-cluster-demo-") as directory,
         RealCluster() as cluster,
     ):
@@ -85,18 +84,6 @@ def main(rows: int, threads: int, seconds: float, seed: int, as_json: bool) -> N
         _print(stretches)
     if any(each.wrong_rows or each.errors for each in stretches):
         raise SystemExit(1)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Log errors alone: of nodes that are down the table says it."""
-    log = logging.getLogger("bandana_kv")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 def _break(

@@ -11,7 +11,6 @@ Run it as ``python -m bandana_kv.testing.cluster_faults --seconds 180 --seed 0 -
 from __future__ import annotations
 
 import json
-import logging
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ import click
 
 from bandana_kv.testing.cluster_readers import Readers, Stretch
 from bandana_kv.testing.cluster_trial import Trial
+from bandana_kv.testing.hushed import hushed
 from bandana_kv.testing.real_cluster import RealCluster
 
 __all__ = ["BAD", "main", "run"]
@@ -68,8 +68,8 @@ def run(
     MissingExtraError
         There is no server to start.
     """
-    logging.getLogger("bandana_kv").setLevel(logging.CRITICAL)
     with (
+        hushed(),
         tempfile.TemporaryDirectory(prefix="bandana-kv-cluster-faults-") as directory,
         RealCluster() as cluster,
         Trial(

@@ -123,6 +123,10 @@ class Readers:
         """Begin another stretch."""
         self._begun.append((name, time.perf_counter()))
 
+    def answered(self) -> bool:
+        """Return whether each thread has had an answer."""
+        return all(self._calls)
+
     def stretches(self) -> list[Stretch]:
         """Return what was seen, by stretches; only after leaving."""
         calls = sorted((call for each in self._calls for call in each), key=lambda call: call.end)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import random
 import select
@@ -38,6 +37,7 @@ import numpy as np
 import bandana_kv
 from bandana_kv.errors import BandanaError
 from bandana_kv.testing.faults import Faults, injecting
+from bandana_kv.testing.hushed import hushed
 from bandana_kv.testing.oracle import Event, rows_of
 from bandana_kv.testing.torture_actor import Actor
 from bandana_kv.testing.torture_checks import check, everything, tidy
@@ -241,6 +241,7 @@ def run(directory: Path, seconds: float, seed: int, adapter: str) -> dict[str, A
     return run_each(Torture, _warm_up, directory, seconds, seed, adapter)
 
 
+@hushed()
 def run_each(
     kind: type[Torture],
     warm_up: Callable[[str], None],
@@ -250,7 +251,6 @@ def run_each(
     adapter: str,
 ) -> dict[str, Any]:
     """Do what :func:`run` does, of any kind of torture."""
-    logging.getLogger("bandana_kv").setLevel(logging.CRITICAL)
     warm_up(adapter)
     directory.mkdir(parents=True, exist_ok=True)
     root = Path(tempfile.mkdtemp(prefix=f"{kind.__name__.lower()}-{adapter}-", dir=directory))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -88,15 +89,15 @@ def test_what_a_fork_opens_again_may_have_changed(tmp_path: Path, how: str) -> N
                 reader.multi_get(KEYS)
 
 
-# Writes, deletes nearly all, and puts values of other lengths beneath the keys of blocks.
+# Writes, deletes nearly all, and puts values of other lengths beneath the keys of blocks, until
+# its input ends.
 _WRITER = """
-import sys, time, numpy as np
+import select, sys, numpy as np
 from bandana_kv.adapters import block_keys, open_existing
 rng = np.random.default_rng(1)
-end = time.monotonic() + float(sys.argv[2])
 with open_existing("lmdb", sys.argv[1], read_only=False) as writer:
     version = 0
-    while time.monotonic() < end:
+    while not select.select([sys.stdin], [], [], 0)[0]:
         version += 1
         keys = np.unique(block_keys(1, rng.integers(0, 40_000, rng.integers(1, 2_000))))
         payloads = np.full((keys.size, writer.payload_bytes), version % 251, np.uint8)
@@ -110,15 +111,19 @@ with open_existing("lmdb", sys.argv[1], read_only=False) as writer:
 """
 
 
+_ANSWERS, _PATIENCE_S = 1000, 60.0
+
+
 def test_no_block_is_ever_taken_for_another_while_a_process_writes(tmp_path: Path) -> None:
     with create("lmdb", tmp_path / "store", size_hint_bytes=1 << 20):
         pass  # empty: the map grows under the reader, and the tree with it
     rng = np.random.default_rng(0)
     answered = 0
     with open_existing("lmdb", tmp_path / "store") as reader:
-        command = [sys.executable, "-c", _WRITER, str(tmp_path / "store"), "2.5"]
-        with subprocess.Popen(command) as writer:
-            while writer.poll() is None:
+        command = [sys.executable, "-c", _WRITER, str(tmp_path / "store")]
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as writer:
+            begun = time.monotonic()
+            while answered < _ANSWERS and time.monotonic() - begun < _PATIENCE_S:
                 keys = block_keys(1, rng.integers(0, 40_000, rng.integers(1, 5)))
                 try:
                     found = reader.multi_get(keys)
@@ -128,5 +133,6 @@ def test_no_block_is_ever_taken_for_another_while_a_process_writes(tmp_path: Pat
                 held = np.ascontiguousarray(found[:, :8]).view(">u8").reshape(-1)
                 np.testing.assert_array_equal(held, keys)
                 assert (found[:, 8:] == found[:, 8:9]).all()
+            writer.communicate()
             assert writer.returncode == 0
-    assert answered
+    assert answered == _ANSWERS

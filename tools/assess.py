@@ -32,6 +32,8 @@ from bandana_kv.errors import InputError
 from bandana_kv.logs.options import LogOptions
 from bandana_kv.tools.console import Bar, by_table, errors_named, out, shapes, size, table_options
 from bandana_kv.tools.logs import keys_of_tables, log_options, read_logs, rows_by_keys
+from bandana_kv.tools.place_files import InFiles, files_options
+from bandana_kv.tools.sampled_logs import MOST_LOOKUPS, in_files_asked, sampled_tables
 
 __all__ = ["main"]
 
@@ -178,6 +180,13 @@ _FORMS = codec_names()[1:]
     metavar="[FILE]",
     help="Where its numbers go, as JSON; without FILE they are printed.",
 )
+@click.option(
+    "--most-lookups",
+    type=click.IntRange(1000),
+    help="Assess by a sample of the blocks that has so many.  [default: "
+    f"{MOST_LOOKUPS:,} for logs in files, which are given as directories or patterns]",
+)
+@files_options
 @log_options
 @errors_named
 def main(
@@ -214,6 +223,8 @@ def main(
     samples: dict[str, str],
     page: Path,
     numbers: Path | None,
+    most_lookups: int | None,
+    in_files: InFiles,
     how: LogOptions,
 ) -> None:
     """Say whether tables should be served from NVM, what it gains and costs, and how sure that is.
@@ -224,11 +235,25 @@ def main(
     _check_outputs(page, numbers)
     profile, name, source = _device(device, kind)
     drive = _drive(drive_capacity, rating_dwpd, rating_tbw, warranty_years, device, kind)
-    keys = keys_of_tables(logs, tables, key_files)
-    read = read_logs(logs, how, keys)
-    sizes = shapes(read, tables, row_bytes, rows_by_keys(keys) | rows)
+    share = 1.0
+    if most_lookups is not None or in_files_asked(logs, in_files):
+        if key_files:
+            raise click.UsageError("--keys is for a log that is read as a whole, not for samples")
+        asked, share = sampled_tables(
+            *(logs, tables, row_bytes, rows),
+            most_lookups=most_lookups or MOST_LOOKUPS,
+            in_files=in_files,
+            ordered=ordered,
+            seed=seed,
+            how=how,
+        )
+    else:
+        keys = keys_of_tables(logs, tables, key_files)
+        read = read_logs(logs, how, keys)
+        sizes = shapes(read, tables, row_bytes, rows_by_keys(keys) | rows)
+        asked = {table: Table(read[table], *sizes[table]) for table in read}
     question = Question(
-        tables={table: Table(read[table], *sizes[table]) for table in read},
+        tables=asked,
         ordered=ordered,
         prices=Prices(dram_price, nvm_price, machine_price, least_saving),
         device=profile,
@@ -245,12 +270,13 @@ def main(
         forms=_FORMS if "all" in forms else forms,
         samples=samples,
         scale=scale,
+        sampled_share=share,
         sizes=Sizes(machine_dram, machine_nvm, 1e9 * network_gbps),
         crossover=crossover,
     )
     question.check()
-    lookups = sum(each.lookups for each in read.values())
-    mean_row = sum(read[table].lookups * sizes[table][1] for table in read) / lookups
+    lookups = sum(each.log.lookups for each in asked.values())
+    mean_row = sum(each.log.lookups * each.row_bytes for each in asked.values()) / lookups
     with Bar() as progress, tempfile.TemporaryDirectory(prefix="bandana-assess-") as scratch:
         costs = calibrate(
             max(1, round(mean_row)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import wraps
 from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
@@ -26,12 +26,14 @@ __all__ = [
     "Bar",
     "adapter_option",
     "by_table",
+    "check_named",
     "counts",
     "end_as_interrupted",
     "errors_named",
     "json_option",
     "note",
     "out",
+    "shape_of",
     "shapes",
     "size",
     "table_options",
@@ -261,17 +263,40 @@ def shapes(
     InputError
         A table without a log, or without the bytes of its rows.
     """
+    check_named(logs, tables, row_bytes, rows)
+    found = {}
+    for name, log in logs.items():
+        known, size = shape_of(name, tables, row_bytes, rows)
+        found[name] = (log.rows if known is None else known, size)
+    return found
+
+
+def check_named(
+    logs: Collection[str],
+    tables: Mapping[str, str],
+    row_bytes: Mapping[str, int],
+    rows: Mapping[str, int],
+) -> None:
+    """Refuse a table without a log, that an option names; raises InputError."""
     for option, named in (("--table", tables), ("--row-bytes", row_bytes), ("--rows", rows)):
         for name in named:
             if name not in logs and (name or option == "--rows"):
                 raise InputError(f"{option} names table {name!r}, which has no --log")
-    found = {}
-    for name, log in logs.items():
-        if name in tables:
-            with open_rows(name, tables[name]) as source:
-                found[name] = (source.rows, source.row_bytes)
-        elif name in row_bytes or "" in row_bytes:
-            found[name] = (rows.get(name, log.rows), row_bytes.get(name, row_bytes.get("", 0)))
-        else:
-            raise InputError(f"table {name!r}: how large are its rows? Give --row-bytes or --table")
-    return found
+
+
+def shape_of(
+    name: str, tables: Mapping[str, str], row_bytes: Mapping[str, int], rows: Mapping[str, int]
+) -> tuple[int | None, int]:
+    """Return rows of a table, None where nothing says how many, and bytes of a row.
+
+    Raises
+    ------
+    InputError
+        Nothing says how large a row is.
+    """
+    if name in tables:
+        with open_rows(name, tables[name]) as source:
+            return source.rows, source.row_bytes
+    if name in row_bytes or "" in row_bytes:
+        return rows.get(name), row_bytes.get(name, row_bytes.get("", 0))
+    raise InputError(f"table {name!r}: how large are its rows? Give --row-bytes or --table")

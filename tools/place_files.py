@@ -29,7 +29,7 @@ from bandana_kv.placement.distributed import (
 from bandana_kv.tools.console import Bar, end_as_interrupted, out, size
 from bandana_kv.units import size_text
 
-__all__ = ["InFiles", "files_options", "place_files"]
+__all__ = ["InFiles", "files_options", "place_files", "runner_of"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -100,7 +100,8 @@ def files_options(command: F) -> F:
 
 
 @contextlib.contextmanager
-def _runner(in_files: InFiles) -> Iterator[Runner]:
+def runner_of(in_files: InFiles) -> Iterator[Runner]:
+    """Give who does the work, as the options say; workers of Ray end with it."""
     if not in_files.ray:
         yield InProcess()
         return
@@ -124,7 +125,7 @@ def place_files(
     end_as_interrupted()  # or what was begun in the work directory stayed there
     bar, figures = Bar(), Figures()
     with (
-        _runner(in_files) as runner,
+        runner_of(in_files) as runner,
         open_log(
             files,
             runner,

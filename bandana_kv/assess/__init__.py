@@ -9,15 +9,19 @@ from bandana_kv.assess.data import Assessment
 from bandana_kv.assess.devices import DEVICE_CLASSES, PUBLISHED, DeviceClass, device_class
 from bandana_kv.assess.endurance import Drive, Retraining
 from bandana_kv.assess.fleet_data import Advice
-from bandana_kv.assess.question import Question, Table
+from bandana_kv.assess.question import TRAIN, Drawn, Question, Table
 from bandana_kv.assess.run import assess
+from bandana_kv.assess.table import Block
 
 __all__ = [
     "DEVICE_CLASSES",
     "PUBLISHED",
+    "TRAIN",
     "Advice",
     "Assessment",
+    "Block",
     "DeviceClass",
+    "Drawn",
     "Drive",
     "Prices",
     "Question",

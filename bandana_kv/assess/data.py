@@ -225,7 +225,11 @@ class Device(msgspec.Struct, frozen=True):
 
 
 class Inputs(msgspec.Struct, frozen=True):
-    """What was asked; of DRAM, rates and prices, for `scale` times what the logs show."""
+    """What was asked; of DRAM, rates and prices, for `scale` times what the logs show.
+
+    `sampled_share` is that of the rows which were drawn from logs in files; the tables of the
+    report are of these.
+    """
 
     logs: dict[str, str]
     ordered: bool
@@ -237,8 +241,14 @@ class Inputs(msgspec.Struct, frozen=True):
     dram_budget_bytes: int | None
     cache_bytes: int | None
     scale: float = 1.0
+    sampled_share: float = 1.0
     machine_price: float | None = None
     least_saving: float | None = None
+
+    @property
+    def times(self) -> float:
+        """How many times as large the tables are as those of the report."""
+        return self.scale / self.sampled_share
 
 
 class Assessment(msgspec.Struct, frozen=True):
@@ -246,7 +256,7 @@ class Assessment(msgspec.Struct, frozen=True):
 
     `verdict` is the first reason in a sentence; `gain` that of all tables that would move, looked
     up in equally often. `tables` are as the logs show them; `dram`, `cost`, `endurance` and
-    `advice` of the whole, `inputs.scale` times as large.
+    `advice` of the whole, `inputs.times` times as large.
     """
 
     format: int

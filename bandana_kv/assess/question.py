@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from bandana_kv.assess.advice import Sizes
 from bandana_kv.assess.cost import Prices
@@ -14,7 +15,7 @@ from bandana_kv.errors import InputError
 from bandana_kv.logs.access_log import AccessLog
 from bandana_kv.plan.points import LEAST_REQUESTS
 
-__all__ = ["LEAST_LOG", "TRAIN", "Question", "Table"]
+__all__ = ["LEAST_LOG", "TRAIN", "Drawn", "Question", "Table"]
 
 # Of the requests: the rest judges.
 TRAIN = 0.7
@@ -23,13 +24,32 @@ LEAST_LOG = -(-LEAST_REQUESTS * 10 // 7)
 MOST_SCALE = 1e9
 
 
+class Drawn(NamedTuple):
+    """What is known of a log that was drawn from a larger one: see `sampled_share`.
+
+    Attributes
+    ----------
+    learned_requests : int
+        Requests to learn from, which come first in it.
+    unseen_in_file_order_share : float
+        As of :class:`~bandana_kv.assess.table_data.Workload`.
+    """
+
+    learned_requests: int
+    unseen_in_file_order_share: float
+
+
 @dataclass(frozen=True)
 class Table:
-    """A table to assess: its access log, how many rows it has, and how large they are."""
+    """A table to assess: its access log, how many rows it has, and how large they are.
+
+    `drawn` is of a log that is a sample of the table's.
+    """
 
     log: AccessLog
     rows: int
     row_bytes: int
+    drawn: Drawn | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +86,9 @@ class Question:
         How many times as large the tables and their traffic are as the logs show: rows and
         requests are more, requests are as long and each row is as busy. Rates, budgets and bytes
         that are given are of the whole.
+    sampled_share : float
+        How many of the rows of each table the logs here are of, which were drawn from logs in
+        files; all that is said of `scale` holds for the reciprocal of this, too.
     sizes : Sizes
         Of a machine.
     crossover : float or None
@@ -89,8 +112,14 @@ class Question:
     forms: tuple[str, ...] = ()
     samples: Mapping[str, str] = field(default_factory=dict)
     scale: float = 1.0
+    sampled_share: float = 1.0
     sizes: Sizes = field(default_factory=Sizes)
     crossover: float | None = None
+
+    @property
+    def times(self) -> float:
+        """How many times as large the tables are as the logs here."""
+        return self.scale / self.sampled_share
 
     def check(self) -> None:
         """Refuse what cannot be assessed, before the long work.
@@ -102,6 +131,8 @@ class Question:
         """
         if not self.tables:
             raise InputError("no tables to assess; name at least one")
+        if not 0.0 < self.sampled_share <= 1.0:
+            raise InputError(f"sampled_share {self.sampled_share} is not above 0 and up to 1")
         if not 1.0 <= self.scale <= MOST_SCALE:
             raise InputError(
                 f"scale {self.scale:g}: a log is of 1 to {MOST_SCALE:,.0f} times as large a table"

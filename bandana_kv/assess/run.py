@@ -144,20 +144,26 @@ class _Work:
 
     def _rows(self, name: str) -> int:
         """Return the rows of the table itself, of which the log's may be a sample."""
-        return math.ceil(self.asked.scale * self.asked.tables[name].rows)
+        return math.ceil(self.asked.times * self.asked.tables[name].rows)
 
     def _of_log(self, whole_bytes: int) -> int:
         """Return what is the log's of some DRAM."""
-        return int(whole_bytes / self.asked.scale)
+        return int(whole_bytes / self.asked.times)
 
     def _learn(self, name: str, table: Table) -> None:
         ordered, seed = self.asked.ordered, self.asked.seed
-        first, then = table.log.split(train=TRAIN, ordered=True)
-        self.in_file_order[name] = unseen_share(first, then, table.rows)
         log = table.log
-        if not ordered:
-            log = log.split(train=1.0, seed=seed)[0]
+        if table.drawn is not None:
+            unseen = table.drawn.unseen_in_file_order_share
+            exactly = (table.drawn.learned_requests + 0.5) / log.requests  # it is rounded down
+            first, then = log.split(train=exactly, ordered=True)
+        else:
             first, then = log.split(train=TRAIN, ordered=True)
+            unseen = unseen_share(first, then, table.rows)
+            if not ordered:
+                log = log.split(train=1.0, seed=seed)[0]
+                first, then = log.split(train=TRAIN, ordered=True)
+        self.in_file_order[name] = unseen
         self.logs[name] = log
         block = Block.of(name, table.row_bytes)
         subject = Subject(name, table.rows, table.row_bytes, block.rows, first, seed, self.progress)
@@ -172,7 +178,7 @@ class _Work:
         for each in self.points[name]:
             reads = sum(each.plan) / len(each.plan)
             cache_bytes = learnt.bytes_of(each.policy, each.capacity_rows)
-            points.append((round(self.asked.scale * cache_bytes), reads * length))
+            points.append((round(self.asked.times * cache_bytes), reads * length))
         return points
 
     def _budget(self, curves: Curves) -> Budget:
@@ -228,7 +234,7 @@ class _Work:
         return with_forms(found, learnt, cache_bytes, self.asked.forms, sample)
 
     def _memory(self, tables: list[TableReport]) -> Memory:
-        versions, scale = 2 if self.asked.retraining.times_per_day else 1, self.asked.scale
+        versions, scale = 2 if self.asked.retraining.times_per_day else 1, self.asked.times
         caches = sum(each.dram.cache_bytes + each.dram.heat_bytes for each in tables)
         return Memory(
             round(scale * sum(each.table_bytes for each in tables)),
@@ -268,7 +274,7 @@ class _Work:
         one = in_copies(*ways[0], machine, asked.prices)
         if asked.requests_per_second is not None and not (one.fits and one.machines == 1):
             ways += [way(*other) for other in self._other_caches(names, curves, ways[0].whole)]
-        return advise(ways, machine, asked.prices, scale=asked.scale, crossover=asked.crossover)
+        return advise(ways, machine, asked.prices, scale=asked.times, crossover=asked.crossover)
 
     def _other_caches(
         self, names: list[str], curves: Curves, whole: Whole
@@ -322,6 +328,7 @@ class _Work:
             dram_budget_bytes=asked.dram_budget_bytes,
             cache_bytes=asked.cache_bytes,
             scale=asked.scale,
+            sampled_share=asked.sampled_share,
             machine_price=asked.prices.machine,
             least_saving=asked.prices.least_saving,
         )

@@ -162,7 +162,7 @@ def judge(
 ) -> Verdict:
     """Judge all tables together."""
     suited = any(each.suited for each in tables.values())
-    table_bytes = inputs.scale * sum(each.table_bytes for each in tables.values())
+    table_bytes = inputs.times * sum(each.table_bytes for each in tables.values())
     against = []
     for option, there in (
         ("the DRAM that is there anyway", inputs.dram_budget_bytes),
@@ -265,11 +265,17 @@ def warnings_of(
             "holding all rows in DRAM"
         )
     for name, each in tables.items():
-        if inputs.scale * each.rows >= MOST_ROWS:
+        if inputs.times * each.rows >= MOST_ROWS:
             warnings.append(
-                f"table {name}, {inputs.scale:,.0f} times as large, has more than {MOST_ROWS:,} "
+                f"table {name}, {inputs.times:,.0f} times as large, has more than {MOST_ROWS:,} "
                 "rows: it would have to be loaded as several tables"
             )
+    if inputs.sampled_share != 1.0:
+        warnings.append(
+            f"judged by a sample: {inputs.sampled_share:.2g} of the rows, in blocks drawn from the "
+            "whole log, with all that is looked up in them; tables are shown as the sample has "
+            "them. A larger one (--most-lookups) says how far it is off"
+        )
     if not inputs.ordered:
         warnings.append(
             "the log was judged as one in no order of time: how fast what is learnt ages is not "

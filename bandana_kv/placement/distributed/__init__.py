@@ -8,6 +8,7 @@ from bandana_kv.placement.distributed.driver import Figures, place, place_log
 from bandana_kv.placement.distributed.log import LogInFiles, count_rows, fanout, open_log
 from bandana_kv.placement.distributed.ray_runner import OnRay
 from bandana_kv.placement.distributed.runner import InProcess, Moved, Runner
+from bandana_kv.placement.distributed.sample import Sample, sample, whole
 
 __all__ = [
     "Figures",
@@ -16,10 +17,13 @@ __all__ = [
     "Moved",
     "OnRay",
     "Runner",
+    "Sample",
     "count_rows",
     "curve",
     "fanout",
     "open_log",
     "place",
     "place_log",
+    "sample",
+    "whole",
 ]

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +18,9 @@ from bandana_kv.cache.policy import Policy
 from bandana_kv.disk.placement import Placement, layout_of
 from bandana_kv.errors import InputError
 from bandana_kv.placement.distributed.log import LogInFiles, count_rows
+from bandana_kv.placement.distributed.pieces import read_pieces, write_pieces
 from bandana_kv.placement.distributed.runner import Runner, Sums
-from bandana_kv.placement.distributed.shares import Share, keep, mapped
+from bandana_kv.placement.distributed.shares import Share
 from bandana_kv.placement.distributed.shuffle import forget
 from bandana_kv.simulate.miniature import (
     Curve,
@@ -180,31 +180,16 @@ def _gather(
         positions = position_of_id[logged.ids]
         for seed, sample in zip(seeds, chosen, strict=True):
             found = sampled_lookups(logged.offsets, positions, sample, blocks, rows_per_block)
-            arrays: tuple[NDArray[Any], ...] = (
-                found.requests + begin,
-                np.diff(found.ends),
-                found.positions,
-            )
-            for path, array in zip(
-                _paths(share.directory, name, seed, share.number), arrays, strict=True
-            ):
-                keep(path, array)
-                written += array.nbytes
+            arrays = (found.requests + begin, np.diff(found.ends), found.positions)
+            written += write_pieces(share.directory, f"{name}.{seed}", share.number, arrays)
     return written, warming
 
 
 def _replayed(sample: _Sample) -> NDArray[np.float64]:
     """Return the sample's points of the curve."""
-    pieces = [
-        [
-            mapped(path, dtype)
-            for path, dtype in zip(
-                _paths(sample.directory, sample.name, sample.seed, number), _TYPES, strict=True
-            )
-        ]
-        for number in range(sample.shares)
-    ]
-    requests, lengths, positions = (np.concatenate(each) for each in zip(*pieces, strict=True))
+    requests, lengths, positions = read_pieces(
+        sample.directory, f"{sample.name}.{sample.seed}", sample.shares, _TYPES
+    )
     ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     warm = int(np.searchsorted(requests, sample.warm_requests))
     nothing = Placement(np.zeros(sample.rows, np.uint32), sample.rows_per_block, "")
@@ -216,11 +201,3 @@ def _replayed(sample: _Sample) -> NDArray[np.float64]:
         sample.counted,
     )
     return points_of(small, sample.policy, sample.capacities_rows)
-
-
-def _paths(directory: str, name: str, seed: int, share: int) -> tuple[Path, Path, Path]:
-    begun = f"{name}.{seed}.share-{share:05}"
-    requests, lengths, positions = (
-        Path(directory) / f"{begun}.{what}" for what in ("requests", "lengths", "positions")
-    )
-    return requests, lengths, positions

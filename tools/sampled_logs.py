@@ -1,0 +1,124 @@
+"""Tables to assess by samples of their logs, which are in files that nobody holds as a whole."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+from collections.abc import Mapping
+from pathlib import Path
+
+from bandana_kv.assess import TRAIN, Block, Drawn, Table
+from bandana_kv.errors import InputError
+from bandana_kv.logs.access_log import AccessLog
+from bandana_kv.logs.options import LogOptions
+from bandana_kv.logs.recording import is_recording
+from bandana_kv.placement.distributed import LogInFiles, Runner, open_log, sample, whole
+from bandana_kv.tools.console import Bar, check_named, end_as_interrupted, shape_of
+from bandana_kv.tools.place_files import InFiles, runner_of
+
+__all__ = ["MOST_LOOKUPS", "in_files_asked", "sampled_tables"]
+
+MOST_LOOKUPS = 10_000_000
+
+
+def in_files_asked(logs: Mapping[str, str], in_files: InFiles) -> bool:
+    """Return whether logs are in files: by an option, a directory of one's files, or a pattern."""
+    return in_files.asked_for or any(
+        _is_pattern(path) or (Path(path).is_dir() and not is_recording(Path(path)))
+        for path in logs.values()
+    )
+
+
+def _is_pattern(path: str) -> bool:
+    return glob.has_magic(path) and not Path(path).exists()
+
+
+def _files(path: str) -> list[str]:
+    if not _is_pattern(path):
+        return [path]
+    root = Path(path).anchor
+    found = sorted(map(str, Path(root).glob(path.removeprefix(root))))
+    if not found:
+        raise InputError(f"{path}: no file is called so")
+    return found
+
+
+def sampled_tables(
+    logs: Mapping[str, str],
+    tables: Mapping[str, str],
+    row_bytes: Mapping[str, int],
+    rows: Mapping[str, int],
+    *,
+    most_lookups: int,
+    in_files: InFiles,
+    ordered: bool,
+    seed: int,
+    how: LogOptions,
+) -> tuple[dict[str, Table], float]:
+    """Return tables with samples of their logs, of `most_lookups` in all, and of how many rows.
+
+    Raises
+    ------
+    BandanaError
+        As :func:`bandana_kv.placement.distributed.open_log`; or an option names another table.
+    """
+    end_as_interrupted()  # or what was begun in the work directory stayed there
+    check_named(logs, tables, row_bytes, rows)
+    with runner_of(in_files) as runner, contextlib.ExitStack() as stack:
+        opened = {}
+        for name, path in logs.items():
+            known, _ = shape_of(name, tables, row_bytes, rows)
+            opened[name] = stack.enter_context(
+                open_log(
+                    _files(path),
+                    runner,
+                    known,
+                    worker_memory_bytes=in_files.worker_memory_bytes,
+                    work_dir=in_files.work_dir,
+                    train=TRAIN,
+                    seed=seed,
+                    options=how,
+                )
+            )
+        share = min(1.0, most_lookups / sum(each.lookups for each in opened.values()))
+        found = {}
+        for name, log in opened.items():
+            _, size = shape_of(name, tables, row_bytes, rows)
+            if share == 1.0:
+                found[name] = Table(_named(whole(log), logs[name]), log.rows, size)
+            else:
+                found[name] = _sampled(
+                    *(runner, log, logs[name], name, size, share),
+                    *(ordered, in_files.parts, seed),
+                )
+        kept = sum(each.rows for each in found.values())
+        return found, kept / sum(each.rows for each in opened.values())
+
+
+def _sampled(
+    runner: Runner,
+    log: LogInFiles,
+    path: str,
+    name: str,
+    row_bytes: int,
+    share: float,
+    ordered: bool,
+    parts: int | None,
+    seed: int,
+) -> Table:
+    drawn = sample(
+        runner,
+        log,
+        Block.of(name, row_bytes).rows,
+        share,
+        ordered=ordered,
+        parts=parts,
+        seed=seed,
+        progress=Bar(),
+    )
+    kept = Drawn(drawn.learned_requests, drawn.unseen_in_file_order_share)
+    return Table(_named(drawn.log, path), drawn.rows, row_bytes, kept)
+
+
+def _named(log: AccessLog, path: str) -> AccessLog:
+    return AccessLog(log.offsets, log.ids, source=path)

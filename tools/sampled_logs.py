@@ -22,11 +22,19 @@ MOST_LOOKUPS = 10_000_000
 
 
 def in_files_asked(logs: Mapping[str, str], in_files: InFiles) -> bool:
-    """Return whether logs are in files: by an option, a directory of one's files, or a pattern."""
+    """Return whether logs are in files: by an option, a pattern, or a directory of files.
+
+    One of Parquet files alone is not: a request may go on in the next of them.
+    """
     return in_files.asked_for or any(
-        _is_pattern(path) or (Path(path).is_dir() and not is_recording(Path(path)))
-        for path in logs.values()
+        _is_pattern(path) or _is_directory_of_logs(Path(path)) for path in logs.values()
     )
+
+
+def _is_directory_of_logs(path: Path) -> bool:
+    if not path.is_dir() or is_recording(path):
+        return False
+    return not any(each.suffix == ".parquet" for each in path.iterdir())
 
 
 def _is_pattern(path: str) -> bool:

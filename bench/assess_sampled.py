@@ -12,8 +12,8 @@ gain
     whole log's, less 1.
 baseline, plan, lower_bound
     Block reads a request.
-mean_length, p99_length
-    Lookups a request.
+mean_length, p99_length, p99_block_reads
+    Lookups a request, and block reads of the request that 99 of 100 stay below.
 lookups_share
     Lookups of the sample over `rate` times those of the log.
 
@@ -39,23 +39,29 @@ from bandana_kv.plan.choose import Subject
 from bandana_kv.progress import Progress
 
 
-def judged(learn: AccessLog, judge: AccessLog, rows: int, row_bytes: int, cache: float) -> Any:
+def judged(log: AccessLog, rows: int, row_bytes: int, cache: float, parts: Sample | None) -> Any:
     """Return what the plan gains on the requests that judge."""
     begun = time.perf_counter()
+    if parts is None:
+        learn, judge = log.split(train=TRAIN, seed=0)
+    else:
+        learn, judge = log.split(train=(parts.learned_parts + 0.5) / log.requests, ordered=True)
     block = Block.of("t", row_bytes)
-    learnt = Learnt(Subject("t", rows, row_bytes, block.rows, learn, 0, Progress()), judge)
+    subject = Subject("t", rows, row_bytes, block.rows, learn, 0, Progress())
+    learnt = Learnt(subject, judge, parts)
     found = learnt.gained(int(cache * rows * row_bytes))
     baseline, plan = (sum(each.block_reads for each in of) for of in (found.baseline, found.plan))
-    lengths = np.diff(judge.offsets)
+    load = learnt.load_of(found.seen, found.choice.policy, found.capacity_rows, 1)
     return {
         "rows": rows,
-        "requests": judge.requests,
+        "requests": round(learnt.requests),
         "gain": round(baseline / max(1, plan), 4),
-        "baseline": round(baseline / judge.requests, 4),
-        "plan": round(plan / judge.requests, 4),
-        "lower_bound": round(found.lower_bound / judge.requests, 4),
-        "mean_length": round(float(lengths.mean()), 3),
-        "p99_length": round(float(np.percentile(lengths, 99)), 1),
+        "baseline": round(baseline / learnt.requests, 4),
+        "plan": round(plan / learnt.requests, 4),
+        "lower_bound": round(found.lower_bound / learnt.requests, 4),
+        "mean_length": round(float(load.lookups.mean()), 3),
+        "p99_length": round(float(np.percentile(load.lookups, 99)), 1),
+        "p99_block_reads": round(float(np.percentile(load.block_reads, 99)), 1),
         "policy": str(found.choice.policy),
         "seconds": round(time.perf_counter() - begun, 1),
     }
@@ -87,8 +93,7 @@ def main(
 ) -> None:
     """Compare samples of a log with the log."""
     log = AccessLog.read(path)
-    learn, judge = log.split(train=TRAIN, seed=0)
-    whole = judged(learn, judge, log.rows, row_bytes, cache)
+    whole = judged(log, log.rows, row_bytes, cache, None)
     samples = []
     with tempfile.TemporaryDirectory(prefix="bandana-kv-sampled-") as directory:
         edges = np.linspace(0, log.requests, files + 1).astype(int)
@@ -98,10 +103,7 @@ def main(
         for rate in map(float, rates.split(",")):
             for seed in range(seeds):
                 found = drawn(Path(directory), log.rows, row_bytes, rate, seed)
-                parts = found.log.split(
-                    train=(found.learned_requests + 0.5) / found.log.requests, ordered=True
-                )
-                said = judged(*parts, found.rows, row_bytes, cache)
+                said = judged(found.log, found.rows, row_bytes, cache, found)
                 samples.append(
                     {
                         "rate": rate,

@@ -7,7 +7,7 @@ import glob
 from collections.abc import Mapping
 from pathlib import Path
 
-from bandana_kv.assess import TRAIN, Block, Drawn, Table
+from bandana_kv.assess import TRAIN, Block, Table
 from bandana_kv.errors import InputError
 from bandana_kv.logs.access_log import AccessLog
 from bandana_kv.logs.options import LogOptions
@@ -124,8 +124,7 @@ def _sampled(
         seed=seed,
         progress=Bar(),
     )
-    kept = Drawn(drawn.learned_requests, drawn.unseen_in_file_order_share)
-    return Table(_named(drawn.log, path), drawn.rows, row_bytes, kept)
+    return Table(_named(drawn.log, path), drawn.rows, row_bytes, drawn)
 
 
 def _named(log: AccessLog, path: str) -> AccessLog:

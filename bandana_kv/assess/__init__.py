@@ -9,7 +9,7 @@ from bandana_kv.assess.data import Assessment
 from bandana_kv.assess.devices import DEVICE_CLASSES, PUBLISHED, DeviceClass, device_class
 from bandana_kv.assess.endurance import Drive, Retraining
 from bandana_kv.assess.fleet_data import Advice
-from bandana_kv.assess.question import TRAIN, Drawn, Question, Table
+from bandana_kv.assess.question import TRAIN, Question, Table
 from bandana_kv.assess.run import assess
 from bandana_kv.assess.table import Block
 
@@ -21,7 +21,6 @@ __all__ = [
     "Assessment",
     "Block",
     "DeviceClass",
-    "Drawn",
     "Drive",
     "Prices",
     "Question",

@@ -101,7 +101,7 @@ def _form_of(
     placement = each.placed(each.log, choice.placement, choice.resident_rows)
     stream, layout = judged(each.log, learnt.judge, placement)
     rows = room(choice.policy)
-    reads = run(stream, layout, choice.policy, rows).block_reads / max(1, learnt.judge.requests)
+    reads = run(stream, layout, choice.policy, rows).block_reads / learnt.requests
     before = found.reads_per_request.plan
     gain = before / reads if reads else max(1.0, before)
     loss = None if sample is None else loss_of(subject.name, sample, codec)

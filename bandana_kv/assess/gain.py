@@ -22,6 +22,7 @@ from bandana_kv.kernels.bitpack import words_for
 from bandana_kv.kernels.layout import Layout
 from bandana_kv.logs.access_log import AccessLog
 from bandana_kv.placement import Placement, place
+from bandana_kv.placement.distributed import Sample
 from bandana_kv.plan import Choice, PlannedPoint, TablePlan
 from bandana_kv.plan.choose import Base, Subject, choose
 from bandana_kv.plan.outlook import Outlook, outlook
@@ -113,6 +114,13 @@ class Learnt:
         The table, with the requests to learn from.
     judge
         The requests to judge by; those that end `subject.log` warm the caches.
+    parts
+        Where these are parts of requests: how they make requests.
+
+    Attributes
+    ----------
+    requests : float
+        How many requests judge, which may be in parts.
 
     Raises
     ------
@@ -120,8 +128,11 @@ class Learnt:
         The log is too short.
     """
 
-    def __init__(self, subject: Subject, judge: AccessLog) -> None:
-        self.subject, self.judge = subject, judge
+    def __init__(self, subject: Subject, judge: AccessLog, parts: Sample | None = None) -> None:
+        self.subject, self.judge, self.parts = subject, judge, parts
+        self.requests = float(max(1, judge.requests))
+        if parts is not None:
+            self.requests = max(1.0, judge.lookups / float(parts.lengths.mean()))
         self.base = Base.of(subject)
         # With all of them in DRAM there is nothing left to assess.
         whole = capacities_of(subject.rows)
@@ -200,7 +211,18 @@ class Learnt:
         each = self.subject
         policy = TablePlan(self._points).policy_for(cache_bytes, each.row_bytes, each.rows)
         rows = capacity_for(policy, cache_bytes, each.row_bytes, each.rows)
-        return Load.of(per_request(*self.under_plan, policy, rows, callers=callers))
+        return self.load_of(self.under_plan, policy, rows, callers)
+
+    def load_of(self, seen: Seen, policy: Policy, capacity_rows: int, callers: int) -> Load:
+        """Return what each judged request asks, as it is seen under a placement."""
+        if self.parts is None:
+            return Load.of(per_request(*seen, policy, capacity_rows, callers=callers))
+        # so many parts are of requests that are served at a time
+        callers = max(1, round(callers * self.parts.parts_a_request))
+        counted = per_request(*seen, policy, capacity_rows, callers=callers)
+        into = self.parts.request_of_part
+        lookups, *others = (np.bincount(into, each).astype(np.int64) for each in counted)
+        return Load(lookups[lookups > 0], *(each[lookups > 0] for each in others))
 
     def points(self) -> list[Point]:
         """Return the curves."""

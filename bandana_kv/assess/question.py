@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from bandana_kv.assess.advice import Sizes
 from bandana_kv.assess.cost import Prices
@@ -13,9 +12,10 @@ from bandana_kv.assess.forms import check_floats
 from bandana_kv.device import DeviceProfile
 from bandana_kv.errors import InputError
 from bandana_kv.logs.access_log import AccessLog
+from bandana_kv.placement.distributed import Sample
 from bandana_kv.plan.points import LEAST_REQUESTS
 
-__all__ = ["LEAST_LOG", "TRAIN", "Drawn", "Question", "Table"]
+__all__ = ["LEAST_LOG", "TRAIN", "Question", "Table"]
 
 # Of the requests: the rest judges.
 TRAIN = 0.7
@@ -24,32 +24,24 @@ LEAST_LOG = -(-LEAST_REQUESTS * 10 // 7)
 MOST_SCALE = 1e9
 
 
-class Drawn(NamedTuple):
-    """What is known of a log that was drawn from a larger one: see `sampled_share`.
-
-    Attributes
-    ----------
-    learned_requests : int
-        Requests to learn from, which come first in it.
-    unseen_in_file_order_share : float
-        As of :class:`~bandana_kv.assess.table_data.Workload`.
-    """
-
-    learned_requests: int
-    unseen_in_file_order_share: float
-
-
 @dataclass(frozen=True)
 class Table:
     """A table to assess: its access log, how many rows it has, and how large they are.
 
-    `drawn` is of a log that is a sample of the table's.
+    `drawn` says that the log is of parts of requests, which are those of a sample of the rows.
     """
 
     log: AccessLog
     rows: int
     row_bytes: int
-    drawn: Drawn | None = None
+    drawn: Sample | None = None
+
+    @property
+    def mean_length(self) -> float:
+        """Lookups of a request."""
+        if self.drawn is not None:
+            return float(self.drawn.lengths.mean())
+        return self.log.lookups / max(1, self.log.requests)
 
 
 @dataclass(frozen=True)

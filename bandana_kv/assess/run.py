@@ -39,7 +39,6 @@ from bandana_kv.kernels.bitpack import words_for
 from bandana_kv.logs.access_log import AccessLog
 from bandana_kv.plan.choose import Subject
 from bandana_kv.progress import Progress
-from bandana_kv.simulate import per_request
 from bandana_kv.units import size_text
 from bandana_kv.version import __version__
 
@@ -97,7 +96,7 @@ class _Work:
         budget = self._budget(curves)
         shares = {name: self._of_log(share) for name, share in budget.shares.items()}
         gained = {name: each.gained(shares[name]) for name, each in self.learnt.items()}
-        loads = {name: self._load_of(each) for name, each in gained.items()}
+        loads = {name: self._load_of(name, each) for name, each in gained.items()}
         tables = {name: self._table(name, gained[name], shares[name]) for name in gained}
         moved = [name for name, each in tables.items() if each.recommendation == "recommend"]
         moved = moved or list(tables)
@@ -155,7 +154,7 @@ class _Work:
         log = table.log
         if table.drawn is not None:
             unseen = table.drawn.unseen_in_file_order_share
-            exactly = (table.drawn.learned_requests + 0.5) / log.requests  # it is rounded down
+            exactly = (table.drawn.learned_parts + 0.5) / log.requests  # it is rounded down
             first, then = log.split(train=exactly, ordered=True)
         else:
             first, then = log.split(train=TRAIN, ordered=True)
@@ -167,13 +166,13 @@ class _Work:
         self.logs[name] = log
         block = Block.of(name, table.row_bytes)
         subject = Subject(name, table.rows, table.row_bytes, block.rows, first, seed, self.progress)
-        self.learnt[name] = Learnt(subject, then)
+        self.learnt[name] = Learnt(subject, then, table.drawn)
         self.points[name] = self.learnt[name].points()
 
     def _curve(self, name: str) -> list[tuple[int, float]]:
         """Return DRAM for the whole's cache, and block reads a request; without DRAM first."""
         learnt = self.learnt[name]
-        length = learnt.judge.lookups / max(1, learnt.judge.requests)
+        length = learnt.judge.lookups / learnt.requests
         points = [(0, learnt.reads_without_cache() * length)]
         for each in self.points[name]:
             reads = sum(each.plan) / len(each.plan)
@@ -212,14 +211,9 @@ class _Work:
         ]
         return together(loads, self.asked.seed)
 
-    def _load_of(self, gained: Gained) -> Load:
-        counted = per_request(
-            *gained.seen,
-            gained.choice.policy,
-            gained.capacity_rows,
-            callers=self.asked.threads,
-        )
-        return Load.of(counted)
+    def _load_of(self, name: str, gained: Gained) -> Load:
+        policy, rows = gained.choice.policy, gained.capacity_rows
+        return self.learnt[name].load_of(gained.seen, policy, rows, self.asked.threads)
 
     def _table(self, name: str, gained: Gained, cache_bytes: int) -> TableReport:
         learnt, sample = self.learnt[name], self.asked.samples.get(name)
@@ -248,7 +242,7 @@ class _Work:
         self, names: list[str], curves: Curves, load: Load, throughput: Throughput, memory: Memory
     ) -> Advice:
         asked, tables = self.asked, [self.asked.tables[name] for name in names]
-        lengths = [each.log.lookups / max(1, each.log.requests) for each in tables]
+        lengths = [each.mean_length for each in tables]
         row_bytes = np.average([each.row_bytes for each in tables], weights=lengths)
         index_bytes = sum(8 * words_for(self._rows(name)) for name in names)
         plain = throughput.dram_only_requests_per_second

@@ -82,7 +82,8 @@ def report_of(
     ordered: bool,
 ) -> TableReport:
     """Return all that was found for a table."""
-    subject, requests = learnt.subject, max(1, learnt.judge.requests)
+    subject, requests = learnt.subject, learnt.requests
+    parts_a_request = learnt.judge.requests / requests
     block = Block.of(subject.name, subject.row_bytes)
     table_bytes = subject.rows * subject.row_bytes
     placements = {
@@ -90,7 +91,15 @@ def report_of(
         "popularity": learnt.popular,
         "placed": learnt.placed,
     }
-    workload = describe(log, subject.log, learnt.judge, placements, unseen_in_file_order_share)
+    workload = describe(
+        log,
+        subject.log,
+        learnt.judge,
+        placements,
+        unseen_in_file_order_share,
+        parts_a_request,
+        np.diff(log.offsets) if learnt.parts is None else learnt.parts.lengths,
+    )
     plan, baseline = _reads(gained.plan), _reads(gained.baseline)
     parts = _parts(learnt, gained)
     gains = [each.gain for each in parts]
@@ -126,8 +135,8 @@ def report_of(
         table_bytes=table_bytes,
         nvm_bytes=-(-subject.rows // block.rows) * block.bytes,
         reuse=log.lookups / max(1, workload.distinct_rows),
-        fanout_shuffled=fanout(learnt.judge, learnt.shuffled),
-        fanout_placed=fanout(learnt.judge, learnt.placed),
+        fanout_shuffled=fanout(learnt.judge, learnt.shuffled) * parts_a_request,
+        fanout_placed=fanout(learnt.judge, learnt.placed) * parts_a_request,
         drift=drift,
         dram_bytes_recommended=dram_bytes,
         reads_per_request=reads,
@@ -159,8 +168,10 @@ def spread_of(learnt: Learnt, gained: Gained) -> Spread:
     told = gained.outlook
     came = _reads(gained.plan) / max(1, learnt.judge.lookups)
     return Spread(
-        learned_requests=learnt.subject.log.requests,
-        judged_requests=learnt.judge.requests,
+        learned_requests=round(
+            learnt.subject.log.requests * learnt.requests / max(1, learnt.judge.requests)
+        ),
+        judged_requests=round(learnt.requests),
         parts=PARTS,
         reads_low=min(reads),
         reads_high=max(reads),
@@ -175,7 +186,7 @@ def spread_of(learnt: Learnt, gained: Gained) -> Spread:
 
 
 def _length(learnt: Learnt) -> float:
-    return learnt.judge.lookups / max(1, learnt.judge.requests)
+    return learnt.judge.lookups / learnt.requests
 
 
 def _reads(parts: Sequence[Replayed]) -> int:
@@ -195,7 +206,7 @@ def _parts(learnt: Learnt, gained: Gained) -> tuple[Part, ...]:
         pairwise(edges), gained.plan, gained.baseline, strict=True
     ):
         ids = judge.ids[judge.offsets[first] : judge.offsets[last]]
-        requests = max(1, last - first)
+        requests = max(1, last - first) * learnt.requests / max(1, judge.requests)
         parts.append(
             Part(
                 plan.block_reads / requests,
@@ -216,7 +227,7 @@ def _drift(gained: Gained) -> float:
 
 def _ageing(learnt: Learnt, gained: Gained, log: AccessLog) -> Ageing:
     edges = part_edges(learnt.judge.requests)
-    requests = max(1, edges[-1] - edges[-2])
+    requests = max(1, edges[-1] - edges[-2]) * learnt.requests / max(1, learnt.judge.requests)
     return Ageing(
         edges[-2] / log.requests,
         gained.plan[-1].block_reads / requests,

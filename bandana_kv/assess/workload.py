@@ -22,6 +22,8 @@ def describe(
     judged: AccessLog,
     placements: dict[str, Placement],
     unseen_in_file_order_share: float,
+    parts_a_request: float,
+    lengths: NDArray[np.int64],
 ) -> Workload:
     """Describe a log.
 
@@ -35,20 +37,26 @@ def describe(
         Learnt from `learned`: ``shuffled``, ``popularity`` and ``placed``.
     unseen_in_file_order_share
         See :class:`~bandana_kv.assess.data.Workload`.
+    parts_a_request
+        Where the log is of parts of requests: how many a request is in. Else 1.
+    lengths
+        What requests look up, int64 (requests,).
 
     Notes
     -----
     Cost: some passes over the log; 16 bytes a row.
     """
     rows = placements["placed"].rows
-    lengths = np.diff(log.offsets)
     counts = np.sort(count_lookups(log.ids, rows))[::-1]
     used = int(np.count_nonzero(counts))
     running = np.cumsum(counts)
     distinct = _distinct(log, rows)
-    shuffled, placed = (fanout(judged, placements[name]) for name in ("shuffled", "placed"))
+    shuffled, placed, popularity = (
+        fanout(judged, placements[name]) * parts_a_request
+        for name in ("shuffled", "placed", "popularity")
+    )
     return Workload(
-        requests=log.requests,
+        requests=lengths.size,
         lookups=log.lookups,
         distinct_rows=used,
         distinct_share=used / rows,
@@ -56,14 +64,14 @@ def describe(
         top_1_share=_share_of_busiest(running, 0.01),
         top_10_share=_share_of_busiest(running, 0.1),
         rows_for_90_share=(int(np.searchsorted(running, 0.9 * log.lookups)) + 1) / rows,
-        mean_length=log.lookups / max(1, log.requests),
+        mean_length=float(lengths.mean()) if lengths.size else 0.0,
         median_length=float(np.median(lengths)),
         p99_length=float(np.percentile(lengths, 99)),
         longest=int(lengths.max()),
         short_share=float(np.mean(lengths <= 2)),
         repeats_share=1.0 - float(distinct.sum()) / max(1, log.lookups),
-        fanout_popularity=fanout(judged, placements["popularity"]),
-        fanout_least=_least_fanout(judged, placements["placed"]),
+        fanout_popularity=popularity,
+        fanout_least=_least_fanout(judged, placements["placed"], parts_a_request),
         co_access=shuffled / placed if placed else 1.0,
         unseen_share=unseen_share(learned, judged, rows),
         unseen_in_file_order_share=unseen_in_file_order_share,
@@ -96,6 +104,6 @@ def _distinct(log: AccessLog, rows: int) -> NDArray[np.int64]:
     return counts
 
 
-def _least_fanout(log: AccessLog, placement: Placement) -> float:
-    distinct = _distinct(log, placement.rows)
-    return float(np.mean(-(-distinct // placement.rows_per_block))) if distinct.size else 0.0
+def _least_fanout(log: AccessLog, placement: Placement, parts_a_request: float) -> float:
+    distinct = _distinct(log, placement.rows) * parts_a_request
+    return float(np.mean(np.ceil(distinct / placement.rows_per_block))) if distinct.size else 0.0

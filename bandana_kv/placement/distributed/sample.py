@@ -3,9 +3,9 @@
 Of the blocks of a placement some are drawn, busy ones and others in proportion. What requests look
 up in them is the log of a table that is so much smaller, whose cache needs that share of the DRAM:
 miniature simulation (Waldspurger et al., USENIX ATC 2017), with blocks for rows. Of each request
-a part is left; parts of requests that were about as long are put together to requests of the
-lengths that the log's have. So requests are as long, each row is as busy, and there are fewer
-of both.
+a part is left. For what requests cost, parts of requests that were about as long are counted
+together, as many as make a request of a length that the log has: each row is as busy, requests are
+as long, and there are fewer of both.
 """
 
 from __future__ import annotations
@@ -43,11 +43,17 @@ class Sample(NamedTuple):
     Attributes
     ----------
     log : AccessLog
-        Its requests; those to learn from come first.
+        What is left of requests; of those to learn from first.
     rows : int
         How many of the table's it has.
-    learned_requests : int
-        How many requests come first.
+    learned_parts : int
+        How many parts come first.
+    parts_a_request : float
+        How many requests of the log left a part, of all.
+    lengths : int64 (requests,)
+        Of some requests of the log, drawn at the sample's rate: what they looked up.
+    request_of_part : int64 (parts that are held out,)
+        Which of them each part is counted with, of those that are held out.
     unseen_in_file_order_share : float
         Of the lookups after the first `train` of the files: those to rows that none before has
         looked up.
@@ -55,7 +61,10 @@ class Sample(NamedTuple):
 
     log: AccessLog
     rows: int
-    learned_requests: int
+    learned_parts: int
+    parts_a_request: float
+    lengths: NDArray[np.int64]
+    request_of_part: NDArray[np.int64]
     unseen_in_file_order_share: float
 
 
@@ -72,13 +81,12 @@ class _Parts(NamedTuple):
 class _Templates(NamedTuple):
     """Requests whose lengths are taken."""
 
-    requests: NDArray[np.int64]
     lengths: NDArray[np.int64]
     learned: NDArray[np.bool_]
 
 
 _PARTS_TYPES = (np.int64, np.int64, np.int64, np.bool_, np.int32)
-_TEMPLATE_TYPES = (np.int64, np.int64, np.bool_)
+_TEMPLATE_TYPES = (np.int64, np.bool_)
 
 
 def whole(log: LogInFiles) -> AccessLog:
@@ -145,16 +153,25 @@ def sample(
     number_of_id[~chosen[block_of_id]] = -1
     kept_rows = int(number_of_id.max()) + 1
     found, templates = _gathered(runner, in_order, number_of_id, kept_rows / log.rows, seed)
-    if not templates.requests.size or not found.learned.any() or found.learned.all():
+    if templates.learned.all() or not found.learned.any() or found.learned.all():
         raise InputError(
             f"{log.shares[0].source}: a sample of {rate:.2g} of the blocks is asked for next to "
             "nothing; draw a larger one"
         )
     unseen = _unseen_in_file_order(found, kept_rows, log)
-    if not ordered:
-        found = _mixed(found, seed)
-    made, learned_requests = _put_together(found, templates)
-    return Sample(made, kept_rows, learned_requests, unseen)
+    found = _learned_first(found, None if ordered else seed)
+    learned = int(np.count_nonzero(found.learned))
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(found.lengths)])
+    held_out = templates.lengths[~templates.learned]
+    return Sample(
+        AccessLog(offsets, found.ids),
+        kept_rows,
+        learned,
+        found.requests.size / log.requests,
+        templates.lengths,
+        _together(found.lengths[learned:], found.had[learned:], held_out),
+        unseen,
+    )
 
 
 def _balanced_blocks(
@@ -252,7 +269,7 @@ def _gather(
         written += write_pieces(share.directory, f"{name}.parts", share.number, parts)
         salt = salted(seed + _TEMPLATES, share.number)
         taken = np.flatnonzero(drawn(share.first, log.requests, np.uint64(salt), below) & (had > 0))
-        templates = (taken + begin, had[taken], learned[taken])
+        templates = (had[taken], learned[taken])
         written += write_pieces(share.directory, f"{name}.templates", share.number, templates)
     return (written,)
 
@@ -267,53 +284,40 @@ def _unseen_in_file_order(found: _Parts, rows: int, log: LogInFiles) -> float:
     return 1.0 - float(np.mean(seen[later])) if later.size else 0.0
 
 
-def _mixed(found: _Parts, seed: int) -> _Parts:
-    """Return the same in an order that is drawn, as requests that are in none."""
-    order = np.random.default_rng(seed).permutation(found.requests.size)
+def _learned_first(found: _Parts, seed: int | None) -> _Parts:
+    """Return the same, those to learn from first; in an order that is drawn, if by a `seed`."""
+    order = np.arange(found.requests.size)
+    if seed is not None:
+        order = np.random.default_rng(seed).permutation(order)
+    order = order[np.argsort(~found.learned[order], kind="stable")]
+    lengths = found.lengths[order]
+    begins, ends = (np.cumsum(found.lengths) - found.lengths)[order], np.cumsum(lengths)
+    at = np.arange(found.ids.size) + np.repeat(begins - (ends - lengths), lengths)
     return _Parts(
-        found.requests[order],
-        found.lengths[order],
-        found.had[order],
-        found.learned[order],
-        _picked(found, order),
+        found.requests[order], lengths, found.had[order], found.learned[order], found.ids[at]
     )
 
 
-def _picked(found: _Parts, order: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Return the ids of what is left of requests, in an order of these."""
-    begins = (np.cumsum(found.lengths) - found.lengths)[order]
-    lengths = found.lengths[order]
-    ends = np.cumsum(lengths)
-    total = int(ends[-1]) if ends.size else 0
-    at: NDArray[np.int64] = np.arange(total) + np.repeat(begins - (ends - lengths), lengths)
-    return found.ids[at]
+def _together(
+    lengths: NDArray[np.int64], had: NDArray[np.int64], wanted: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return which of the requests of `wanted` lengths each part is counted with.
 
-
-def _put_together(found: _Parts, templates: _Templates) -> tuple[AccessLog, int]:
-    """Make requests of the templates' lengths; return them, and how many of them learn."""
-    into = np.empty(found.requests.size, np.int64)  # the template that each part goes to
-    kinds = _kind(found.had, found.learned)
-    of_template = _kind(templates.lengths, templates.learned)
-    for kind in np.unique(kinds).tolist():
-        parts = np.flatnonzero(kinds == kind)
-        offered = np.flatnonzero(of_template == kind)
-        if not offered.size:  # too few to be drawn: go to one that is nearest
-            offered = np.array([int(np.argmin(np.abs(of_template - kind)))])
-        ends = np.cumsum(found.lengths[parts])
-        edges = np.cumsum(templates.lengths[offered])
-        middles = (ends - found.lengths[parts] / 2) * (edges[-1] / ends[-1])
+    Parts of requests of one octave of lengths are shared out among those of that octave, in their
+    order, by what they look up.
+    """
+    into = np.empty(lengths.size, np.int64)
+    octaves, of_wanted = _octave(had), _octave(wanted)
+    for octave in np.unique(octaves).tolist():
+        parts, offered = np.flatnonzero(octaves == octave), np.flatnonzero(of_wanted == octave)
+        if not offered.size:  # too few to be drawn: the next best
+            offered = np.array([int(np.argmin(np.abs(of_wanted - octave)))])
+        ends, edges = np.cumsum(lengths[parts]), np.cumsum(wanted[offered])
+        middles = (ends - lengths[parts] / 2) * (edges[-1] / ends[-1])
         at = np.searchsorted(edges, middles, side="right")
         into[parts] = offered[np.minimum(at, offered.size - 1)]
-    rank = np.empty(templates.requests.size, np.int64)  # by time, those that learn first
-    rank[np.lexsort((templates.requests, ~templates.learned))] = np.arange(rank.size)
-    order = np.argsort(rank[into], kind="stable")
-    sizes = np.bincount(rank[into], weights=found.lengths, minlength=rank.size).astype(np.int64)
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes[sizes > 0])])
-    learned = int(np.count_nonzero(sizes[: int(templates.learned.sum())]))
-    return AccessLog(offsets, _picked(found, order)), learned
+    return into
 
 
-def _kind(lengths: NDArray[np.int64], learned: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return which requests may be put together: those about as long, by who learns."""
-    octave = np.floor(np.log2(lengths)).astype(np.int64)
-    return octave + 64 * ~learned
+def _octave(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.floor(np.log2(lengths)).astype(np.int64)

@@ -285,6 +285,43 @@ def test_assess_takes_logs_of_keys(run: Runner, monkeypatch: pytest.MonkeyPatch)
     assert run("assess", "--log", "user=keyed.npz", *told.split()).status == 1
 
 
+def test_assess_takes_logs_in_files(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bandana_kv.tools.assess.calibrate", lambda *_, **__: COSTS)
+    rng = np.random.default_rng(0)
+    lists = rng.permutation(4000).reshape(-1, 20)
+    drawn = np.minimum(rng.geometric(0.03, (4000, 2)), len(lists)) - 1
+    requests = [lists[each][:, :8].reshape(-1) for each in drawn]
+    log = bandana_kv.AccessLog.from_requests(requests)
+    log.write("whole.npz")
+    Path("parts").mkdir()
+    for number, part in enumerate(np.array_split(np.arange(log.requests), 3)):
+        log.select(part).write(f"parts/{number}.npz")
+    told = "--row-bytes 128 --rows user=4000 --device-class aws-gp3 --dram-price 3 --nvm-price 1"
+    more = [*told.split(), "--cache-bytes", "25KiB", "--out", "report.html"]
+    expected = run.json("assess", "--log", "user=whole.npz", *more)
+    held = run.json("assess", "--log", "user=parts", *more)
+    assert held["inputs"]["sampled_share"] == 1.0
+    assert held["tables"] == expected["tables"]
+    sampled = run.json("assess", "--log", "user=parts/*.npz", "--most-lookups", "20000", *more)
+    share, table = sampled["inputs"]["sampled_share"], sampled["tables"]["user"]
+    assert share == pytest.approx(20000 / log.lookups, rel=0.05)
+    assert table["rows"] == pytest.approx(4000 * share)
+    assert sampled["gain"] == pytest.approx(expected["gain"], rel=0.25)
+    assert table["workload"]["mean_length"] == 16
+    for key in ("recommended_bytes", "table_bytes"):
+        assert sampled["dram"][key] == pytest.approx(expected["dram"][key], rel=0.3)
+    assert any("judged by a sample" in each for each in sampled["warnings"])
+    assert "sampled_share" in Path("report.html").read_text()
+    for options, said in (
+        (["--log", "user=none/*.npz"], "no file is called so"),
+        (["--log", "user=parts", "--keys", "user=int64"], "--keys is for a log that is read"),
+        (["--log", "user=parts", "--workers", "2"], "give --ray, too"),
+    ):
+        done = run("assess", *options, *more)
+        assert done.status != 0
+        assert said in done.err
+
+
 @pytest.mark.slow
 def test_demo_checks_every_row(run: Runner) -> None:
     found = run.json("demo", "--log", "log.npz", "--out", "shown")

@@ -247,9 +247,9 @@ def _assumed(machine: Machine, prices: Prices, scale: float) -> tuple[str, ...]:
     ]
     if scale != 1.0:
         lines.append(
-            f"table and traffic are {scale:,.0f} times what is shown of them, with requests as "
-            "long and each row as busy (--scale, or a sample); a rate that is asked for is that "
-            "of the whole"
+            f"table and traffic are {scale:,.0f} times what the log shows, with requests as long "
+            "and each row as busy (--scale, or a sample); a rate that is asked for is that of the "
+            "whole"
         )
     return tuple(lines)
 

@@ -34,11 +34,5 @@ def run(path: Path, method: str, workers: int, epochs: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_workers_look_up_rows(path: Path, method: str) -> None:
-    run(path, method, 2, 2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
 def test_many_workers_for_many_epochs(path: Path, method: str) -> None:
     run(path, method, 8, 50)

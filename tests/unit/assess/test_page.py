@@ -173,8 +173,8 @@ def test_a_sample_is_said_to_be_one(made: Path) -> None:
     swap = msgspec.structs.replace
     advice = swap(found.advice, scale=2500.0)
     page = Page(render(swap(found, inputs=swap(found.inputs, scale=2500.0), advice=advice)))
-    assert [text for key, text in page.figures if key == "inputs.scale"] == ["2,500"] * 2
-    assert [text for key, text in page.figures if key == "advice.scale"] == ["2,500"]
+    assert [text for key, text in page.figures if key == "inputs.scale"] == ["2,500"]
+    assert [text for key, text in page.figures if key == "advice.scale"] == ["2,500"] * 2
     assert "of the whole" in " ".join(page.bare)
 
 

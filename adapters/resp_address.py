@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from bandana_kv.errors import InputError
 
-__all__ = ["Address", "Node", "check_prefix", "is_address", "parse_address"]
+__all__ = ["Address", "Node", "check_prefix", "parse_address"]
 
 _SCHEMES = {"redis": False, "rediss": True}
 _PORT = 6379
@@ -53,11 +53,6 @@ class Address:
     def __str__(self) -> str:
         scheme = "redis" if self.tls is None else "rediss"
         return f"{scheme}://{','.join(map(str, self.nodes))}"
-
-
-def is_address(text: object) -> bool:
-    """Return whether a text is the address of a cluster rather than a path."""
-    return isinstance(text, str) and text.partition("://")[0] in _SCHEMES and "://" in text
 
 
 def parse_address(

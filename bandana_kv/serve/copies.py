@@ -7,13 +7,12 @@ from numpy.typing import NDArray
 
 from bandana_kv.adapters.contract import OF_BLOCKS, Keys, Payloads
 from bandana_kv.disk.blocks import corrupt_block
-from bandana_kv.errors import NodeError
 from bandana_kv.serve.reader import Errors, StoredTable, bad_payloads, error_named
 
 __all__ = ["bad_copies"]
 
 
-def bad_copies(table: StoredTable, blocks: NDArray[np.int64], copies: int = 0) -> Errors:
+def bad_copies(table: StoredTable, blocks: NDArray[np.int64]) -> Errors:
     """Return the blocks of which some copy is not what was written, and what is wrong.
 
     Parameters
@@ -22,8 +21,6 @@ def bad_copies(table: StoredTable, blocks: NDArray[np.int64], copies: int = 0) -
         Where the blocks lie.
     blocks
         int64 (n,), distinct; some hundreds to thousands at a time.
-    copies
-        How many there must be beside the first.
 
     Notes
     -----
@@ -42,14 +39,10 @@ def bad_copies(table: StoredTable, blocks: NDArray[np.int64], copies: int = 0) -
             errors.setdefault(int(those[at]), said)
 
     try:
-        found = table.adapter.read_every_copy(keys, check)
-        few = NodeError(f"{found} copies answer for it, not {copies + 1}; see to the nodes")
-        failure: Exception | None = few if found <= copies and not errors else None
+        table.adapter.read_every_copy(keys, check)
     except OF_BLOCKS as error:
-        failure = error
-    if failure is None:
-        return errors
-    if blocks.size == 1:
-        return {int(blocks[0]): error_named(table, int(blocks[0]), failure)}
-    half = blocks.size // 2  # which of them it is
-    return bad_copies(table, blocks[:half], copies) | bad_copies(table, blocks[half:], copies)
+        if blocks.size == 1:
+            return {int(blocks[0]): error_named(table, int(blocks[0]), error)}
+        half = blocks.size // 2  # which of them it is
+        return bad_copies(table, blocks[:half]) | bad_copies(table, blocks[half:])
+    return errors

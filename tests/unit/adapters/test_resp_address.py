@@ -9,8 +9,9 @@ import pytest
 
 from bandana_kv.adapters import adapter_class
 from bandana_kv.adapters.resp import RespAdapter
-from bandana_kv.adapters.resp_address import Node, is_address, parse_address
+from bandana_kv.adapters.resp_address import Node, parse_address
 from bandana_kv.errors import AdapterError, BandanaError, InputError, MissingExtraError, NodeError
+from bandana_kv.system.addresses import is_address
 
 SECRET = "s3cr#t"
 

@@ -10,6 +10,7 @@ as long, and there are fewer of both.
 
 from __future__ import annotations
 
+import tempfile
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
@@ -201,7 +202,11 @@ def _balanced_blocks(
 
 
 def _first_learned(log: LogInFiles) -> LogInFiles:
-    """Return the log with its first requests to learn from, and not some that are drawn."""
+    """Return the log with its first requests to learn from, and not some that are drawn.
+
+    Its shares are others, by the same numbers: they keep what they keep in a place of their own.
+    """
+    directory = tempfile.mkdtemp(prefix="in-order-", dir=log.directory)
     train = log.shares[0].train
     learned, begun = int(train * log.requests), 0
     shares: list[Share] = []
@@ -218,8 +223,10 @@ def _first_learned(log: LogInFiles) -> LogInFiles:
                 shares.append(
                     replace(share, first=first, last=last, lookups=lookups, train=all_or_none)
                 )
-    numbered = (replace(share, number=number) for number, share in enumerate(shares))
-    return replace(log, shares=tuple(numbered))
+    numbered = (
+        replace(share, number=number, directory=directory) for number, share in enumerate(shares)
+    )
+    return replace(log, shares=tuple(numbered), directory=directory)
 
 
 def _gathered(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bandana_kv import AccessLog
 from bandana_kv.errors import InputError
 from bandana_kv.placement import fanout, place
-from bandana_kv.placement.distributed import InProcess, Sample, open_log, sample, whole
+from bandana_kv.placement.distributed import InProcess, Sample, count_rows, open_log, sample, whole
 from bandana_kv.placement.distributed.sample import _balanced_blocks
 
 ROWS, LIST, PER_BLOCK, REQUESTS = 4000, 20, 10, 6000
@@ -115,6 +115,15 @@ def test_a_sample_is_the_same_again(files: list[Path]) -> None:
     np.testing.assert_array_equal(one.log.ids, again.log.ids)
     np.testing.assert_array_equal(one.log.offsets, again.log.offsets)
     np.testing.assert_array_equal(one.request_of_part, again.request_of_part)
+
+
+def test_what_was_asked_of_the_log_before_changes_no_sample(files: list[Path]) -> None:
+    runner = InProcess()
+    with open_log(files, runner, ROWS, train=0.7) as log:
+        count_rows(runner, log)  # keeps the requests to learn from, which are others
+        found = sample(runner, log, PER_BLOCK, 0.25, ordered=True)
+    expected = drawn_from(files, ordered=True)
+    np.testing.assert_array_equal(found.log.ids, expected.log.ids)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -1.0, float("nan")])

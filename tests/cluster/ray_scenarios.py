@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,11 @@ def write_log(directory: Path) -> list[Path]:
 
 def digest(placement: Placement) -> str:
     return hashlib.sha256(np.asarray(placement.position_of_id).tobytes()).hexdigest()
+
+
+def parent_of(pid: int) -> int:
+    """Return the process that started another."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def in_little_memory(runner: OnRay, directory: Path) -> dict[str, Any]:
@@ -135,18 +141,23 @@ def main() -> None:
             found = placed(runner, AtPass(lambda: os.kill(victim, signal.SIGKILL)))
             after = runner.processes()
             say("a worker killed", digest=found, gone=victim not in dict(after))
-        with OnRay(3) as runner:
-            before = dict(runner.processes())
-            raylet = others[0].all_processes["raylet"][0].process.pid
-            begun = time.monotonic()
-            found = placed(runner, AtPass(lambda: os.kill(raylet, signal.SIGKILL)))
-            after = dict(runner.processes())
-            say(
-                "a raylet killed",
-                digest=found,
-                replaced=len(before.keys() - after.keys()),
-                seconds=round(time.monotonic() - begun, 1),
-            )
+        raylets = [each.all_processes["raylet"][0].process.pid for each in others]
+        for _ in range(20):  # Ray spreads workers as it likes: until one of those has some
+            with OnRay(3) as runner:
+                before = dict(runner.processes())
+                raylet = next((pid for pid in map(parent_of, before) if pid in raylets), None)
+                if raylet is None:
+                    continue
+                begun = time.monotonic()
+                found = placed(runner, AtPass(partial(os.kill, raylet, signal.SIGKILL)))
+                after = dict(runner.processes())
+                say(
+                    "a raylet killed",
+                    digest=found,
+                    replaced=len(before.keys() - after.keys()),
+                    seconds=round(time.monotonic() - begun, 1),
+                )
+                break
         say("left in the work directory", files=sorted(p.name for p in directory.iterdir()))
     finally:
         ray.shutdown()

@@ -45,7 +45,7 @@ def judged(log: AccessLog, rows: int, row_bytes: int, cache: float, parts: Sampl
     if parts is None:
         learn, judge = log.split(train=TRAIN, seed=0)
     else:
-        learn, judge = log.split(train=(parts.learned_parts + 0.5) / log.requests, ordered=True)
+        learn, judge = parts.split()
     block = Block.of("t", row_bytes)
     subject = Subject("t", rows, row_bytes, block.rows, learn, 0, Progress())
     learnt = Learnt(subject, judge, parts)

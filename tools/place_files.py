@@ -29,7 +29,7 @@ from bandana_kv.placement.distributed import (
 from bandana_kv.tools.console import Bar, end_as_interrupted, out, size
 from bandana_kv.units import size_text
 
-__all__ = ["InFiles", "files_options", "place_files", "runner_of"]
+__all__ = ["InFiles", "files_options", "log_of", "place_files", "runner_of"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -102,11 +102,34 @@ def files_options(command: F) -> F:
 @contextlib.contextmanager
 def runner_of(in_files: InFiles) -> Iterator[Runner]:
     """Give who does the work, as the options say; workers of Ray end with it."""
+    end_as_interrupted()  # or what was begun in the work directory stayed there
     if not in_files.ray:
         yield InProcess()
         return
     with OnRay(in_files.workers, in_files.ray_address) as runner:
         yield runner
+
+
+def log_of(
+    files: Sequence[str | Path],
+    in_files: InFiles,
+    runner: Runner,
+    rows: int | None,
+    train: float,
+    seed: int,
+    how: LogOptions,
+) -> contextlib.AbstractContextManager[LogInFiles]:
+    """Open a log as the options say; see :func:`bandana_kv.placement.distributed.open_log`."""
+    return open_log(
+        files,
+        runner,
+        rows,
+        worker_memory_bytes=in_files.worker_memory_bytes,
+        work_dir=in_files.work_dir,
+        train=train,
+        seed=seed,
+        options=how,
+    )
 
 
 def place_files(
@@ -122,20 +145,10 @@ def place_files(
     how: LogOptions,
 ) -> None:
     """Learn a placement from part of the requests in files; print what the others make of it."""
-    end_as_interrupted()  # or what was begun in the work directory stayed there
     bar, figures = Bar(), Figures()
     with (
         runner_of(in_files) as runner,
-        open_log(
-            files,
-            runner,
-            rows,
-            worker_memory_bytes=in_files.worker_memory_bytes,
-            work_dir=in_files.work_dir,
-            train=train,
-            seed=seed,
-            options=how,
-        ) as log,
+        log_of(files, in_files, runner, rows, train, seed, how) as log,
     ):
         after = place_log(
             log,

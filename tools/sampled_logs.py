@@ -12,9 +12,9 @@ from bandana_kv.errors import InputError
 from bandana_kv.logs.access_log import AccessLog
 from bandana_kv.logs.options import LogOptions
 from bandana_kv.logs.recording import is_recording
-from bandana_kv.placement.distributed import LogInFiles, Runner, open_log, sample, whole
-from bandana_kv.tools.console import Bar, check_named, end_as_interrupted, shape_of
-from bandana_kv.tools.place_files import InFiles, runner_of
+from bandana_kv.placement.distributed import LogInFiles, Runner, sample, whole
+from bandana_kv.tools.console import Bar, check_named, shape_of
+from bandana_kv.tools.place_files import InFiles, log_of, runner_of
 
 __all__ = ["MOST_LOOKUPS", "in_files_asked", "sampled_tables"]
 
@@ -70,28 +70,18 @@ def sampled_tables(
     BandanaError
         As :func:`bandana_kv.placement.distributed.open_log`; or an option names another table.
     """
-    end_as_interrupted()  # or what was begun in the work directory stayed there
     check_named(logs, tables, row_bytes, rows)
+    shapes = {name: shape_of(name, tables, row_bytes, rows) for name in logs}
     with runner_of(in_files) as runner, contextlib.ExitStack() as stack:
         opened = {}
         for name, path in logs.items():
-            known, _ = shape_of(name, tables, row_bytes, rows)
-            opened[name] = stack.enter_context(
-                open_log(
-                    _files(path),
-                    runner,
-                    known,
-                    worker_memory_bytes=in_files.worker_memory_bytes,
-                    work_dir=in_files.work_dir,
-                    train=TRAIN,
-                    seed=seed,
-                    options=how,
-                )
-            )
+            known, _ = shapes[name]
+            at = log_of(_files(path), in_files, runner, known, TRAIN, seed, how)
+            opened[name] = stack.enter_context(at)
         share = min(1.0, most_lookups / sum(each.lookups for each in opened.values()))
         found = {}
         for name, log in opened.items():
-            _, size = shape_of(name, tables, row_bytes, rows)
+            _, size = shapes[name]
             if share == 1.0:
                 found[name] = Table(_named(whole(log), logs[name]), log.rows, size)
             else:

@@ -121,6 +121,8 @@ class Learnt:
     ----------
     requests : float
         How many requests judge, which may be in parts.
+    parts_a_request : float
+        How many parts a request that judges is in; 1 where they are whole.
 
     Raises
     ------
@@ -133,6 +135,7 @@ class Learnt:
         self.requests = float(max(1, judge.requests))
         if parts is not None:
             self.requests = max(1.0, judge.lookups / float(parts.lengths.mean()))
+        self.parts_a_request = max(1, judge.requests) / self.requests
         self.base = Base.of(subject)
         # With all of them in DRAM there is nothing left to assess.
         whole = capacities_of(subject.rows)
@@ -218,7 +221,7 @@ class Learnt:
         if self.parts is None:
             return Load.of(per_request(*seen, policy, capacity_rows, callers=callers))
         # so many parts are of requests that are served at a time
-        callers = max(1, round(callers * self.parts.parts_a_request))
+        callers = max(1, round(callers * self.parts.left_share))
         counted = per_request(*seen, policy, capacity_rows, callers=callers)
         into = self.parts.request_of_part
         lookups, *others = (np.bincount(into, each).astype(np.int64) for each in counted)

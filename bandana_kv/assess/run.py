@@ -154,8 +154,7 @@ class _Work:
         log = table.log
         if table.drawn is not None:
             unseen = table.drawn.unseen_in_file_order_share
-            exactly = (table.drawn.learned_parts + 0.5) / log.requests  # it is rounded down
-            first, then = log.split(train=exactly, ordered=True)
+            first, then = table.drawn.split()
         else:
             first, then = log.split(train=TRAIN, ordered=True)
             unseen = unseen_share(first, then, table.rows)

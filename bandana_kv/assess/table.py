@@ -83,7 +83,6 @@ def report_of(
 ) -> TableReport:
     """Return all that was found for a table."""
     subject, requests = learnt.subject, learnt.requests
-    parts_a_request = learnt.judge.requests / requests
     block = Block.of(subject.name, subject.row_bytes)
     table_bytes = subject.rows * subject.row_bytes
     placements = {
@@ -97,7 +96,7 @@ def report_of(
         learnt.judge,
         placements,
         unseen_in_file_order_share,
-        parts_a_request,
+        learnt.parts_a_request,
         np.diff(log.offsets) if learnt.parts is None else learnt.parts.lengths,
     )
     plan, baseline = _reads(gained.plan), _reads(gained.baseline)
@@ -135,8 +134,8 @@ def report_of(
         table_bytes=table_bytes,
         nvm_bytes=-(-subject.rows // block.rows) * block.bytes,
         reuse=log.lookups / max(1, workload.distinct_rows),
-        fanout_shuffled=fanout(learnt.judge, learnt.shuffled) * parts_a_request,
-        fanout_placed=fanout(learnt.judge, learnt.placed) * parts_a_request,
+        fanout_shuffled=fanout(learnt.judge, learnt.shuffled) * learnt.parts_a_request,
+        fanout_placed=fanout(learnt.judge, learnt.placed) * learnt.parts_a_request,
         drift=drift,
         dram_bytes_recommended=dram_bytes,
         reads_per_request=reads,
@@ -168,9 +167,7 @@ def spread_of(learnt: Learnt, gained: Gained) -> Spread:
     told = gained.outlook
     came = _reads(gained.plan) / max(1, learnt.judge.lookups)
     return Spread(
-        learned_requests=round(
-            learnt.subject.log.requests * learnt.requests / max(1, learnt.judge.requests)
-        ),
+        learned_requests=round(learnt.subject.log.requests / learnt.parts_a_request),
         judged_requests=round(learnt.requests),
         parts=PARTS,
         reads_low=min(reads),
@@ -206,7 +203,7 @@ def _parts(learnt: Learnt, gained: Gained) -> tuple[Part, ...]:
         pairwise(edges), gained.plan, gained.baseline, strict=True
     ):
         ids = judge.ids[judge.offsets[first] : judge.offsets[last]]
-        requests = max(1, last - first) * learnt.requests / max(1, judge.requests)
+        requests = max(1, last - first) / learnt.parts_a_request
         parts.append(
             Part(
                 plan.block_reads / requests,
@@ -227,7 +224,7 @@ def _drift(gained: Gained) -> float:
 
 def _ageing(learnt: Learnt, gained: Gained, log: AccessLog) -> Ageing:
     edges = part_edges(learnt.judge.requests)
-    requests = max(1, edges[-1] - edges[-2]) * learnt.requests / max(1, learnt.judge.requests)
+    requests = max(1, edges[-1] - edges[-2]) / learnt.parts_a_request
     return Ageing(
         edges[-2] / log.requests,
         gained.plan[-1].block_reads / requests,

@@ -18,7 +18,7 @@ from bandana_kv.cache.policy import Policy
 from bandana_kv.disk.placement import Placement, layout_of
 from bandana_kv.errors import InputError
 from bandana_kv.placement.distributed.log import LogInFiles, count_rows
-from bandana_kv.placement.distributed.pieces import read_pieces, write_pieces
+from bandana_kv.placement.distributed.pieces import offsets_of, read_pieces, write_pieces
 from bandana_kv.placement.distributed.runner import Runner, Sums
 from bandana_kv.placement.distributed.shares import Share
 from bandana_kv.placement.distributed.shuffle import forget
@@ -190,7 +190,7 @@ def _replayed(sample: _Sample) -> NDArray[np.float64]:
     requests, lengths, positions = read_pieces(
         sample.directory, f"{sample.name}.{sample.seed}", sample.shares, _TYPES
     )
-    ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    ends = offsets_of(lengths)
     warm = int(np.searchsorted(requests, sample.warm_requests))
     nothing = Placement(np.zeros(sample.rows, np.uint32), sample.rows_per_block, "")
     small = sampled_miniature(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bandana_kv.placement.distributed.shares import keep, mapped
 
-__all__ = ["read_pieces", "write_pieces"]
+__all__ = ["offsets_of", "read_pieces", "write_pieces"]
 
 
 def write_pieces(directory: str, name: str, share: int, arrays: Sequence[NDArray[Any]]) -> int:
@@ -30,6 +30,11 @@ def read_pieces(
         pieces = [mapped(_path(directory, name, share, number), dtype) for share in range(shares)]
         found.append(np.concatenate(pieces))
     return found
+
+
+def offsets_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where runs of these lengths begin, one after the other, and where the last ends."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
 
 
 def _path(directory: str, name: str, share: int, number: int) -> Path:

@@ -26,7 +26,7 @@ from bandana_kv.logs.access_log import AccessLog
 from bandana_kv.placement.distributed.driver import place_log
 from bandana_kv.placement.distributed.kernels import drawn
 from bandana_kv.placement.distributed.log import LogInFiles, count_rows
-from bandana_kv.placement.distributed.pieces import read_pieces, write_pieces
+from bandana_kv.placement.distributed.pieces import offsets_of, read_pieces, write_pieces
 from bandana_kv.placement.distributed.runner import Runner, Sums
 from bandana_kv.placement.distributed.shares import Share
 from bandana_kv.placement.distributed.shuffle import forget
@@ -49,7 +49,7 @@ class Sample(NamedTuple):
         How many of the table's it has.
     learned_parts : int
         How many parts come first.
-    parts_a_request : float
+    left_share : float
         How many requests of the log left a part, of all.
     lengths : int64 (requests,)
         Of some requests of the log, drawn at the sample's rate: what they looked up.
@@ -63,10 +63,15 @@ class Sample(NamedTuple):
     log: AccessLog
     rows: int
     learned_parts: int
-    parts_a_request: float
+    left_share: float
     lengths: NDArray[np.int64]
     request_of_part: NDArray[np.int64]
     unseen_in_file_order_share: float
+
+    def split(self) -> tuple[AccessLog, AccessLog]:
+        """Return the parts to learn from, and those that are held out."""
+        exactly = (self.learned_parts + 0.5) / self.log.requests  # it is rounded down
+        return self.log.split(train=exactly, ordered=True)
 
 
 class _Parts(NamedTuple):
@@ -94,8 +99,7 @@ def whole(log: LogInFiles) -> AccessLog:
     """Return all requests of a log in files, in their order; 4 bytes a lookup and 8 a request."""
     read = [share.logged() for share in log.shares]
     counts = np.concatenate([np.diff(each.offsets) for each in read])
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-    return AccessLog(offsets, np.concatenate([each.ids for each in read]))
+    return AccessLog(offsets_of(counts), np.concatenate([each.ids for each in read]))
 
 
 def sample(
@@ -162,10 +166,9 @@ def sample(
     unseen = _unseen_in_file_order(found, kept_rows, log)
     found = _learned_first(found, None if ordered else seed)
     learned = int(np.count_nonzero(found.learned))
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(found.lengths)])
     held_out = templates.lengths[~templates.learned]
     return Sample(
-        AccessLog(offsets, found.ids),
+        AccessLog(offsets_of(found.lengths), found.ids),
         kept_rows,
         learned,
         found.requests.size / log.requests,
@@ -268,7 +271,7 @@ def _gather(
         log = share.logged()
         begin = int(begins[share.number])
         numbers = number_of_id[log.ids]
-        kept = np.concatenate([np.zeros(1, np.int64), np.cumsum(numbers >= 0)])[log.offsets]
+        kept = offsets_of(numbers >= 0)[log.offsets]
         lengths, had = np.diff(kept), np.diff(log.offsets)
         learned = readable(share.learned(log.requests))
         left = np.flatnonzero(lengths)

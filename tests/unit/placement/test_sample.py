@@ -83,7 +83,7 @@ def test_rows_of_a_sample_are_as_busy_and_its_requests_as_long(
     assert found.lengths.size == pytest.approx(LOG.requests / 4, rel=0.1)
     assert lengths.size == pytest.approx(0.3 * LOG.requests / 4, rel=0.15)
     assert found.learned_parts == pytest.approx(0.7 * found.log.requests, rel=0.05)
-    assert found.parts_a_request == found.log.requests / LOG.requests
+    assert found.left_share == found.log.requests / LOG.requests
 
 
 def test_what_is_read_together_is_read_together_in_the_sample(files: list[Path]) -> None:
